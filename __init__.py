@@ -1,0 +1,3 @@
+"""graphwright: compiler-style compression of trained networks."""
+
+__version__ = "0.1.0"
