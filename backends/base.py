@@ -1,0 +1,59 @@
+"""The interface every backend implements; search and tools know backends only through it."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..ir.program import Program
+from .target import Target, TargetInfo
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class KernelRow:
+    """One launched kernel of a compiled program: which nodes it covers, how it was made, and its work.
+
+    kind: `designed` (our own schedule), `generic` (stock lowering), `island` (float op inside an integer program).
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    kind: str
+    macs: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A program compiled for one target: the shared library's bytes, and what is inside for the report."""
+
+    target: Target
+    library: bytes = field(repr=False)
+    kernels: tuple[KernelRow, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class Backend(abc.ABC):
+    """Compiles programs and measures them."""
+
+    name: str
+
+    @abc.abstractmethod
+    def targets(self) -> list[TargetInfo]:
+        """Every target of this backend, with what is missing where one cannot be emitted or run here."""
+
+    @abc.abstractmethod
+    def compile(self, program: Program, target: Target, progress: Progress | None = None) -> Compiled:
+        """Compiles a canonical, compressed or integer program.
+
+        Raises:
+            TargetError: this build cannot emit the target. UnsupportedOpError: an op has no lowering.
+        """
+
+    @abc.abstractmethod
+    def latency(self, program: Program, target: Target, repeats: int = 50) -> float:
+        """Median milliseconds of one run of `program` on this machine. Raises TargetError where the target cannot run here."""

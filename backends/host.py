@@ -1,0 +1,50 @@
+"""What this machine's processor can do; detected, never assumed."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from pathlib import Path
+
+from ..ir.errors import TargetError
+
+#: CPU flags (as the Linux kernel names them) that each x86 level needs.
+X86_FLAGS: dict[str, frozenset[str]] = {
+    "avx512-vnni": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}),
+    "avx512": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq"}),
+    "avx2": frozenset({"avx2", "fma"}),
+}
+
+
+def host_arch() -> str:
+    machine = platform.machine().lower()
+    names = {"x86_64": "x86", "amd64": "x86", "aarch64": "arm64", "arm64": "arm64"}
+    if machine not in names:
+        raise TargetError(f"no backend for this machine's architecture '{machine}'; name a target such as x86:avx2")
+    return names[machine]
+
+
+@functools.cache
+def host_flags() -> frozenset[str]:
+    """Feature flags of the first processor."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()
+
+
+def host_level() -> str:
+    """The best instruction-set level of this machine."""
+    if host_arch() == "arm64":
+        return "cortex-a76" if "asimddp" in host_flags() else "generic"
+    for level, needed in X86_FLAGS.items():
+        if needed <= host_flags():
+            return level
+    raise TargetError("this processor has no AVX2; the x86 backend needs AVX2 and FMA")
+
+
+def host_threads() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,55 @@
+"""Targets: what machine an artifact is for. `x86`, `x86:avx512-vnni`, `arm64:cortex-a76`, `onnx`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..ir.errors import TargetError, UnknownNameError
+
+#: Instruction-set levels of a target, best first. `native` picks the best one this machine has.
+LEVELS: dict[str, tuple[str, ...]] = {
+    "x86": ("avx512-vnni", "avx512", "avx2"),
+    "arm64": ("cortex-a76", "cortex-a72", "cortex-a53", "generic"),
+    "onnx": ("qdq",),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """An architecture and its instruction-set level. `str(target)` parses back."""
+
+    arch: str
+    level: str
+
+    def __str__(self) -> str:
+        return f"{self.arch}:{self.level}"
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """Raises UnknownNameError for an unknown architecture or level, TargetError for `native` of another machine."""
+        from .host import host_arch, host_level  # reads /proc; only when a target is needed
+
+        arch, _, level = text.partition(":")
+        if arch in ("cpu", "native"):
+            arch = host_arch()
+        if arch not in LEVELS:
+            raise UnknownNameError("target", arch, [*LEVELS, "cpu"])
+        if not level or level == "native":
+            if arch == host_arch():
+                return cls(arch, host_level())
+            if level == "native":
+                raise TargetError(f"target '{text}': this machine is {host_arch()}; name a level: {', '.join(LEVELS[arch])}")
+            return cls(arch, LEVELS[arch][0])
+        if level not in LEVELS[arch]:
+            raise UnknownNameError(f"level of target {arch}", level, LEVELS[arch])
+        return cls(arch, level)
+
+
+@dataclass(frozen=True)
+class TargetInfo:
+    """One row of `graphwright targets`: can this build emit it, can this machine run it, and if not, what is missing."""
+
+    target: Target
+    emits: bool
+    runs: bool
+    missing: str = ""

@@ -1,0 +1,69 @@
+"""What kernel generators and the graph lowering agree on.
+
+Physical layouts
+    Spatial activations (logical N, C, H, W) live as [N, H, W, Cp], Cp = C rounded up to LANES; lanes past C hold anything.
+    Everything else is dense and row-major: rows [M, K] for linear layers, [B, M, K] for matmul.
+    Weights are packed once at build time, by the generator that reads them.
+Every kernel is a TIR PrimFunc with static shapes, buffers in the order inputs, packed parameters, output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+#: Channels of a spatial tensor are padded to this many: one 512-bit register of s32 accumulators.
+LANES = 16
+
+
+def padded(channels: int) -> int:
+    return -(-channels // LANES) * LANES
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What happens to an s32 accumulator before it is stored; mirrors `gw::rescale`, `gw::rescale_dyadic` and `gw::scale`.
+
+    rescale: reads float32 scale [C]; dyadic: reads s32 multiplier [C] and s32 shift [C]; scale: reads float32 scale [C],
+    stores float32; none: stores the s32 accumulator. Parameters are per output channel, always expanded to the full vector
+    (padded like the output's channels) at build time. dtype is the stored type: uint8, int8, float32 or int32.
+    """
+
+    kind: Literal["rescale", "dyadic", "scale", "none"]
+    dtype: str
+    zero_point: int = 0
+    qmin: int = 0
+    qmax: int = 255
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """Shape of a 2-D convolution; spatial extents are (height, width), padding is symmetric."""
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+    filters: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    @property
+    def out_height(self) -> int:
+        return (self.height + 2 * self.padding[0] - self.dilation[0] * (self.kernel[0] - 1) - 1) // self.stride[0] + 1
+
+    @property
+    def out_width(self) -> int:
+        return (self.width + 2 * self.padding[1] - self.dilation[1] * (self.kernel[1] - 1) - 1) // self.stride[1] + 1
+
+    @property
+    def depthwise(self) -> bool:
+        return self.groups == self.channels == self.filters and self.groups > 1
+
+    @property
+    def macs(self) -> int:
+        taps = self.kernel[0] * self.kernel[1] * self.channels // self.groups
+        return self.batch * self.filters * self.out_height * self.out_width * taps

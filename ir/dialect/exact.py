@@ -1,0 +1,88 @@
+"""Float ops with a fixed order of operations, so that every backend gives the same bits.
+
+IEEE 754 fixes add, subtract, multiply, divide and square root; what differs between libraries is the order of a reduction,
+fused multiply-add and the polynomial behind exp. Here the order is part of the meaning: each operation below rounds once, in
+float32, and none may be contracted. Reductions keep 16 running sums (lane i takes elements i, i + 16, ...) and add them
+pairwise, 8, 4, 2, 1 apart: one vector register on the widest target.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ._library import define
+
+LANES = 16
+
+#: Cody-Waite split of ln 2 and minimax coefficients of 2^-n * exp on [-ln2/2, ln2/2] (Cephes expf), highest power first.
+LOG2_E = 1.44269504088896341
+LN2_HIGH = 0.693359375
+LN2_LOW = -2.12194440e-4
+EXP_POLYNOMIAL = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+EXP_LOWEST = -87.0
+
+
+def _same(x, *_rest):
+    return torch.empty_like(x)
+
+
+def _f32(value: float) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.float32)
+
+
+def lane_sum(x: torch.Tensor) -> torch.Tensor:
+    """Sum over the last axis, kept as size 1, in the fixed order of this module."""
+    length = x.shape[-1]
+    padded = torch.nn.functional.pad(x, (0, -length % LANES))
+    chunks = padded.reshape(*x.shape[:-1], -1, LANES)
+    lanes = chunks[..., 0, :]
+    for index in range(1, chunks.shape[-2]):
+        lanes = lanes + chunks[..., index, :]
+    width = LANES
+    while width > 1:
+        width //= 2
+        lanes = lanes[..., :width] + lanes[..., width : 2 * width]
+    return lanes
+
+
+def exp_reference(x: torch.Tensor) -> torch.Tensor:
+    """exp in float32 for x <= 0, flushed to exp(-87) below -87; relative error under 2e-7."""
+    x = torch.clamp(x, min=EXP_LOWEST)
+    n = torch.round(x * _f32(LOG2_E))
+    r = x - n * _f32(LN2_HIGH)
+    r = r - n * _f32(LN2_LOW)
+    p = torch.full_like(r, EXP_POLYNOMIAL[0])
+    for coefficient in EXP_POLYNOMIAL[1:]:
+        p = p * r + _f32(coefficient)
+    p = p * (r * r) + r
+    p = p + _f32(1.0)
+    power = ((n.to(torch.int32) + 127) << 23).view(torch.float32)
+    return p * power
+
+
+@define("softmax(Tensor x) -> Tensor", _same)
+def softmax(x):
+    """Softmax over the last axis: e = exp(x - max), e * (1 / lane_sum(e)). x float32 (..., N)."""
+    x = x.contiguous()
+    e = exp_reference(x - x.amax(-1, keepdim=True))
+    return e * torch.reciprocal(lane_sum(e))
+
+
+@define("layer_norm(Tensor x, Tensor weight, Tensor bias, float eps) -> Tensor", _same)
+def layer_norm(x, weight, bias, eps: float):
+    """Layer normalization over the last axis. x float32 (..., N); weight, bias (N,).
+
+    mean = lane_sum(x) * (1/N); d = x - mean; var = lane_sum(d * d) * (1/N); ((d * (1 / sqrt(var + eps))) * weight) + bias.
+    """
+    x = x.contiguous()
+    inverse = torch.reciprocal(_f32(float(x.shape[-1])))
+    d = x - lane_sum(x) * inverse
+    variance = lane_sum(d * d) * inverse
+    return d * torch.reciprocal(torch.sqrt(variance + _f32(eps))) * weight + bias
+
+
+@define("reduce_sum(Tensor x, int dim, bool keepdim) -> Tensor", lambda x, dim, keepdim: torch.sum(x, dim, keepdim))
+def reduce_sum(x, dim: int, keepdim: bool):
+    """Float sum over one axis in the fixed order of this module."""
+    total = lane_sum(x.movedim(dim, -1).contiguous()).movedim(-1, dim)
+    return total if keepdim else total.squeeze(dim)

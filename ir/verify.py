@@ -1,0 +1,129 @@
+"""What each stage promises, as rules over nodes; `verify()` names the first node that breaks one."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import fx
+
+from .errors import VerificationError
+from .program import Program, Stage, origin_of
+
+aten = torch.ops.aten
+
+#: A rule yields (node, complaint) for each violation.
+Rule = Callable[[Program], Iterator[tuple[fx.Node, str]]]
+
+#: Operators that only make sense while training or that canonicalization removes.
+NON_CANONICAL: dict[Any, str] = {
+    aten.batch_norm.default: "batch normalization must be folded or turned into scale and shift (fold-batch-norm)",
+    aten.dropout.default: "dropout is a no-op at inference (remove-no-ops)",
+    aten.native_dropout.default: "dropout is a no-op at inference (remove-no-ops)",
+    aten.clone.default: "copies are no-ops (remove-no-ops)",
+    aten.alias.default: "aliases are no-ops (remove-no-ops)",
+    aten.detach.default: "detach is a no-op at inference (remove-no-ops)",
+    aten.scaled_dot_product_attention.default: "attention is expanded into matmul and softmax (expand-attention)",
+}
+
+
+def is_gw(node: fx.Node) -> bool:
+    return node.op == "call_function" and getattr(node.target, "namespace", "") == "gw"
+
+
+def known_ops(program: Program) -> Iterator[tuple[fx.Node, str]]:
+    for node in program.nodes:
+        if node.op in ("placeholder", "get_attr", "output"):
+            continue
+        if node.op != "call_function":
+            yield node, f"a {node.op} node; programs hold only placeholders, parameters, ATen and gw calls"
+        elif getattr(node.target, "namespace", "") not in ("aten", "gw") and node.target is not operator.getitem:
+            yield node, f"'{node.target}' is neither an ATen op nor a gw op"
+
+
+def shapes_known(program: Program) -> Iterator[tuple[fx.Node, str]]:
+    for node in program.nodes:
+        if node.op != "output" and "val" not in node.meta:
+            yield node, "no shape; a pass added it without Program.insert or infer_shapes"
+
+
+def parameters_present(program: Program) -> Iterator[tuple[fx.Node, str]]:
+    for node in program.nodes:
+        if node.op == "get_attr" and not isinstance(getattr(program.graph_module, str(node.target), None), torch.Tensor):
+            yield node, f"names parameter '{node.target}', which the program does not hold"
+
+
+def shapes_consistent(program: Program) -> Iterator[tuple[fx.Node, str]]:
+    """Recomputes every shape on a clone and compares: catches an edit that left stale shapes behind."""
+    fresh = program.clone()
+    fresh.infer_shapes()
+    for node, again in zip(program.nodes, fresh.nodes, strict=True):
+        before, after = node.meta.get("val"), again.meta.get("val")
+        if isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor):
+            old, new = (tuple(before.shape), before.dtype), (tuple(after.shape), after.dtype)
+            if old != new:
+                yield node, f"records {old[0]} {old[1]} but computes {new[0]} {new[1]}"
+
+
+def inference_only(program: Program) -> Iterator[tuple[fx.Node, str]]:
+    for node in program.nodes:
+        if node.target in NON_CANONICAL:
+            yield node, NON_CANONICAL[node.target]
+
+
+def float_only(program: Program) -> Iterator[tuple[fx.Node, str]]:
+    for node in program.nodes:
+        if is_gw(node):
+            yield node, f"'{node.target}' belongs to a later stage"
+
+
+def fake_quantize_only(program: Program) -> Iterator[tuple[fx.Node, str]]:
+    for node in program.nodes:
+        if is_gw(node) and node.target is not torch.ops.gw.fake_quantize.default:
+            yield node, f"'{node.target}' belongs to the integer stage"
+
+
+def no_fake_quantize(program: Program) -> Iterator[tuple[fx.Node, str]]:
+    for node in program.nodes:
+        if node.target is torch.ops.gw.fake_quantize.default:
+            yield node, "fake quantization left behind in the integer stage (lower-integer)"
+
+
+STRUCTURE: tuple[Rule, ...] = (known_ops, parameters_present, shapes_known, shapes_consistent)
+
+SPECS: dict[Stage, tuple[Rule, ...]] = {
+    Stage.CAPTURED: (*STRUCTURE, float_only),
+    Stage.CANONICAL: (*STRUCTURE, float_only, inference_only),
+    Stage.COMPRESSED: (*STRUCTURE, float_only, inference_only),
+    Stage.ANNOTATED: (*STRUCTURE, fake_quantize_only, inference_only),
+    Stage.INTEGER: (*STRUCTURE, no_fake_quantize, inference_only),
+}
+
+
+def neighbourhood(node: fx.Node) -> str:
+    """The node with its producers and readers, one a line, for error messages."""
+    lines = [f"    {n.name} = {n.target}" for n in node.all_input_nodes]
+    lines.append(f" -> {node.format_node()}")
+    lines.extend(f"    read by {u.name} = {u.target}" for u in node.users)
+    return "\n".join(lines)
+
+
+def verify(program: Program, stage: Stage | None = None) -> None:
+    """Checks a program against the spec of `stage` (its own by default).
+
+    Raises:
+        VerificationError: with the node, its origin, the broken rule and its neighbours.
+    """
+    stage = program.stage if stage is None else stage
+    try:
+        program.graph.lint()
+    except RuntimeError as error:
+        raise VerificationError(f"'{program.name}' is not a well-formed graph: {error}") from error
+    for rule in SPECS[stage]:
+        for node, complaint in rule(program):
+            raise VerificationError(
+                f"'{program.name}' is not a valid {stage.label} program: '{node.name}' (from {origin_of(node)}): {complaint}\n"
+                f"{neighbourhood(node)}"
+            )

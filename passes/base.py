@@ -1,0 +1,127 @@
+"""The pass contract.
+
+A pass is a frozen dataclass whose fields are its options; `name` is its kebab-case name in pipeline text; `effect` is what it
+promises about the program's values. It gets a clone to edit and must never write into a tensor.
+
+    requires(program, context)  ->  run(program, context) -> PassResult  ->  ensures(result, context)
+"""
+
+from __future__ import annotations
+
+import abc
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any, ClassVar
+
+from ..ir.data import Calibration, Sample
+from ..ir.errors import PassError, UnknownNameError
+from ..ir.program import Program, Stage
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a pass promises about output values.
+
+    exact: equal up to float re-association (bit-equal from the integer stage on). bounded: the largest difference stays under
+    `tolerance` times the largest magnitude of that output. lossy: no promise; the loss is measured and written down.
+    """
+
+    kind: str
+    tolerance: float | None = None
+
+    def __str__(self) -> str:
+        return self.kind if self.tolerance is None else f"{self.kind}({self.tolerance:g})"
+
+
+EXACT = Effect("exact")
+LOSSY = Effect("lossy")
+
+
+def bounded(tolerance: float) -> Effect:
+    return Effect("bounded", tolerance)
+
+
+@dataclass
+class PassContext:
+    """What passes may read besides the program: data, a seed, and a place to report progress."""
+
+    calibration: Calibration | None = None
+    probes: tuple[Sample, ...] = ()
+    seed: int = 0
+    #: Called as progress(done, total, what) during long work.
+    progress: Callable[[int, int, str], None] = field(default=lambda done, total, what: None)
+
+    def require_calibration(self, who: str) -> Calibration:
+        if self.calibration is None:
+            raise PassError(f"{who} needs calibration data; pass calibration=... (CLI: --calibration FILE.npz)")
+        return self.calibration
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """A pass's outcome. `stats` are plain numbers or strings for the report, such as {"folded": 12}."""
+
+    program: Program
+    modified: bool
+    stats: dict[str, Any] = field(default_factory=dict)
+
+
+class Pass(abc.ABC):
+    """Base of all passes; see the module text for the contract."""
+
+    name: ClassVar[str]
+    effect: ClassVar[Effect]
+    #: Stages a pass accepts, and the stage it leaves (None: unchanged).
+    accepts: ClassVar[tuple[Stage, ...]] = (Stage.CAPTURED, Stage.CANONICAL, Stage.COMPRESSED)
+    leaves: ClassVar[Stage | None] = None
+
+    def requires(self, program: Program, context: PassContext) -> None:
+        """Raises PassError where the program cannot be handled. Overriders call super()."""
+        if program.stage not in self.accepts:
+            stages = ", ".join(s.label for s in self.accepts)
+            raise PassError(f"{self.name} takes a program in stage {stages}, but '{program.name}' is {program.stage.label}")
+
+    @abc.abstractmethod
+    def run(self, program: Program, context: PassContext) -> PassResult:
+        """Rewrites `program` (a clone the pass owns). `modified` must be true exactly when something changed."""
+
+    def ensures(self, result: PassResult, context: PassContext) -> None:  # noqa: B027 (optional)
+        """Raises PassError where the result is not what the pass promises beyond its stage's spec."""
+
+
+_REGISTRY: dict[str, type[Pass]] = {}
+_LOADED = False
+
+
+def register(cls: type[Pass]) -> type[Pass]:
+    """Class decorator: makes a pass known under its name. A second pass of one name is an error that names both."""
+    known = _REGISTRY.get(cls.name)
+    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise PassError(
+            f"two passes are named '{cls.name}': {known.__module__}.{known.__qualname__} and {cls.__module__}.{cls.__qualname__}"
+        )
+    _REGISTRY[cls.name] = cls
+    return cls
+
+
+def registry() -> dict[str, type[Pass]]:
+    """Name -> class of every pass: our own families and plug-ins of the entry point group `graphwright.passes`."""
+    global _LOADED
+    if not _LOADED:
+        package = importlib.import_module(__package__ or "graphwright.passes")
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+        for plugin in entry_points(group="graphwright.passes"):
+            register(plugin.load())
+        _LOADED = True
+    return dict(sorted(_REGISTRY.items()))
+
+
+def find(name: str) -> type[Pass]:
+    known = registry()
+    if name not in known:
+        raise UnknownNameError("pass", name, known)
+    return known[name]
