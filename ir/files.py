@@ -1,0 +1,55 @@
+"""Writing files: whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+from .errors import OutputError
+
+
+def check_output(path: Path, overwrite: bool = False) -> None:
+    """Refuses an output path before long work starts.
+
+    Raises:
+        OutputError: the folder does not exist or cannot be written, the path is a folder, or a file is in the way.
+    """
+    folder = path.parent if str(path.parent) else Path()
+    if not folder.is_dir():
+        raise OutputError(f"cannot write '{path}': the folder '{folder}' does not exist; create it first")
+    if path.is_dir():
+        raise OutputError(f"cannot write '{path}': it is a folder; name a file inside it")
+    if path.exists() and not overwrite:
+        raise OutputError(f"'{path}' exists already; choose another name or pass --overwrite (overwrite=True)")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"cannot write '{path}': no write permission in '{folder}'")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes to a temporary name in the same folder, then renames: readers see the old file or the new one, never a part."""
+    path = Path(path)
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise OutputError(f"cannot write '{path}': {error.strerror}") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except OSError as error:
+        raise OutputError(f"cannot write '{path}': {error.strerror}") from error
+    finally:
+        # Gone after a successful rename; still there after an error or an interrupt.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

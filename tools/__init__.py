@@ -1,0 +1,1 @@
+"""The faces of graphwright: `optimize`, the command line, reports, benchmarks and reference models."""

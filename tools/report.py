@@ -1,0 +1,152 @@
+"""The evidence of one optimization as data, as text for the terminal, and as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import html
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ..backends.base import KernelRow
+from ..ir.errors import GraphwrightError
+from ..ir.files import write_atomically
+from ..passes.manager import CertificateRow
+
+
+class ConstraintError(GraphwrightError):
+    """A limit the result does not meet; names each one and the value reached."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One line of the result table. score: as evaluate() gives it; size in bytes; latency in milliseconds; None: not measured."""
+
+    system: str
+    score: float | None
+    size_bytes: int
+    latency_ms: float | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """rows[0] is the float model, rows[1] the result."""
+
+    name: str
+    target: str
+    pipeline: str
+    certificate: tuple[CertificateRow, ...]
+    kernels: tuple[KernelRow, ...]
+    rows: tuple[Measurement, ...]
+    seconds: float
+    notes: tuple[str, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def reached(self) -> dict[str, float]:
+        """The value reached for each constraint that was measured."""
+        before, after = self.rows[0], self.rows[1]
+        values = {"size": after.size_bytes / max(before.size_bytes, 1)}
+        if before.score is not None and after.score is not None:
+            values["max_drop"] = before.score - after.score
+        if before.latency_ms and after.latency_ms:
+            values["latency"] = after.latency_ms / before.latency_ms
+        return values
+
+    def require(self, limits: dict[str, float]) -> None:
+        """Raises ConstraintError naming every limit that is not met and the smallest value this pipeline reaches."""
+        reached = self.reached()
+        unmet = []
+        for name, limit in limits.items():
+            if name not in reached:
+                unmet.append(f"{name}: could not be measured (the target does not run here)")
+            elif reached[name] > limit:
+                unmet.append(f"{name}: limit {limit:g}, reached {reached[name]:.4g}")
+        if unmet:
+            raise ConstraintError(
+                f"'{self.name}' through '{self.pipeline}' misses {len(unmet)} of {len(limits)} limits: {'; '.join(unmet)}. "
+                "Raise the limit to the value reached, or keep sensitive layers in float with quantize{skip=[...]}"
+            )
+
+    def tables(self) -> list[Table]:
+        """Result, passes, and kernel kinds as rich tables."""
+        result = Table(title=f"{self.name} for {self.target}")
+        for column in ("", "score", "size", "latency", "vs float"):
+            result.add_column(column, justify="left" if not column else "right")
+        base = self.rows[0].latency_ms
+        for row in self.rows:
+            ratio = f"{row.latency_ms / base:.2f}x" if base and row.latency_ms else "-"
+            result.add_row(row.system, _number(row.score, ".4f"), _size(row.size_bytes), _number(row.latency_ms, ".3f ms"), ratio)
+        passes = Table(title="certificate")
+        for column in ("pass", "effect", "changed", "max |diff|", "SQNR", "nodes", "parameters", "time"):
+            passes.add_column(column, justify="left" if column == "pass" else "right")
+        for row in self.certificate:
+            passes.add_row(
+                row.text, row.effect, "yes" if row.modified else "no", f"{row.max_abs:.3g}", _number(row.sqnr_db, ".1f dB"),
+                f"{row.nodes_before} -> {row.nodes_after}", f"{_size(row.bytes_before)} -> {_size(row.bytes_after)}",
+                f"{row.seconds:.1f} s",
+            )  # fmt: skip
+        return [result, passes]
+
+    def __str__(self) -> str:
+        console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+        for table in self.tables():
+            console.print(table)
+        for note in self.notes:
+            console.print(f"note: {note}")
+        return console.export_text()
+
+    def save_html(self, path: str | Path) -> None:
+        """Writes the page; nothing is loaded from elsewhere when it is opened."""
+        write_atomically(Path(path), _page(self).encode())
+
+
+def _number(value: float | None, form: str) -> str:
+    if value is None:
+        return "-"
+    spec, _, unit = form.partition(" ")
+    return f"{value:{spec}}{' ' + unit if unit else ''}"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def _html_table(head: list[str], rows: list[list[str]]) -> str:
+    cells = "".join(f"<th>{html.escape(h)}</th>" for h in head)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+
+
+_STYLE = """
+body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1c2126;background:#fff}
+table{border-collapse:collapse;margin:.5rem 0 1.5rem;width:100%}th,td{padding:.3rem .6rem;border-bottom:1px solid #dfe3e8;text-align:left}
+th{background:#f4f6f8}td:nth-child(n+2){font-variant-numeric:tabular-nums}code{font-size:.9em;overflow-wrap:anywhere}
+.bar{background:#3b6fb6;height:.7rem;border-radius:2px}
+"""
+
+
+def _page(report: Report) -> str:
+    results = [
+        [r.system, _number(r.score, ".4f"), _size(r.size_bytes), _number(r.latency_ms, ".3f ms")] for r in report.rows
+    ]
+    passes = [
+        [r.text, r.effect, "yes" if r.modified else "no", f"{r.max_abs:.3g}", _number(r.sqnr_db, ".1f dB"),
+         f"{r.nodes_before} to {r.nodes_after}", f"{_size(r.bytes_before)} to {_size(r.bytes_after)}", f"{r.seconds:.1f} s",
+         json.dumps(r.stats)[:400] if r.stats else ""]
+        for r in report.certificate
+    ]  # fmt: skip
+    kernels = [[k.name, k.kind, f"{k.macs / 1e6:.2f} M", _size(k.bytes), ", ".join(k.nodes)] for k in report.kernels]
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in report.notes)
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(report.name)}: graphwright report</title>
+<style>{_STYLE}</style><h1>{html.escape(report.name)} for {html.escape(report.target)}</h1>
+<p>Pipeline <code>{html.escape(report.pipeline)}</code>, {report.seconds:.1f} s in all.</p>
+{_html_table(["", "score", "size", "latency"], results)}<ul>{notes}</ul>
+<h2>Certificate: what each pass did, and the evidence</h2>
+{_html_table(["pass", "effect", "changed", "max |diff|", "SQNR", "nodes", "parameters", "time", "details"], passes)}
+<h2>Kernels</h2>{_html_table(["kernel", "kind", "MACs", "bytes", "nodes"], kernels)}</html>
+"""
