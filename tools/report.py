@@ -131,9 +131,7 @@ th{background:#f4f6f8}td:nth-child(n+2){font-variant-numeric:tabular-nums}code{f
 
 
 def _page(report: Report) -> str:
-    results = [
-        [r.system, _number(r.score, ".4f"), _size(r.size_bytes), _number(r.latency_ms, ".3f ms")] for r in report.rows
-    ]
+    results = [[r.system, _number(r.score, ".4f"), _size(r.size_bytes), _number(r.latency_ms, ".3f ms")] for r in report.rows]
     passes = [
         [r.text, r.effect, "yes" if r.modified else "no", f"{r.max_abs:.3g}", _number(r.sqnr_db, ".1f dB"),
          f"{r.nodes_before} to {r.nodes_after}", f"{_size(r.bytes_before)} to {_size(r.bytes_after)}", f"{r.seconds:.1f} s",

@@ -1,0 +1,122 @@
+"""Side-by-side measurement: our float and int8 artifacts and the peers, in one interleaved run.
+
+Every system lives in its own process (thread pools pin cores and spin, and would disturb each other), builds itself from
+the same float ONNX file and the same calibration samples, and answers two requests: predict this batch, time yourself.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from ...ir.data import Calibration
+from ...ir.errors import UnknownNameError
+from ...ir.onnx_export import export_onnx
+from ...passes.manager import PassManager
+from ...passes.pipeline import parse
+from ..optimize import optimize
+from ..sources import resolve
+from .systems import PEERS
+from .worker import Worker
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system on one model. score is the metric of the model (higher is better); latency the median of one run, in ms."""
+
+    model: str
+    system: str
+    precision: str
+    batch: int
+    threads: int
+    metric: str
+    score: float | None
+    float_score: float | None
+    latency_ms: float
+    size_bytes: int
+
+
+def run_bench(
+    model: str,
+    peers: Sequence[str],
+    threads: int,
+    rounds: int,
+    samples: int,
+    evaluate: int | None,
+    progress: Callable[[int, int, str], None],
+) -> list[Row]:
+    """Builds, scores and times every system. `evaluate` bounds the evaluation samples; None takes all of them."""
+    for peer in peers:
+        if peer not in PEERS:
+            raise UnknownNameError("peer", peer, PEERS)
+    source = resolve(model)
+    batches = source.calibration(None, samples)
+    score = source.evaluate(evaluate)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _prepare(source.program, batches, folder, progress)
+        workers: list[Worker] = []
+        try:
+            for index, system in enumerate(["graphwright-float", "graphwright-int8", *peers]):
+                progress(index, 2 + len(peers), "build systems")
+                workers.append(Worker(system, folder, threads))
+            progress(2 + len(peers), 2 + len(peers), "build systems")
+            scores = [score(w.predict) if score else None for w in workers]
+            latencies = _interleave(workers, rounds, progress)
+        finally:
+            for worker in workers:
+                worker.close()
+        batch = source.program.input_specs[0].shape[0] or 1
+        metric = source.reference.metric_name if source.reference else ""
+        return [
+            Row(
+                source.program.name, w.system_name, w.precision, batch, threads, metric, s, scores[0],
+                round(statistics.median(t), 4), w.size_bytes,
+            )
+            for w, s, t in zip(workers, scores, latencies, strict=True)
+        ]  # fmt: skip
+
+
+def _prepare(program, batches, folder: Path, progress) -> None:
+    """float.onnx, samples.npz, float.gw and int8.gw: all that the systems are built from."""
+    canonical = PassManager().run(program, parse("canonicalize")).program
+    export_onnx(canonical, folder / "float.onnx")
+    data = Calibration.for_program(program, batches or [])
+    names = [spec.name for spec in program.input_specs]
+    columns = [torch.stack(column).numpy() for column in zip(*data.samples, strict=True)]
+    np.savez(folder / "samples.npz", **dict(zip(names, columns, strict=True)))
+    optimize(program, pipeline="canonicalize", measure=False, progress=progress).artifact.save(folder / "float.gw")
+    optimize(program, calibration=batches, measure=False, progress=progress).artifact.save(folder / "int8.gw")
+
+
+def _interleave(workers: Sequence[Worker], rounds: int, progress) -> list[list[float]]:
+    """Times every system once a round, in turn, so that a drift of the machine's speed hits all alike."""
+    times: list[list[float]] = [[] for _ in workers]
+    for worker in workers:
+        worker.time(warm_up=20, runs=1)
+    for index in range(rounds):
+        progress(index, rounds, "time systems")
+        for worker, collected in zip(workers, times, strict=True):
+            collected.extend(worker.time(warm_up=3, runs=10))
+    progress(rounds, rounds, "time systems")
+    return times
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """The rows with ratios to our int8 artifact (above 1: slower than ours)."""
+    result = Table(title=f"{rows[0].model}, batch {rows[0].batch}, {rows[0].threads} threads")
+    for column in ("system", "precision", rows[0].metric or "score", "latency", "vs ours", "size"):
+        result.add_column(column, justify="left" if column in ("system", "precision") else "right")
+    ours = next(r for r in rows if (r.system, r.precision) == ("graphwright", "int8")).latency_ms
+    for row in rows:
+        score = "-" if row.score is None else f"{row.score:.4f}"
+        size = f"{row.size_bytes / 1e6:.2f} MB" if row.size_bytes else "-"
+        result.add_row(row.system, row.precision, score, f"{row.latency_ms:.3f} ms", f"{row.latency_ms / ours:.2f}x", size)
+    return result

@@ -1,0 +1,326 @@
+"""`graphwright`: the command line. Thin verbs over the library; every expected failure prints one message and exits with 1."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import typing
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..ir.errors import GraphwrightError, OptionError
+
+app = typer.Typer(
+    name="graphwright", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Compress a trained network with verified passes and compile it to one deployable artifact.",
+)  # fmt: skip
+out = Console()
+err = Console(stderr=True)
+
+ModelArgument = Annotated[str, typer.Argument(help="An .onnx file, a .pt2 archive, or a reference model's name.")]
+Calibration = Annotated[Path | None, typer.Option(help="Samples, .npz (one array an input) or .npy.")]
+Shapes = Annotated[list[str], typer.Option("--input-shape", help="ONNX input shape, NAME=1x3x224x224; repeatable.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and print what would be done; write nothing.")]
+Dump = Annotated[Path | None, typer.Option(help="Folder for numbered program dumps, one a pass.")]
+Samples = Annotated[int, typer.Option(help="Calibration samples of a reference model.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+
+
+def _settings(title: str, **values: Any) -> None:
+    """Echoes what the options resolved to."""
+    err.print(f"[bold]{title}[/bold]")
+    for key, value in values.items():
+        err.print(f"  {key.replace('_', ' '):<12} {value}", highlight=False, markup=False)
+
+
+@app.command()
+def optimize(
+    model: ModelArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The artifact to write (.gw).")],
+    target: Annotated[str, typer.Option(help="cpu, x86[:level] or arm64[:core].")] = "cpu",
+    pipeline: Annotated[str | None, typer.Option("--pipeline", "-p", help="Pass pipeline; default: int8 quantization.")] = None,
+    calibration: Calibration = None,
+    samples: Samples = 512,
+    max_drop: Annotated[float | None, typer.Option(help="Largest loss of the score (reference models).")] = None,
+    size: Annotated[float | None, typer.Option(help="Largest artifact size over the float parameters.")] = None,
+    latency: Annotated[float | None, typer.Option(help="Largest latency over the float artifact's.")] = None,
+    evaluate: Annotated[int, typer.Option(help="Evaluation samples of a reference model; 0: none.")] = 1000,
+    measure: Annotated[bool, typer.Option(help="Time the float program and the result here.")] = True,
+    report: Annotated[Path | None, typer.Option(help="Also write the HTML report.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="Also write the plan (JSON) that replays this run.")] = None,
+    dump: Dump = None,
+    seed: Seed = 0,
+    input_shape: Shapes = [],  # noqa: B006 (typer reads the default, nothing writes to it)
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Compress MODEL, compile it for a target, and write one artifact."""
+    from ..backends.registry import backend_for
+    from ..backends.target import Target
+    from ..ir.data import Calibration as Samples_
+    from ..ir.files import check_output, write_atomically
+    from ..passes.manager import Dump as DumpInstrument
+    from ..passes.pipeline import parse
+    from .optimize import DEFAULT_PIPELINE
+    from .optimize import optimize as run
+    from .progress import TerminalProgress
+    from .sources import parse_shapes, resolve
+
+    passes = parse(pipeline or DEFAULT_PIPELINE)
+    chosen = Target.parse(target)
+    backend_for(chosen)
+    for path in filter(None, (output, report, plan)):
+        check_output(path, overwrite)
+    source = resolve(model, parse_shapes(input_shape))
+    batches = source.calibration(calibration, samples)
+    limits = {k: v for k, v in (("max_drop", max_drop), ("size", size), ("latency", latency)) if v is not None}
+    _settings(
+        "optimize", model=source.program.name, inputs=", ".join(map(str, source.program.input_specs)), target=chosen,
+        pipeline=passes, calibration=calibration or (f"{samples} of the reference data" if batches else "none"),
+        limits=limits or "none", output=output, seed=seed,
+    )  # fmt: skip
+    if dry_run:
+        if batches is not None:
+            Samples_.for_program(source.program, batches)
+        err.print("dry run: nothing was written")
+        return
+    with TerminalProgress(err) as progress:
+        result = run(
+            source.program, str(chosen), calibration=batches, evaluate=source.evaluate(evaluate) if evaluate else None,
+            constraints=limits, pipeline=passes, measure=measure, seed=seed, progress=progress,
+            instruments=[DumpInstrument(dump)] if dump else [],
+        )  # fmt: skip
+    for table in result.report.tables():
+        out.print(table)
+    for note in result.report.notes:
+        out.print(f"note: {note}", highlight=False)
+    result.artifact.save(output, overwrite=overwrite)
+    if report is not None:
+        result.report.save_html(report)
+    if plan is not None:
+        write_atomically(plan, (json.dumps(result.plan.to_json(), indent=2) + "\n").encode())
+    out.print(f"wrote {output} ({output.stat().st_size / 1e6:.2f} MB)")
+
+
+@app.command()
+def rewrite(
+    model: ModelArgument,
+    pipeline: Annotated[str | None, typer.Option("--pipeline", "-p", help="Pass pipeline text.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="Take pipeline and seed from a plan.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="ONNX file to write; none: print the program.")] = None,
+    calibration: Calibration = None,
+    samples: Samples = 512,
+    certificate: Annotated[Path | None, typer.Option(help="Also write the certificate (JSON).")] = None,
+    print_after: Annotated[list[str], typer.Option(help="Print the program after this pass; repeatable.")] = [],  # noqa: B006
+    dump: Dump = None,
+    seed: Seed = 0,
+    input_shape: Shapes = [],  # noqa: B006
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Run a pass pipeline over MODEL and write it back as ONNX (float, or QDQ once quantized)."""
+    from ..ir.data import Calibration as Samples_
+    from ..ir.files import check_output, write_atomically
+    from ..ir.onnx_export import export_onnx
+    from ..ir.printer import print_program
+    from ..passes.base import PassContext, find
+    from ..passes.manager import Dump as DumpInstrument
+    from ..passes.manager import PassManager, PrintAfter
+    from ..passes.pipeline import parse
+    from .optimize import _PassProgress
+    from .plan import Plan
+    from .progress import TerminalProgress
+    from .sources import parse_shapes, resolve
+
+    if (pipeline is None) == (plan is None):
+        raise OptionError("rewrite takes a pipeline (-p) or a plan (--plan), exactly one of them")
+    replay = Plan.read(plan) if plan is not None else None
+    passes = parse(replay.pipeline if replay else pipeline or "")
+    seed = replay.seed if replay else seed
+    for name in print_after:
+        find(name)
+    for path in filter(None, (output, certificate)):
+        check_output(path, overwrite)
+    source = resolve(model, parse_shapes(input_shape))
+    batches = source.calibration(calibration, samples)
+    data = None if batches is None else Samples_.for_program(source.program, batches)
+    _settings("rewrite", model=source.program.name, pipeline=passes, output=output or "printed", seed=seed)
+    if dry_run:
+        err.print("dry run: nothing was written")
+        return
+    with TerminalProgress(err) as progress:
+        instruments = [_PassProgress(progress), PrintAfter(print_after, write=lambda t: out.print(t, markup=False))]
+        if dump is not None:
+            instruments.append(DumpInstrument(dump))
+        context = PassContext(calibration=data, seed=seed, progress=progress)
+        result = PassManager(instruments).run(source.program, passes, context)
+    if output is None:
+        out.print(print_program(result.program), markup=False, highlight=False, soft_wrap=True)
+    else:
+        export_onnx(result.program, output)
+        err.print(f"wrote {output}")
+    if certificate is not None:
+        rows = [row.to_json() for row in result.certificate]
+        write_atomically(certificate, (json.dumps(rows, indent=2) + "\n").encode())
+
+
+@app.command()
+def passes(
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """List the passes with their options and declared effects."""
+    from ..passes.base import registry
+    from ..passes.pipeline import type_text, value_text
+
+    rows = []
+    for name, cls in registry().items():
+        hints = typing.get_type_hints(cls)
+        options = [
+            {
+                "name": f.name,
+                "type": type_text(hints[f.name]),
+                "default": f.default_factory() if callable(f.default_factory) else f.default,  # type: ignore[misc]
+            }
+            for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+        ]
+        summary = (cls.__doc__ or "").strip().split("\n")[0]
+        rows.append({"name": name, "effect": str(cls.effect), "options": options, "summary": summary})
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    table = Table("pass", "effect", "options (default)", "what it does")
+    for row in rows:
+        options = "\n".join(f"{o['name']}: {o['type']} ({value_text(o['default'])})" for o in row["options"])
+        table.add_row(row["name"], row["effect"], options, row["summary"])
+    out.print(table)
+
+
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(help="A model, or an artifact (.gw).")],
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    input_shape: Shapes = [],  # noqa: B006
+) -> None:
+    """Print a model's program, or an artifact's manifest and certificate."""
+    if path.endswith(".gw"):
+        from ..backends.artifact import Artifact
+
+        artifact = Artifact.load(path)
+        if as_json:
+            typer.echo(json.dumps({"manifest": artifact.manifest, "certificate": artifact.certificate}, indent=2))
+            return
+        out.print_json(json.dumps(artifact.manifest))
+        table = Table("pass", "effect", "max |diff|", "stage", title="certificate")
+        for row in artifact.certificate:
+            table.add_row(row["text"], row["effect"], f"{row['max_abs']:.3g}", row["stage"])
+        out.print(table)
+        return
+    from ..ir.printer import print_program
+    from .sources import parse_shapes, resolve
+
+    program = resolve(path, parse_shapes(input_shape)).program
+    if as_json:
+        ops: dict[str, int] = {}
+        for node in program.nodes:
+            if node.op == "call_function":
+                ops[str(node.target)] = ops.get(str(node.target), 0) + 1
+        specs = {"inputs": [str(s) for s in program.input_specs], "outputs": [str(s) for s in program.output_specs]}
+        typer.echo(json.dumps({"name": program.name, "stage": program.stage.label, **specs, "ops": ops}, indent=2))
+        return
+    out.print(print_program(program), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def run(
+    artifact: Annotated[Path, typer.Argument(help="An artifact (.gw).")],
+    inputs: Annotated[Path, typer.Option("--input", "-i", help=".npz (one array an input) or .npy.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help=".npz to write; none: print a summary.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Run an artifact on inputs from a file."""
+    import io
+
+    import numpy as np
+
+    from ..backends.loader import load
+    from ..ir.files import check_output, write_atomically
+
+    if output is not None:
+        check_output(output, overwrite)
+    model = load(artifact)
+    try:
+        loaded: Any = np.load(inputs, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise OptionError(f"cannot read inputs from '{inputs}': {error}") from error
+    arrays = list(dict(loaded).values()) if isinstance(loaded, np.lib.npyio.NpzFile) else [loaded]
+    results = model(*arrays)
+    results = results if isinstance(results, tuple) else (results,)
+    if output is None:
+        for index, value in enumerate(results):
+            flat = np.asarray(value).ravel()
+            out.print(
+                f"output {index}: {value.dtype}{list(value.shape)} first {flat[:8]} argmax {int(flat.argmax())}", highlight=False
+            )
+        return
+    buffer = io.BytesIO()
+    np.savez(buffer, **{f"output{i}": v for i, v in enumerate(results)})
+    write_atomically(output, buffer.getvalue())
+
+
+@app.command()
+def targets() -> None:
+    """List targets: what this build can emit, what this machine can run, and what is missing for the rest."""
+    from ..backends.tvm.backend import TVMBackend
+
+    table = Table("target", "emits", "runs here", "missing")
+    for info in TVMBackend().targets():
+        table.add_row(str(info.target), "yes" if info.emits else "no", "yes" if info.runs else "no", info.missing)
+    out.print(table)
+
+
+@app.command()
+def bench(
+    model: ModelArgument,
+    peers: Annotated[str, typer.Option(help="Comma-separated: ort, ort-int8, openvino, openvino-nncf, torch-compile.")] = "",
+    threads: Annotated[int, typer.Option(help="Threads of every system.")] = 2,
+    rounds: Annotated[int, typer.Option(help="Interleaved timing rounds.")] = 20,
+    samples: Samples = 512,
+    evaluate: Annotated[int, typer.Option(help="Evaluation samples; 0: all.")] = 0,
+    as_json: Annotated[Path | None, typer.Option("--json", help="Write the rows.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure accuracy and latency of float, ours and peers in one interleaved run."""
+    from ..ir.files import check_output, write_atomically
+    from .bench import run_bench, table
+    from .progress import TerminalProgress
+
+    if as_json is not None:
+        check_output(as_json, overwrite)
+    with TerminalProgress(err) as progress:
+        rows = run_bench(model, [p for p in peers.split(",") if p], threads, rounds, samples, evaluate or None, progress)
+    out.print(table(rows))
+    if as_json is not None:
+        write_atomically(as_json, (json.dumps([dataclasses.asdict(r) for r in rows], indent=2) + "\n").encode())
+
+
+def main() -> None:
+    """Entry point: expected errors are one message on stderr and exit status 1; Ctrl-C exits with 130."""
+    try:
+        app()
+    except GraphwrightError as error:
+        err.print(f"[bold red]error:[/bold red] {type(error).__name__}: ", end="")
+        err.print(str(error), markup=False, highlight=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        err.print("interrupted: nothing half-written is left behind")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
