@@ -105,7 +105,8 @@ def optimize(
     outcome = PassManager((*instruments, _PassProgress(progress))).run(source, passes, context)
     compiled = backend.compile(outcome.program, chosen, progress)
     plan = Plan(str(passes), str(chosen), source.name, limits, seed)
-    artifact = Artifact.build(outcome.program, [compiled], certificate=outcome.certificate, plan=plan.to_json())
+    rows = [row.to_json() for row in outcome.certificate]
+    artifact = Artifact.build(outcome.program, [compiled], certificate=rows, plan=plan.to_json())
     float_row, row = _measure(source, outcome, artifact, backend, chosen, evaluate, measure and runs_here, progress)
     report = Report(
         name=source.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import io
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -93,7 +94,7 @@ class Report:
         return [result, passes]
 
     def __str__(self) -> str:
-        console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+        console = Console(width=140, record=True, file=io.StringIO())
         for table in self.tables():
             console.print(table)
         for note in self.notes:
@@ -124,9 +125,10 @@ def _html_table(head: list[str], rows: list[list[str]]) -> str:
 
 _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1c2126;background:#fff}
-table{border-collapse:collapse;margin:.5rem 0 1.5rem;width:100%}th,td{padding:.3rem .6rem;border-bottom:1px solid #dfe3e8;text-align:left}
-th{background:#f4f6f8}td:nth-child(n+2){font-variant-numeric:tabular-nums}code{font-size:.9em;overflow-wrap:anywhere}
-.bar{background:#3b6fb6;height:.7rem;border-radius:2px}
+table{border-collapse:collapse;margin:.5rem 0 1.5rem;width:100%}
+th,td{padding:.3rem .6rem;border-bottom:1px solid #dfe3e8;text-align:left}
+th{background:#f4f6f8}td:nth-child(n+2){font-variant-numeric:tabular-nums}
+code{font-size:.9em;overflow-wrap:anywhere}
 """
 
 
