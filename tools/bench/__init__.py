@@ -19,9 +19,10 @@ from rich.table import Table
 from ...ir.data import Calibration
 from ...ir.errors import UnknownNameError
 from ...ir.onnx_export import export_onnx
+from ...ir.program import Program
 from ...passes.manager import PassManager
 from ...passes.pipeline import parse
-from ..optimize import optimize
+from ..optimize import Result, optimize
 from ..sources import resolve
 from .systems import PEERS
 from .worker import Worker
@@ -51,8 +52,14 @@ def run_bench(
     samples: int,
     evaluate: int | None,
     progress: Callable[[int, int, str], None],
+    keep: Path | None = None,
 ) -> list[Row]:
-    """Builds, scores and times every system. `evaluate` bounds the evaluation samples; None takes all of them."""
+    """Builds, scores and times every system.
+
+    Args:
+        evaluate: bounds the evaluation samples; None takes all of them.
+        keep: a folder that receives the int8 artifact and its HTML report, named after the model.
+    """
     for peer in peers:
         if peer not in PEERS:
             raise UnknownNameError("peer", peer, PEERS)
@@ -61,7 +68,10 @@ def run_bench(
     score = source.evaluate(evaluate)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _prepare(source.program, batches, folder, progress)
+        result = _prepare(source.program, batches, folder, progress)
+        if keep is not None:
+            result.artifact.save(keep / f"{model}.gw", overwrite=True)
+            result.report.save_html(keep / f"{model}.html")
         workers: list[Worker] = []
         try:
             for index, system in enumerate(["graphwright-float", "graphwright-int8", *peers]):
@@ -84,8 +94,8 @@ def run_bench(
         ]  # fmt: skip
 
 
-def _prepare(program, batches, folder: Path, progress) -> None:
-    """float.onnx, samples.npz, float.gw and int8.gw: all that the systems are built from."""
+def _prepare(program: Program, batches: list | None, folder: Path, progress) -> Result:
+    """Writes float.onnx, samples.npz, float.gw and int8.gw, all that the systems are built from; returns the int8 result."""
     canonical = PassManager().run(program, parse("canonicalize")).program
     export_onnx(canonical, folder / "float.onnx")
     data = Calibration.for_program(program, batches or [])
@@ -93,7 +103,9 @@ def _prepare(program, batches, folder: Path, progress) -> None:
     columns = [torch.stack(column).numpy() for column in zip(*data.samples, strict=True)]
     np.savez(folder / "samples.npz", **dict(zip(names, columns, strict=True)))
     optimize(program, pipeline="canonicalize", measure=False, progress=progress).artifact.save(folder / "float.gw")
-    optimize(program, calibration=batches, measure=False, progress=progress).artifact.save(folder / "int8.gw")
+    result = optimize(program, calibration=batches, measure=False, progress=progress)
+    result.artifact.save(folder / "int8.gw")
+    return result
 
 
 def _interleave(workers: Sequence[Worker], rounds: int, progress) -> list[list[float]]:
