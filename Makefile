@@ -57,7 +57,9 @@ format: setup ## apply ruff's formatting
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 bench: setup ## the tables of docs/BENCHMARKS.md (long)
-	$(BIN)/python -m graphwright.tools.bench.tables
+	$(BIN)/python -m graphwright.tools.bench.tables peers resnet20 mobilenetv2 vit-tiny efficientnet-lite0 minilm-l6
+	$(BIN)/python -m graphwright.tools.bench.tables exactness resnet20 mobilenetv2 vit-tiny efficientnet-lite0 minilm-l6
+	$(BIN)/python -m graphwright.tools.bench.tables cost efficientnet-lite0
 
 clean: ## remove what the build made (not .venv)
 	rm -rf build dist demo *.egg-info .pytest_cache .ruff_cache .hypothesis
