@@ -28,7 +28,7 @@ from ...ir.program import Program
 from ..optimize import optimize
 from ..progress import TerminalProgress
 from ..sources import resolve
-from . import run_bench
+from . import Row, run_bench
 from .systems import PEERS
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -59,13 +59,15 @@ def peers(
         with TerminalProgress() as progress:
             rows = run_bench(model, [p for p in peers.split(",") if p], threads, rounds, 512, evaluate or None, progress)
         ours = next(r for r in rows if (r.system, r.precision) == ("graphwright", "int8")).latency_ms
-        body = [
-            [r.system, r.precision, "-" if r.score is None else f"{r.score:.4f}", f"{r.latency_ms:.3f}", f"{r.latency_ms / ours:.2f}x",
-             f"{r.size_bytes / 1e6:.2f}"]
-            for r in rows
-        ]  # fmt: skip
+        body = [_peer_row(r, ours) for r in rows]
         typer.echo(f"\n{model}, batch {rows[0].batch}, {threads} threads; {machine()}\n")
         typer.echo(markdown(["system", "precision", rows[0].metric, "latency (ms)", "vs ours int8", "size (MB)"], body))
+
+
+def _peer_row(row: Row, ours: float) -> list[str]:
+    score = "-" if row.score is None else f"{row.score:.4f}"
+    ratio, size = f"{row.latency_ms / ours:.2f}x", f"{row.size_bytes / 1e6:.2f}"
+    return [row.system, row.precision, score, f"{row.latency_ms:.3f}", ratio, size]
 
 
 @app.command()

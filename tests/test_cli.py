@@ -1,0 +1,150 @@
+"""The command line, run as a user runs it: exit status, messages, files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from graphwright.ir import capture
+from graphwright.ir.onnx_export import export_onnx
+from models import small_cnn, small_inputs
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / ".link"), "COLUMNS": "200"}
+
+
+def graphwright(*arguments, cwd=None):
+    command = [sys.executable, "-W", "ignore", "-m", "graphwright.tools.cli", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """model.onnx, model.pt2, calib.npz and an int8 artifact made by `graphwright optimize`."""
+    folder = tmp_path_factory.mktemp("cli")
+    model = small_cnn()
+    torch.export.save(torch.export.export(model, (small_inputs(),)), folder / "model.pt2")
+    program = capture(model, small_inputs(), name="model")
+    export_onnx(program, folder / "model.onnx")
+    np.savez(folder / "calib.npz", **{program.input_specs[0].name: small_inputs(32, seed=1).numpy()})
+    np.save(folder / "one.npy", small_inputs(1, seed=5).numpy())
+    arguments = ["--calibration", folder / "calib.npz", "-o", folder / "model.gw", "--plan", folder / "plan.json"]
+    done = graphwright(
+        "optimize", folder / "model.onnx", *arguments, "--report", folder / "report.html", "--dump", folder / "dump"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "wrote" in done.stdout
+    return folder
+
+
+def test_optimize_writes_everything(files):
+    assert (files / "model.gw").stat().st_size > 1000
+    assert "<html" in (files / "report.html").read_text()
+    assert json.loads((files / "plan.json").read_text())["pipeline"].startswith("canonicalize")
+    dumps = sorted(p.name for p in (files / "dump").iterdir())
+    assert dumps[0] == "000_input.txt" and dumps[-1] == "005_lower-integer.txt"
+
+
+def test_run_and_inspect(files):
+    done = graphwright("run", files / "model.gw", "--input", files / "one.npy", "-o", files / "out.npz", "--overwrite")
+    assert done.returncode == 0, done.stderr
+    with np.load(files / "out.npz") as outputs:
+        assert outputs["output0"].shape == (1, 5)
+    done = graphwright("inspect", files / "model.gw", "--json")
+    assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout)
+    assert [row["name"] for row in data["certificate"]][-1] == "lower-integer"
+    assert "convolution" in graphwright("inspect", files / "model.pt2").stdout
+
+
+def test_rewrite_to_onnx_and_replay_of_a_plan(files):
+    pipeline = "canonicalize,quantize"
+    common = ["--calibration", files / "calib.npz"]
+    done = graphwright(
+        "rewrite", files / "model.onnx", "-p", pipeline, *common, "-o", files / "q.onnx", "--certificate", files / "c.json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads((files / "c.json").read_text())) == 2
+    done = graphwright("rewrite", files / "model.onnx", "--plan", files / "plan.json", *common)
+    assert done.returncode == 0, done.stderr
+    assert "gw.rescale" in done.stdout
+
+
+def test_dry_run_writes_nothing(files, tmp_path):
+    done = graphwright(
+        "optimize", files / "model.onnx", "--calibration", files / "calib.npz", "-o", tmp_path / "x.gw", "--dry-run"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "dry run" in done.stderr and "quantize" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_passes_lists_options_and_effects():
+    done = graphwright("passes", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = {row["name"]: row for row in json.loads(done.stdout)}
+    assert rows["fold-batch-norm"]["effect"] == "exact"
+    assert rows["quantize"]["effect"] == "lossy"
+    assert {"weight_bits", "activation_bits"} <= {o["name"] for o in rows["quantize"]["options"]}
+    assert all(row["summary"] for row in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["optimize", "resnet02", "-o", "x.gw"], "did you mean 'resnet20'"),
+        (["optimize", "{folder}/absent.onnx", "-o", "x.gw"], "no model file"),
+        (["optimize", "{folder}/model.onnx", "-o", "x.gw", "-p", "quantise"], "did you mean 'quantize'"),
+        (["optimize", "{folder}/model.onnx", "-o", "x.gw", "-p", "quantize{weight_bitz=8}"], "did you mean 'weight_bits'"),
+        (["optimize", "{folder}/model.onnx", "-o", "x.gw", "--target", "x68"], "did you mean 'x86'"),
+        (["optimize", "{folder}/model.onnx", "-o", "x.gw"], "needs calibration data"),
+        (
+            [
+                "optimize",
+                "{folder}/model.onnx",
+                "-o",
+                "{folder}/model.onnx",
+                "--overwrite",
+                "--calibration",
+                "{folder}/calib.npz",
+            ],
+            "model.onnx",
+        ),
+        (["optimize", "{folder}/model.onnx", "-o", "/nonexistent/x.gw"], "does not exist"),
+        (["optimize", "{folder}/model.onnx", "-o", "x.gw", "--calibration", "{folder}/model.onnx"], "cannot read samples"),
+        (["rewrite", "{folder}/model.onnx"], "exactly one"),
+        (["rewrite", "{folder}/model.onnx", "-p", "canonicalize", "--print-after", "quantice"], "did you mean 'quantize'"),
+        (["run", "{folder}/model.onnx", "--input", "{folder}/one.npy"], "ArtifactError"),
+        (["run", "{folder}/model.gw", "--input", "{folder}/calib.npz"], "shape"),
+        (["optimize", "{folder}/model.onnx", "-o", "x.gw", "--traget", "cpu"], "--target"),
+        (["bench", "resnet20", "--peers", "ortt"], "did you mean 'ort'"),
+    ],
+)
+def test_bad_input_is_one_clear_message(files, tmp_path, arguments, message):
+    done = graphwright(*[a.format(folder=files) for a in arguments], cwd=tmp_path)
+    assert done.returncode != 0
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_leaves_no_half_written_artifact(files, tmp_path):
+    command = [sys.executable, "-m", "graphwright.tools.cli", "optimize", str(files / "model.onnx")]
+    command += ["--calibration", str(files / "calib.npz"), "-o", str(tmp_path / "x.gw")]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # The settings are echoed once the imports are done and the real work begins.
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "pipeline" in line:
+            break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=120)
+    assert process.returncode == 130, rest
+    assert not list(tmp_path.iterdir())
