@@ -1,0 +1,122 @@
+"""A reference model together with its data and its metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import torch
+from torch import nn
+
+from ...ir.errors import DataError
+from .samples import Inputs, Samples
+
+Predict = Callable[[Inputs], torch.Tensor]
+
+
+class Metric(StrEnum):
+    """How outputs are scored; every metric is better when larger, and 1 at best."""
+
+    TOP1 = "top-1"
+    TOP1_AGREEMENT = "top-1 agreement"
+    SPEARMAN = "spearman"
+
+
+@dataclass(frozen=True)
+class ReferenceModel:
+    """A trained model in eval mode, one example input, its calibration and evaluation samples, and its metric.
+
+    Attributes:
+        example_inputs: one real evaluation sample, batch size 1.
+        metric: `top-1` compares with true labels, `top-1 agreement` with the float model's own classes, `spearman` is the
+            rank correlation of the cosine similarities of all pairs of evaluation samples with the float model's.
+    """
+
+    name: str
+    model: nn.Module
+    example_inputs: Inputs
+    metric: Metric
+    samples: Samples
+    _float_outputs: dict[int | None, torch.Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def metric_name(self) -> str:
+        return self.metric.value
+
+    def calibration(self, count: int = 512) -> list[Inputs]:
+        """`count` samples in batches of at most 32; none of them, nor their source, occurs in `evaluation`."""
+        return self.samples.calibration(count)
+
+    def evaluation(self, count: int | None = None) -> Iterable[tuple[Inputs, torch.Tensor | None]]:
+        """The first `count` evaluation samples (None: all) in batches of at most 32, with labels `(N,)` or None."""
+        return self.samples.evaluation(count)
+
+    def evaluate(self, predict: Predict, count: int | None = None) -> float:
+        """Score `predict`, which maps a batch of inputs to the outputs of the model, on the first `count` samples.
+
+        The float model's outputs, where the metric needs them, are computed once per `count` and kept.
+
+        Raises:
+            DataError: `predict` gives outputs of another shape than the model, or values that are not finite.
+        """
+        outputs: list[torch.Tensor] = []
+        labels: list[torch.Tensor] = []
+        for inputs, batch_labels in self.evaluation(count):
+            outputs.append(self._checked(predict(inputs), inputs))
+            if batch_labels is not None:
+                labels.append(batch_labels)
+        predicted = torch.cat(outputs)
+        if self.metric is Metric.TOP1:
+            return _share_equal(predicted.argmax(1), torch.cat(labels))
+        expected = self._float(count)
+        if self.metric is Metric.TOP1_AGREEMENT:
+            return _share_equal(predicted.argmax(1), expected.argmax(1))
+        return similarity_spearman(predicted, expected)
+
+    def _checked(self, output: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+        if output.ndim != 2 or len(output) != len(inputs[0]):
+            raise DataError(
+                f"predict returned shape {tuple(output.shape)} for {len(inputs[0])} samples of {self.name}, expected "
+                f"({len(inputs[0])}, outputs)"
+            )
+        if not torch.isfinite(output).all():
+            raise DataError(f"predict returned values that are not finite for {self.name}")
+        return output.detach().to("cpu", torch.float32)
+
+    def _float(self, count: int | None) -> torch.Tensor:
+        if count not in self._float_outputs:
+            with torch.no_grad():
+                self._float_outputs[count] = torch.cat([self.model(*inputs) for inputs, _ in self.evaluation(count)])
+        return self._float_outputs[count]
+
+
+def _share_equal(left: torch.Tensor, right: torch.Tensor) -> float:
+    return float((left == right).sum()) / len(right)
+
+
+def similarity_spearman(left: torch.Tensor, right: torch.Tensor) -> float:
+    """Spearman's rank correlation of the cosine similarities of all pairs of rows, `(N, D)` against `(N, E)`.
+
+    Raises:
+        DataError: fewer than three rows, or similarities that are all equal: no rank correlation exists.
+    """
+    if len(right) < 3:
+        raise DataError(f"a rank correlation of pairwise similarities needs 3 samples or more, got {len(right)}")
+    similarities = []
+    for rows in (left, right):
+        unit = torch.nn.functional.normalize(rows.double(), dim=1)
+        upper = torch.triu_indices(len(rows), len(rows), offset=1)
+        similarities.append((unit @ unit.T)[upper[0], upper[1]])
+    ranks = torch.stack([_average_ranks(values) for values in similarities])
+    correlation = float(torch.corrcoef(ranks)[0, 1])
+    if correlation != correlation:
+        raise DataError("all pairwise similarities are equal: their rank correlation does not exist")
+    return correlation
+
+
+def _average_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Ranks from 1, equal values sharing the mean of their ranks; `(N,)` float64."""
+    _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    return (last - (counts.double() - 1.0) / 2.0)[inverse]
