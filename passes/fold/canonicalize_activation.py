@@ -59,7 +59,6 @@ def clamp_of(program: Program, node: object) -> Clamp | None:
     """The clamp a node stands for, whatever it is spelled as; None for anything else."""
     if not is_call(node, *CLAMPS) or not is_float(node):
         return None
-    assert isinstance(node, fx.Node)
     two_sided = node.target not in (aten.maximum.default, aten.minimum.default)
     found = _bounds(program, node) if two_sided else _extremum(program, node)
     if found is None or not is_tensor(found.x) or not same_type(found.x, node):

@@ -56,7 +56,6 @@ def zero_padding(node: object) -> list[tuple[int, int]] | None:
     """(low, high) of each padded dimension, the last dimension first; None where the node is no zero pad."""
     if not is_call(node, aten.constant_pad_nd.default, aten.pad.default):
         return None
-    assert isinstance(node, fx.Node)
     sizes: list[int] = list(node.args[1])  # type: ignore[arg-type]
     constant = node.target is aten.constant_pad_nd.default or argument(node, 2, "mode", "constant") == "constant"
     value = argument(node, 2 if node.target is aten.constant_pad_nd.default else 3, "value", 0)

@@ -62,7 +62,6 @@ def layer_of(program: Program, node: object) -> Layer | None:
     """The layer at a node; None where it is no layer, or where its parameters are not constants."""
     if not is_call(node, aten.convolution.default, aten.linear.default):
         return None
-    assert isinstance(node, fx.Node)
     weight, bias_node = program.parameter(node.args[1]), argument(node, 2, "bias")
     bias = program.parameter(bias_node)
     if weight is None or not weight.is_floating_point() or (bias_node is not None and bias is None):

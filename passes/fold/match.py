@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import fx
@@ -32,7 +32,7 @@ MOVEMENT = (
 )
 
 
-def is_call(value: Any, *targets: Any) -> bool:
+def is_call(value: Any, *targets: Any) -> TypeGuard[fx.Node]:
     return isinstance(value, fx.Node) and value.op == "call_function" and value.target in targets
 
 
@@ -53,9 +53,9 @@ def same_dim(a: Any, b: Any) -> bool:
     """Equality of two dimensions that never guards on a symbolic one: unknown counts as different."""
     if isinstance(a, int) and isinstance(b, int):
         return a == b
-    if isinstance(a, torch.SymInt) and isinstance(b, torch.SymInt):
-        return a.node.expr == b.node.expr
-    return False
+    if isinstance(a, int) or isinstance(b, int):
+        return False
+    return a.node.expr == b.node.expr
 
 
 def same_shape(a: fx.Node, b: fx.Node) -> bool:

@@ -81,8 +81,8 @@ def _source(program: Program, node: fx.Node) -> fx.Node | None:
     """The input a call returns unchanged, or None."""
     if node.op != "call_function":
         return None
-    candidates = [c for c in (_identity(program, node),) if is_tensor(c)]
-    return next((c for c in candidates if same_type(c, node)), None)
+    source = _identity(program, node)
+    return source if source is not None and is_tensor(source) and same_type(source, node) else None
 
 
 def _identity(program: Program, node: fx.Node) -> fx.Node | None:

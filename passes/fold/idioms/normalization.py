@@ -64,7 +64,6 @@ def _mean_dims(node: object, x: object) -> list[int] | None:
     """The dimensions over which node is mean(x, dims, keepdim=True)."""
     if not is_call(node, aten.mean.dim):
         return None
-    assert isinstance(node, fx.Node)
     if node.args[0] is not x or not argument(node, 2, "keepdim", False) or node.kwargs.get("dtype") is not None:
         return None
     dims = argument(node, 1, "dim")

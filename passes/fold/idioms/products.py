@@ -37,7 +37,6 @@ def plus(program: Program, node: object, number: float) -> fx.Node | None:
     """x where node is x + number and nothing else reads the sum."""
     if not is_call(node, aten.add.Tensor):
         return None
-    assert isinstance(node, fx.Node)
     if single_user(node) is None or argument(node, 2, "alpha", 1) != 1:
         return None
     a, b = operands(node)
