@@ -6,6 +6,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx
 
 from ...ir.program import Program
@@ -20,8 +21,8 @@ class EliminateCommonSubexpressions(Pass):
 
         %a = aten.relu(%x);  %b = aten.relu(%x);  %c = aten.add(%a, %b)   ->  %a = aten.relu(%x);  %c = aten.add(%a, %a)
 
-    Random ops stay apart. Two parameters merge only where they are the same tensor: equal values (two zero biases) may part
-    again in a later fine-tune.
+    Random ops stay apart. Two parameters merge only where they share memory (tied weights): equal values (two zero biases)
+    may part again in a later fine-tune.
 
     Source: Cocke, "Global common subexpression elimination", 1970; local value numbering on a straight-line program.
     """
@@ -46,10 +47,16 @@ class EliminateCommonSubexpressions(Pass):
 
 def _key(program: Program, node: fx.Node) -> Hashable | None:
     if node.op == "get_attr":
-        return ("get_attr", id(program.parameter(node)))
+        return _memory(program.parameter(node))  # type: ignore[arg-type]
     if not is_pure(node):
         return None
     return (node.target, _hashable(node.args), _hashable(tuple(sorted(node.kwargs.items()))))
+
+
+def _memory(value: torch.Tensor) -> Hashable:
+    """Where a tensor lives: tied weights have two names and one memory. An empty tensor has no address of its own."""
+    where = value.data_ptr() if value.numel() else id(value)
+    return ("get_attr", where, tuple(value.shape), value.stride(), value.dtype, value.device)
 
 
 def _hashable(value: Any) -> Hashable:

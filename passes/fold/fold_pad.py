@@ -32,7 +32,8 @@ class FoldPad(Pass):
         folded = 0
         for node in list(program.nodes):
             if is_call(node, aten.convolution.default) and not node.args[6]:
-                folded += _fold(node)
+                while _fold(node):  # a pad may read a pad
+                    folded += 1
         program.sweep()
         return PassResult(program, folded > 0, {"folded": folded})
 

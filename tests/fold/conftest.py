@@ -11,6 +11,7 @@ from graphwright.passes.base import PassContext
 from graphwright.passes.manager import CertificateRow, PassManager
 from graphwright.passes.pipeline import parse
 from hypothesis import settings
+from hypothesis import strategies as st
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -28,7 +29,7 @@ class Build:
         self.inputs = []
         for index, shape in enumerate(shapes):
             node = graph.placeholder(f"x{index}")
-            node.meta["val"] = mode.from_tensor(torch.empty(shape))
+            node.meta["val"] = mode.from_tensor(torch.empty(shape), static_shapes=True)
             self.inputs.append(node)
         self.end = graph.output([])
         self.program = Program(fx.GraphModule(torch.nn.Module(), graph), Stage.CAPTURED, "test")
@@ -46,7 +47,9 @@ class Build:
     def random(self, *shape: int, name: str = "p") -> fx.Node:
         return self.parameter(torch.randn(shape), name)
 
-    def conv(self, x, weight, bias=None, stride=1, padding=0, dilation=1, transposed=False, output_padding=0, groups=1) -> fx.Node:
+    def conv(
+        self, x, weight, bias=None, stride=1, padding=0, dilation=1, transposed=False, output_padding=0, groups=1
+    ) -> fx.Node:
         """`weight` and `bias` are nodes, or shapes of random parameters."""
         weight = weight if isinstance(weight, fx.Node) else self.random(*weight, name="conv_weight")
         bias = self.random(bias, name="conv_bias") if isinstance(bias, int) else bias
@@ -69,6 +72,34 @@ class Build:
         self.end.args = (list(outputs),)
         self.program.sweep()
         return self.program
+
+
+@st.composite
+def _convolutions(draw, padded: bool = True):
+    """Arguments of a random one- to three-dimensional convolution that fits its input, plain or transposed."""
+    rank = draw(st.sampled_from([1, 2, 2, 3]))
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    inputs, outputs = (groups * draw(st.integers(1, 3)) for _ in range(2))
+    transposed = draw(st.booleans())
+
+    def per_dim(low, high):
+        return [draw(st.integers(low, high)) for _ in range(rank)]
+
+    kernel, stride, dilation = per_dim(1, 3), per_dim(1, 3), per_dim(1, 2)
+    padding = [min(p, k - 1) for p, k in zip(per_dim(0, 2 if padded else 0), kernel, strict=True)]
+    size = [d * (k - 1) + 1 + extra for d, k, extra in zip(dilation, kernel, per_dim(0, 4), strict=True)]
+    weight = (inputs, outputs // groups, *kernel) if transposed else (outputs, inputs // groups, *kernel)
+    output_padding = [draw(st.integers(0, max(s, d) - 1)) if transposed else 0 for s, d in zip(stride, dilation, strict=True)]
+    options = {
+        "bias": outputs if draw(st.booleans()) else None,
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+        "transposed": transposed,
+        "output_padding": output_padding,
+        "groups": groups,
+    }
+    return (draw(st.integers(1, 2)), inputs, *size), weight, outputs, options
 
 
 def _rewrite(program: Program, text: str, probes: tuple = ()) -> tuple[Program, CertificateRow]:
@@ -101,6 +132,12 @@ def rewrite():
 @pytest.fixture(scope="session")
 def ops():
     return _ops
+
+
+@pytest.fixture(scope="session")
+def convolutions():
+    """Strategy of (input shape, weight shape, output channels, options of Build.conv)."""
+    return _convolutions
 
 
 @pytest.fixture(autouse=True)

@@ -13,37 +13,9 @@ from hypothesis import strategies as st
 aten = torch.ops.aten
 
 
-@st.composite
-def convolutions(draw, padded: bool = True):
-    """Arguments of a random one- to three-dimensional convolution that fits its input, plain or transposed."""
-    rank = draw(st.sampled_from([1, 2, 2, 3]))
-    groups = draw(st.sampled_from([1, 1, 2, 3]))
-    inputs, outputs = (groups * draw(st.integers(1, 3)) for _ in range(2))
-    transposed = draw(st.booleans())
-
-    def per_dim(low, high):
-        return [draw(st.integers(low, high)) for _ in range(rank)]
-
-    kernel, stride, dilation = per_dim(1, 3), per_dim(1, 3), per_dim(1, 2)
-    padding = [min(p, k - 1) for p, k in zip(per_dim(0, 2 if padded else 0), kernel, strict=True)]
-    size = [d * (k - 1) + 1 + extra for d, k, extra in zip(dilation, kernel, per_dim(0, 4), strict=True)]
-    weight = (inputs, outputs // groups, *kernel) if transposed else (outputs, inputs // groups, *kernel)
-    output_padding = [draw(st.integers(0, max(s, d) - 1)) if transposed else 0 for s, d in zip(stride, dilation, strict=True)]
-    options = {
-        "bias": outputs if draw(st.booleans()) else None,
-        "stride": stride,
-        "padding": padding,
-        "dilation": dilation,
-        "transposed": transposed,
-        "output_padding": output_padding,
-        "groups": groups,
-    }
-    return (draw(st.integers(1, 2)), inputs, *size), weight, outputs, options
-
-
-@given(convolutions(), st.booleans())
-def test_folds_after_any_convolution(build, rewrite, ops, conv, affine):
-    shape, weight, outputs, options = conv
+@given(st.data(), st.booleans())
+def test_folds_after_any_convolution(build, rewrite, ops, convolutions, data, affine):
+    shape, weight, outputs, options = data.draw(convolutions())
     b = build(shape)
     program = b.returns(b.batch_norm(b.conv(b.x, weight, **options), outputs, affine))
     after, row = rewrite(program, "fold-batch-norm")
@@ -52,9 +24,9 @@ def test_folds_after_any_convolution(build, rewrite, ops, conv, affine):
     assert ops(after) == {"convolution": 1}
 
 
-@given(convolutions(padded=False), st.booleans())
-def test_folds_before_an_unpadded_convolution(build, rewrite, ops, conv, shift):
-    shape, weight, _, options = conv
+@given(st.data(), st.booleans())
+def test_folds_before_an_unpadded_convolution(build, rewrite, ops, convolutions, data, shift):
+    shape, weight, _, options = data.draw(convolutions(padded=False))
     b = build(shape)
     program = b.returns(b.conv(b.batch_norm(b.x, shape[1], shift=shift), weight, **options))
     after, row = rewrite(program, "fold-batch-norm")
@@ -63,9 +35,9 @@ def test_folds_before_an_unpadded_convolution(build, rewrite, ops, conv, shift):
     assert ops(after) == ({"convolution": 1} if fits else {"convolution": 1, "mul": 1, "add": 1})
 
 
-@given(convolutions())
-def test_before_padding_only_without_shift(build, rewrite, conv):
-    shape, weight, _, options = conv
+@given(st.data())
+def test_before_padding_only_without_shift(build, rewrite, convolutions, data):
+    shape, weight, _, options = data.draw(convolutions())
     for shift in (False, True):
         b = build(shape)
         program = b.returns(b.conv(b.batch_norm(b.x, shape[1], shift=shift), weight, **options))

@@ -49,7 +49,7 @@ def plus(program: Program, node: object, number: float) -> fx.Node | None:
 def merge_scalar_product(program: Program, node: fx.Node) -> fx.Node | None:
     """(x * a) / b -> x * (a / b)"""
     number, found = factors(program, node)
-    if len(found) != 1 or not same_type(found[0], node) or found[0] in node.all_input_nodes:
+    if len(found) != 1 or found[0] is node or found[0] in node.all_input_nodes or not same_type(found[0], node):
         return None
     return program.insert(aten.mul.Tensor, (found[0], number), node)
 
