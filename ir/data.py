@@ -83,8 +83,13 @@ def _split(specs: Sequence[TensorSpec], inputs: Sample, index: int) -> list[Samp
     return list(zip(*(value.split(batch) for value in inputs), strict=True))
 
 
-def random_sample(specs: Sequence[TensorSpec], generator: torch.Generator) -> Sample | None:
-    """One random input tuple (standard normal), or None where an input is not float: token ids have no random meaning."""
+def random_sample(specs: Sequence[TensorSpec], generator: torch.Generator, dynamic: int = 1) -> Sample | None:
+    """One random input tuple (standard normal), or None where an input is not float: token ids have no random meaning.
+
+    Symbolic dimensions are `dynamic`.
+    """
     if not all(spec.dtype.is_floating_point for spec in specs):
         return None
-    return tuple(torch.randn([d or 1 for d in spec.shape], generator=generator, dtype=spec.dtype) for spec in specs)
+    return tuple(
+        torch.randn([dynamic if d is None else d for d in spec.shape], generator=generator, dtype=spec.dtype) for spec in specs
+    )

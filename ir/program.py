@@ -239,7 +239,7 @@ def register_tensor(module: torch.nn.Module, name: str, value: torch.Tensor) -> 
     if isinstance(value, torch.nn.Parameter):
         module.register_parameter(name, value)
     else:
-        module.register_buffer(name, value.detach())
+        module.register_buffer(name, value.detach() if value.requires_grad else value)
 
 
 def unique_attribute(module: torch.nn.Module, name: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from .dialect import gw
 from .errors import VerificationError
 from .program import Program, Stage, origin_of
 
@@ -81,13 +82,13 @@ def float_only(program: Program) -> Iterator[tuple[fx.Node, str]]:
 
 def fake_quantize_only(program: Program) -> Iterator[tuple[fx.Node, str]]:
     for node in program.nodes:
-        if is_gw(node) and node.target is not torch.ops.gw.fake_quantize.default:
+        if is_gw(node) and node.target is not gw.fake_quantize.default:
             yield node, f"'{node.target}' belongs to the integer stage"
 
 
 def no_fake_quantize(program: Program) -> Iterator[tuple[fx.Node, str]]:
     for node in program.nodes:
-        if node.target is torch.ops.gw.fake_quantize.default:
+        if node.target is gw.fake_quantize.default:
             yield node, "fake quantization left behind in the integer stage (lower-integer)"
 
 

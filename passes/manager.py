@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from ..ir.data import Sample, random_sample
-from ..ir.errors import PassContractError, PassError, VerificationError
+from ..ir.errors import GraphwrightError, PassContractError, PassError, VerificationError
 from ..ir.printer import print_program
 from ..ir.program import Program, Stage
 from ..ir.verify import verify
@@ -56,7 +57,8 @@ class CertificateRow:
     stats: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain JSON values; an infinite difference (outputs that were all zero and no longer are) becomes null."""
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
 
 
 class Instrument:
@@ -128,6 +130,7 @@ class PassManager:
         history = ",".join(row.text for row in done) or "(none)"
         where = f"pass {index} '{pass_text(instance)}' (after {history})"
         start = time.perf_counter()
+        contents = _checksums(before)
         try:
             instance.requires(before, context)
             result = instance.run(before.clone(), context)
@@ -140,9 +143,14 @@ class PassManager:
             raise PassContractError(f"{where} left an invalid program: {error}") from error
         except PassError as error:
             raise type(error)(f"{where}: {error}") from error
+        except GraphwrightError:
+            raise
+        except Exception as error:
+            raise PassError(f"{where} crashed: {type(error).__name__}: {error}") from error
         after = result.program
+        _check_untouched(where, before, contents)
         _check_interface(where, before, after)
-        _check_modified(where, instance, result.modified, before, after)
+        _check_modified(where, result.modified, before, after)
         actual = [after(*probe) for probe in probes] if result.modified else expected
         difference = compare(expected, actual)
         _check_effect(where, instance, difference, after, history)
@@ -160,7 +168,8 @@ def select_probes(program: Program, context: PassContext) -> list[Sample]:
     if context.calibration is not None:
         probes.extend(context.calibration.samples[:2])
     generator = torch.Generator().manual_seed(context.seed)
-    random = [random_sample(program.input_specs, generator) for _ in range(2)]
+    # A symbolic batch is tried at two sizes: a pass that fixed it shows at the second.
+    random = [random_sample(program.input_specs, generator, dynamic) for dynamic in (1, 3)]
     return probes + [sample for sample in random if sample is not None]
 
 
@@ -175,7 +184,7 @@ def compare(before: Sequence[Sequence[torch.Tensor]], after: Sequence[Sequence[t
             if bool(same.all()):
                 signal += float(e.nan_to_num().square().sum())
                 continue
-            gap = torch.where(same, 0.0, (a - e).abs()).nan_to_num(nan=math.inf)
+            gap = torch.where(same, 0.0, (a - e).abs()).nan_to_num(nan=math.inf, posinf=math.inf)
             if first is None:
                 at = int((~same).nonzero()[0])
                 first = (output, at, float(e[at]), float(a[at]))
@@ -203,8 +212,31 @@ def _check_interface(where: str, before: Program, after: Program) -> None:
             )
 
 
-def _check_modified(where: str, instance: Pass, modified: bool, before: Program, after: Program) -> None:
+def _checksums(program: Program) -> dict[str, int]:
+    """A checksum of every parameter's bytes. A version counter would be cheaper, but writes through `.data` pass it by."""
+    return {name: zlib.crc32(_bytes(value)) for name, value in program.parameters().items()}
+
+
+def _bytes(value: torch.Tensor) -> Any:
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def _check_untouched(where: str, before: Program, contents: dict[str, int]) -> None:
+    for name, checksum in _checksums(before).items():
+        if checksum != contents[name]:
+            raise PassContractError(
+                f"{where} wrote into parameter '{name}', which the program before the pass and the model it came from share; "
+                "make a new tensor and give it to Program.replace_parameter"
+            )
+
+
+def _check_modified(where: str, modified: bool, before: Program, after: Program) -> None:
     changed = before.stage != after.stage or _differs(before, after)
+    if changed and not modified:
+        # The sweep after every pass may have dropped dead nodes that were there before; they are not the pass's doing.
+        before = before.clone()
+        before.sweep()
+        changed = before.stage != after.stage or _differs(before, after)
     if changed and not modified:
         raise PassContractError(
             f"{where} says modified=False but changed the program; return modified=True where an edit was made"
@@ -223,16 +255,18 @@ def _differs(before: Program, after: Program) -> bool:
 
 def _check_effect(where: str, instance: Pass, difference: Difference, after: Program, history: str) -> None:
     effect = instance.effect
-    if effect.kind == "lossy" or difference.first is None:
+    if difference.first is None or (effect.kind == "lossy" and difference.max_abs < math.inf):
         return
     exact_bits = effect.kind == "exact" and after.stage is Stage.INTEGER
-    limit = 0.0 if exact_bits else EXACT_TOLERANCE if effect.kind == "exact" else float(effect.tolerance or 0.0)
-    if difference.relative <= limit:
+    limit = 0.0 if exact_bits else EXACT_TOLERANCE if effect.kind == "exact" else effect.tolerance
+    # A lossy pass may change values, but never make one infinite or NaN.
+    if limit is not None and difference.relative <= limit:
         return
+    bound = "no NaN or infinity may appear" if limit is None else f"limit {limit:g}"
     output, at, old, new = difference.first
     prefix = pass_text(instance) if history == "(none)" else f"{history},{pass_text(instance)}"
     raise PassContractError(
         f"{where} declares itself {effect} but moved the outputs by {difference.relative:.3g} of their largest magnitude "
-        f"(limit {limit:g}); first differing value: output {output}, element {at}: {old:.9g} became {new:.9g}\n"
+        f"({bound}); first differing value: output {output}, element {at}: {old:.9g} became {new:.9g}\n"
         f"reproduce: graphwright rewrite MODEL -p '{prefix}'"
     )
