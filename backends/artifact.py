@@ -21,6 +21,7 @@ from .base import Compiled
 from .container import MANIFEST, pack, unpack
 from .host import required_flags
 from .manifest import FORMAT, Manifest, MemberEntry, TargetEntry, TensorEntry
+from .target import LEVELS
 
 CERTIFICATE, PLAN, KERNELS = "certificate.json", "plan.json", "kernels.json"
 
@@ -59,6 +60,7 @@ class Artifact:
         names = [str(c.target) for c in compiled]
         if not names or len(set(names)) != len(names):
             raise ArtifactError(f"an artifact needs at least one target and each only once, not [{', '.join(names)}]")
+        compiled = sorted(compiled, key=lambda c: LEVELS[c.target.arch].index(c.target.level))
         members: dict[str, bytes] = {_library_name(c): bytes(c.library) for c in compiled}
         members[CERTIFICATE] = _json([_plain(row) for row in certificate])
         members[KERNELS] = _json({str(c.target): [_plain(k) for k in c.kernels] for c in compiled})

@@ -14,7 +14,6 @@ from ..ir.program import TensorSpec
 from .artifact import Artifact
 from .host import host_arch, host_flags
 from .manifest import Manifest, TargetEntry
-from .target import LEVELS
 
 
 class LoadedModel:
@@ -91,12 +90,10 @@ def load(path: str | Path, threads: int | None = None) -> LoadedModel:
 def choose(manifest: Manifest, source: str) -> TargetEntry:
     """The best library this CPU can run. Raises ArtifactError naming what each library needs and this CPU lacks."""
     arch, flags = host_arch(), host_flags()
-    order = LEVELS[arch]
-    runnable = [t for t in manifest.targets if t.arch == arch and flags.issuperset(t.requires)]
-    if runnable:
-        return min(runnable, key=lambda t: order.index(t.level) if t.level in order else len(order))
     reasons = []
-    for target in manifest.targets:
+    for target in manifest.targets:  # best first
+        if target.arch == arch and flags.issuperset(target.requires):
+            return target
         missing = sorted(set(target.requires) - flags)
         lack = f"lacks {', '.join(missing)}" if target.arch == arch else f"is {arch}"
         reasons.append(f"{target} needs {', '.join(target.requires) or target.arch}; this CPU {lack}")

@@ -67,6 +67,7 @@ class Manifest(_Strict):
     recipe: str
     inputs: list[TensorEntry]
     outputs: list[TensorEntry]
+    #: Best first: a machine takes the first library that it can run.
     targets: list[TargetEntry]
     members: dict[str, MemberEntry]
 
