@@ -158,6 +158,16 @@ Array::Array(const DType* dtype, std::vector<int64_t> shape) : dtype_(dtype), sh
   if (!data_) throw Failure(Exit::kInput, "out of memory for an array of " + Describe(dtype->name, shape_));
 }
 
+Array Array::Row(int64_t index) const {
+  Array row(dtype_, {shape_.begin() + 1, shape_.end()});
+  std::memcpy(row.data(), static_cast<const char*>(data()) + static_cast<size_t>(index) * row.bytes(), row.bytes());
+  return row;
+}
+
+void Array::SetRow(int64_t index, const Array& row) {
+  std::memcpy(static_cast<char*>(data()) + static_cast<size_t>(index) * row.bytes(), row.data(), row.bytes());
+}
+
 Array ParseNpy(std::string_view file, const std::string& path) {
   const auto fail = [&path](const std::string& what) { throw Failure(Exit::kInput, "'" + path + "' " + what); };
   if (file.size() < 10 || file.substr(0, 6) != "\x93NUMPY") fail("is not a .npy file; write it with numpy.save");

@@ -34,6 +34,10 @@ class Array {
   size_t bytes() const { return bytes_; }
   void* data() const { return data_.get(); }
 
+  // A copy of element `index` along the first dimension, and its inverse. The array has at least one dimension.
+  Array Row(int64_t index) const;
+  void SetRow(int64_t index, const Array& row);
+
  private:
   struct Free {
     void operator()(void* memory) const;

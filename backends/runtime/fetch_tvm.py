@@ -22,9 +22,6 @@ PACKAGES = (
     ("tvm", "apache-tvm", "libtvm_runtime.so", ()),
     ("tvm_ffi", "apache-tvm-ffi", "libtvm_ffi.so", ("--python-version", "3.11")),
 )
-    ("tvm", "apache-tvm", "libtvm_runtime.so", ()),
-    ("tvm_ffi", "apache-tvm-ffi", "libtvm_ffi.so", ("--python-version", "3.11")),
-)
 
 
 def installed(module: str) -> Path:

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -23,6 +25,7 @@ constexpr const char* kUsage =
 
   --input FILE    one .npy file for each input of the model, in order
   --output FILE   where the result goes; a model with several outputs writes FILE.0.npy, FILE.1.npy, ...
+  --each-sample   every input holds many samples, stacked along a new first dimension: run one by one, stack the results
   --repeat N      run N times and print the median and minimum latency (default 1, not printed)
   --warmup W      runs before those, not counted (default 10 with --repeat, else 0)
   --threads N     worker threads (default: every core this process may use)
@@ -37,7 +40,7 @@ struct Options {
   std::vector<std::string> inputs;
   int repeat = 0, threads = 0;
   std::optional<int> warmup;
-  bool info = false, help = false;
+  bool info = false, help = false, each_sample = false;
 };
 
 [[noreturn]] void BadUsage(const std::string& reason) { throw Failure(Exit::kUsage, reason + "; see gw-run --help"); }
@@ -67,6 +70,8 @@ Options ParseOptions(const std::vector<std::string>& words) {
       options.warmup = Number(word, value(), 0);
     } else if (word == "--threads") {
       options.threads = Number(word, value(), 1);
+    } else if (word == "--each-sample") {
+      options.each_sample = true;
     } else if (word == "--info") {
       options.info = true;
     } else if (word == "--help" || word == "-h") {
@@ -82,6 +87,7 @@ Options ParseOptions(const std::vector<std::string>& words) {
   if (options.help) return options;
   if (options.model.empty()) BadUsage("no model given");
   if (!options.info && options.output.empty() && options.repeat == 0) BadUsage("nothing to do: give --output, --repeat or --info");
+  if (options.each_sample && options.repeat > 0) BadUsage("--repeat times one sample; leave --each-sample out");
   return options;
 }
 
@@ -106,7 +112,9 @@ void PrintInfo(const Artifact& artifact) {
   for (const Member& member : artifact.members) std::printf("%-8s %s: %zu bytes\n", "member", member.name.c_str(), member.data.size());
 }
 
-std::vector<Array> ReadInputs(const Artifact& artifact, const std::vector<std::string>& paths) {
+// The files of the inputs, checked against the manifest. With `each_sample` all have one more dimension, of one size, in front.
+std::vector<Array> ReadInputs(const Artifact& artifact, const Options& options) {
+  const std::vector<std::string>& paths = options.inputs;
   if (paths.size() != artifact.inputs.size()) {
     std::string wanted;
     for (const TensorSpec& spec : artifact.inputs) wanted += " " + spec.name + ": " + Describe(spec.dtype, spec.shape);
@@ -115,12 +123,13 @@ std::vector<Array> ReadInputs(const Artifact& artifact, const std::vector<std::s
   }
   std::vector<Array> arrays;
   for (size_t i = 0; i < paths.size(); ++i) {
-    const TensorSpec& spec = artifact.inputs[i];
     arrays.push_back(ParseNpy(ReadFile(paths[i], Exit::kInput), paths[i]));
     const Array& array = arrays.back();
+    TensorSpec spec = artifact.inputs[i];
+    if (options.each_sample) spec.shape.insert(spec.shape.begin(), i == 0 ? -1 : arrays[0].shape()[0]);
     bool fits = array.shape().size() == spec.shape.size() && spec.dtype == array.dtype()->name;
     for (size_t d = 0; fits && d < spec.shape.size(); ++d) fits = spec.shape[d] < 0 || spec.shape[d] == array.shape()[d];
-    if (!fits) {
+    if (!fits || (options.each_sample && array.shape()[0] == 0)) {
       throw Failure(Exit::kInput, "'" + paths[i] + "' is " + Describe(array.dtype()->name, array.shape()) + ", but input '" +
                                       spec.name + "' of " + artifact.name + " takes " + Describe(spec.dtype, spec.shape));
     }
@@ -139,44 +148,68 @@ std::vector<std::string> OutputPaths(const std::string& path, size_t count) {
   return paths;
 }
 
-void Measure(Model* model, const Options& options, int threads) {
+void Measure(Model* model, int repeat, int warmup, int threads) {
   using Clock = std::chrono::steady_clock;
-  const int warmup = options.warmup.value_or(10);
-  for (int i = 0; i < warmup; ++i) model->Run();
   std::vector<double> milliseconds;
-  for (int i = 0; i < options.repeat; ++i) {
+  for (int i = 0; i < repeat; ++i) {
     const auto start = Clock::now();
     model->Run();
     milliseconds.push_back(std::chrono::duration<double, std::milli>(Clock::now() - start).count());
   }
   std::sort(milliseconds.begin(), milliseconds.end());
-  const size_t middle = milliseconds.size() / 2;
-  const double median =
-      milliseconds.size() % 2 ? milliseconds[middle] : (milliseconds[middle - 1] + milliseconds[middle]) / 2;
-  std::printf("latency ms: median %.4f min %.4f (%d runs after %d, %d threads)\n", median, milliseconds.front(), options.repeat,
-              warmup, threads);
+  const double median = (milliseconds[(milliseconds.size() - 1) / 2] + milliseconds[milliseconds.size() / 2]) / 2;
+  std::printf("latency ms: median %.4f min %.4f (%d runs after %d, %d threads)\n", median, milliseconds.front(), repeat, warmup,
+              threads);
+}
+
+// Runs the samples stacked in `inputs` one by one and stacks their outputs.
+std::vector<Array> RunEach(Model* model, const std::vector<Array>& inputs) {
+  std::vector<Array> stacked;
+  const int64_t count = inputs[0].shape()[0];
+  for (int64_t index = 0; index < count; ++index) {
+    std::vector<Array> sample;
+    for (const Array& input : inputs) sample.push_back(input.Row(index));
+    model->SetInputs(sample);
+    model->Run();
+    const std::vector<Array> outputs = model->Outputs();
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      if (index == 0) {
+        std::vector<int64_t> shape = outputs[i].shape();
+        shape.insert(shape.begin(), count);
+        stacked.emplace_back(outputs[i].dtype(), std::move(shape));
+      }
+      stacked[i].SetRow(index, outputs[i]);
+    }
+  }
+  return stacked;
 }
 
 void RunModel(const Artifact& artifact, const Options& options) {
   const TargetEntry& target = Choose(artifact, HostArch(), HostFlags());
-  const std::vector<Array> inputs = ReadInputs(artifact, options.inputs);
+  const std::vector<Array> inputs = ReadInputs(artifact, options);
   const std::vector<std::string> paths = OutputPaths(options.output, artifact.outputs.size());
   for (const std::string& path : paths) CheckOutput(path);
   const int threads = options.threads ? options.threads : Model::AllowedCores();
   Model model(artifact.Data(target.library), threads);
-  model.SetInputs(inputs);
-  if (options.repeat > 0) {
-    Measure(&model, options, threads);
+  std::vector<Array> outputs;
+  if (options.each_sample && !inputs.empty()) {
+    outputs = RunEach(&model, inputs);
   } else {
-    for (int i = 0; i <= options.warmup.value_or(0); ++i) model.Run();
+    model.SetInputs(inputs);
+    const int warmup = options.warmup.value_or(options.repeat > 0 ? 10 : 0);
+    for (int i = 0; i < warmup; ++i) model.Run();
+    if (options.repeat > 0) {
+      Measure(&model, options.repeat, warmup, threads);
+    } else {
+      model.Run();
+    }
+    outputs = model.Outputs();
   }
-  if (paths.empty()) return;
-  const std::vector<Array> outputs = model.Outputs();
-  if (outputs.size() != paths.size()) {
+  if (outputs.size() != artifact.outputs.size()) {
     throw Failure(Exit::kArtifact, "the library returns " + std::to_string(outputs.size()) + " tensors, but its manifest lists " +
-                                       std::to_string(paths.size()) + "; build the artifact again");
+                                       std::to_string(artifact.outputs.size()) + "; build the artifact again");
   }
-  for (size_t i = 0; i < outputs.size(); ++i) {
+  for (size_t i = 0; i < paths.size(); ++i) {
     WriteFile(paths[i], FormatNpy(outputs[i]));
     const std::string kind = Describe(outputs[i].dtype()->name, outputs[i].shape());
     std::printf("%s: %s -> %s\n", artifact.outputs[i].name.c_str(), kind.c_str(), paths[i].c_str());
@@ -211,17 +244,20 @@ void Main(const std::vector<std::string>& words) {
 }  // namespace gw
 
 int main(int argc, char** argv) {
-  gw::Exit code = gw::Exit::kInternal;
+  gw::Exit code = gw::Exit::kOk;
   try {
     gw::Main(std::vector<std::string>(argv + 1, argv + argc));
-    if (std::fflush(stdout) == 0) return 0;
-    std::fputs("gw-run: error: cannot write to standard output\n", stderr);
-    return static_cast<int>(gw::Exit::kOutput);
   } catch (const gw::Failure& failure) {
     code = failure.code();
     std::fprintf(stderr, "gw-run: error: %s\n", failure.what());
   } catch (const std::exception& error) {
+    code = gw::Exit::kInternal;
     std::fprintf(stderr, "gw-run: internal error: %s\n", error.what());
   }
-  return static_cast<int>(code);
+  if (std::fflush(stdout) != 0 && code == gw::Exit::kOk) {
+    code = gw::Exit::kOutput;
+    std::fputs("gw-run: error: cannot write to standard output\n", stderr);
+  }
+  // Everything is written. A normal exit would join TVM's workers, which spin for 60 ms before they see that they should end.
+  std::_Exit(static_cast<int>(code));
 }

@@ -143,6 +143,10 @@ void TestNpy() {
     std::memset(small.data(), 1, small.bytes());
     Expect(ParseNpy(FormatNpy(small), "x").shape() == shape, ".npy shapes");
   }
+  const Array row = array.Row(1);
+  Expect(row.shape() == std::vector<int64_t>{3} && static_cast<float*>(row.data())[0] == 3, "a row of an array");
+  array.SetRow(0, row);
+  Expect(static_cast<float*>(array.data())[2] == 5, "setting a row");
   for (size_t size = 0; size < file.size(); ++size) {
     Expect(Fails(Exit::kInput, [&] { ParseNpy(std::string_view(file).substr(0, size), "x"); }), "truncated .npy");
   }
