@@ -42,7 +42,11 @@ class Entry:
 
 
 def pack(members: Mapping[str, bytes]) -> bytes:
-    """The container's bytes; the same members give the same bytes. `members` holds `manifest.json`."""
+    """The container's bytes; the same members give the same bytes. `members` holds `manifest.json`.
+
+    Raises:
+        ArtifactError: a member name the format does not allow, or too many members. OutputError: more than 4 GiB.
+    """
     total = sum(len(data) + 2 * len(name) + 128 for name, data in members.items())
     if total > SIZE_LIMIT:
         raise OutputError(f"the artifact would take {total} bytes; the format holds 4 GiB: put fewer targets into one file")
@@ -52,7 +56,11 @@ def pack(members: Mapping[str, bytes]) -> bytes:
             archive.writestr(zipfile.ZipInfo(name), members[name])
         archive.comment = SEAL_PREFIX + b"0" * 64
     data = buffer.getbuffer()
-    data[-64:] = _seal(data, _directory(data)).encode()
+    try:
+        entries = _directory(data)
+    except _Damage as error:
+        raise ArtifactError(f"cannot put these members into an artifact: {error}") from error
+    data[-64:] = _seal(data, entries).encode()
     return buffer.getvalue()
 
 

@@ -9,9 +9,8 @@ from graphwright.backends.artifact import Artifact
 from graphwright.backends.target import Target
 from graphwright.backends.tvm.backend import TVMBackend
 from graphwright.ir.capture import capture
+from graphwright.ir.dialect import gw
 from graphwright.ir.program import Program, Stage
-
-gw = torch.ops.gw
 
 
 class Integers(torch.nn.Module):
@@ -30,6 +29,7 @@ class Integers(torch.nn.Module):
         self.register_buffer("w2", integers(-127, 128, 8, 8, 1, 1))
         self.register_buffer("m2", integers(1 << 20, 1 << 21, 8, dtype=torch.int32))
         self.register_buffer("h2", integers(29, 31, 8, dtype=torch.int32))
+        self.register_buffer("s_pool", torch.full((1,), 1 / 64))
         self.register_buffer("w3", integers(-127, 128, 5, 8))
         self.register_buffer("b3", integers(-500, 500, 5, dtype=torch.int32))
         self.register_buffer("s3", torch.rand(1, generator=generator) * 1e-2)
@@ -41,7 +41,7 @@ class Integers(torch.nn.Module):
         b = gw.convolution(a, self.w2, None, [1, 1], [0, 0], [1, 1], 1, 3)
         b = gw.rescale_dyadic(b, self.m2, self.h2, 120, 0, 255, torch.uint8, 1)
         c = gw.add(a, b, 300000, 400000, 20, 3, 120, 10, 0, 255, torch.uint8)
-        pooled = gw.rescale(gw.sum(c, [2, 3], False, 10), torch.full((1,), 1 / 64), 10, 0, 255, torch.uint8, 1)
+        pooled = gw.rescale(gw.sum(c, [2, 3], False, 10), self.s_pool, 10, 0, 255, torch.uint8, 1)
         return gw.scale(gw.linear(pooled, self.w3, self.b3, 10), self.s3, 1), c
 
 
