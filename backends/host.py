@@ -8,13 +8,33 @@ import platform
 from pathlib import Path
 
 from ..ir.errors import TargetError
+from .target import Target
 
-#: CPU flags (as the Linux kernel names them) that each x86 level needs.
+#: CPU flags (as the Linux kernel names them) that each x86 level needs: what a compiler may use when it is told the oldest
+#: processor of the level (Cascade Lake, Skylake-X, Haswell).
 X86_FLAGS: dict[str, frozenset[str]] = {
-    "avx512-vnni": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}),
-    "avx512": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq"}),
-    "avx2": frozenset({"avx2", "fma"}),
+    "avx512-vnni": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512cd", "avx512_vnni"}),
+    "avx512": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512cd"}),
+    "avx2": frozenset({"avx2", "fma", "f16c", "bmi1", "bmi2", "abm", "movbe"}),
 }
+
+#: The same for ARM cores: what a compiler may use when it is told the core.
+ARM64_FLAGS: dict[str, frozenset[str]] = {
+    "cortex-a76": frozenset({"fp", "asimd", "crc32", "atomics", "asimdrdm", "fphp", "asimdhp", "lrcpc", "asimddp"}),
+    "cortex-a72": frozenset({"fp", "asimd", "crc32"}),
+    "cortex-a53": frozenset({"fp", "asimd", "crc32"}),
+    "generic": frozenset({"fp", "asimd"}),
+}
+
+
+def required_flags(target: Target) -> frozenset[str]:
+    """The CPU flags that code for `target` may use. An x86 level includes every level below it."""
+    if target.arch == "x86":
+        levels = list(X86_FLAGS)
+        return frozenset().union(*(X86_FLAGS[level] for level in levels[levels.index(target.level) :]))
+    if target.arch == "arm64":
+        return ARM64_FLAGS[target.level]
+    raise TargetError(f"target '{target}' has no compiled library; no CPU is needed for it")
 
 
 def host_arch() -> str:

@@ -212,10 +212,11 @@ def inspect(
         from ..backends.artifact import Artifact
 
         artifact = Artifact.load(path)
+        manifest = artifact.manifest.model_dump()
         if as_json:
-            typer.echo(json.dumps({"manifest": artifact.manifest, "certificate": artifact.certificate}, indent=2))
+            typer.echo(json.dumps({"manifest": manifest, "certificate": artifact.certificate}, indent=2))
             return
-        out.print_json(json.dumps(artifact.manifest))
+        out.print_json(json.dumps(manifest))
         table = Table("pass", "effect", "max |diff|", "stage", title="certificate")
         for row in artifact.certificate:
             table.add_row(row["text"], row["effect"], f"{row['max_abs']:.3g}", row["stage"])

@@ -1,0 +1,118 @@
+"""`graphwright.load(path)`: a `model.gw` as a Python function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+
+from ..ir.errors import ArtifactError, DataError
+from ..ir.program import TensorSpec
+from .artifact import Artifact
+from .host import host_arch, host_flags
+from .manifest import Manifest, TargetEntry
+
+
+class LoadedModel:
+    """A compiled model. Called with torch tensors it returns torch tensors, with numpy arrays numpy arrays.
+
+    Attributes:
+        manifest: what the artifact says about itself.
+        target: the library that was chosen, the best one this CPU can run.
+    """
+
+    def __init__(self, manifest: Manifest, target: TargetEntry, library: bytes, threads: int | None) -> None:
+        from .tvm.executor import load_bytes  # loads TVM's runtime; only where a model runs
+
+        self.manifest = manifest
+        self.target = target
+        self.input_specs = [entry.spec() for entry in manifest.inputs]
+        self.output_specs = [entry.spec() for entry in manifest.outputs]
+        self._run = load_bytes(library, threads)
+
+    @overload
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]: ...
+    @overload
+    def __call__(self, *inputs: np.ndarray) -> np.ndarray | tuple[np.ndarray, ...]: ...
+    def __call__(self, *inputs):
+        """Runs the model: one tensor for each input, in order; one tensor back, or a tuple where there are several outputs.
+
+        Raises:
+            DataError: a wrong number of inputs, or an input of the wrong kind, shape or dtype.
+        """
+        if inputs and all(isinstance(x, np.ndarray) for x in inputs):
+            return _single(self._run(*self._checked(inputs)))
+        if all(isinstance(x, torch.Tensor) for x in inputs):
+            arrays = [_as_numpy(self.manifest.name, x) for x in inputs]
+            return _single(tuple(torch.from_numpy(x) for x in self._run(*self._checked(arrays))))
+        kinds = ", ".join(type(x).__name__ for x in inputs)
+        raise DataError(f"{self.manifest.name} takes torch tensors or numpy arrays, all of one kind, not {kinds}")
+
+    def _checked(self, arrays: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        name, specs = self.manifest.name, self.input_specs
+        if len(arrays) != len(specs):
+            raise DataError(f"{name} takes {len(specs)} inputs, not {len(arrays)}: {', '.join(map(str, specs))}")
+        for spec, array in zip(specs, arrays, strict=True):
+            if array.ndim != len(spec.shape) or any(e not in (None, d) for e, d in zip(spec.shape, array.shape, strict=True)):
+                raise DataError(f"input '{spec.name}' of {name} has shape {array.shape}, but the model takes {spec}")
+            if array.dtype.newbyteorder("=") != np.dtype(_dtype_name(spec)):
+                raise DataError(f"input '{spec.name}' of {name} is {array.dtype}, but the model takes {spec}; convert it")
+        return arrays
+
+    def __repr__(self) -> str:
+        inputs, outputs = (", ".join(map(str, specs)) for specs in (self.input_specs, self.output_specs))
+        return f"LoadedModel({self.manifest.name} for {self.target}: {inputs} -> {outputs})"
+
+
+def load(path: str | Path, threads: int | None = None) -> LoadedModel:
+    """Loads an artifact for this machine.
+
+    Args:
+        path: a `model.gw`.
+        threads: worker threads, shared by all models of the process; by default TVM_NUM_THREADS, else every core it may use.
+
+    Raises:
+        ArtifactError: missing, damaged, of another version, or built for another CPU.
+        OptionError: a thread count this process cannot have.
+    """
+    artifact = Artifact.load(path)
+    target = choose(artifact.manifest, str(path))
+    try:
+        return LoadedModel(artifact.manifest, target, artifact.members[target.library], threads)
+    except ArtifactError as error:
+        built = artifact.manifest.versions.get("tvm", "unknown")
+        raise ArtifactError(f"'{path}' does not load ({error}); it was built with TVM {built}: install that version") from error
+
+
+def choose(manifest: Manifest, source: str) -> TargetEntry:
+    """The best library this CPU can run. Raises ArtifactError naming what each library needs and this CPU lacks."""
+    arch, flags = host_arch(), host_flags()
+    reasons = []
+    for target in manifest.targets:  # best first
+        if target.arch == arch and flags.issuperset(target.requires):
+            return target
+        missing = sorted(set(target.requires) - flags)
+        lack = f"lacks {', '.join(missing)}" if target.arch == arch else f"is {arch}"
+        reasons.append(f"{target} needs {', '.join(target.requires) or target.arch}; this CPU {lack}")
+    raise ArtifactError(f"'{source}' is built for another CPU: {'; '.join(reasons)}. Build it for target '{arch}'")
+
+
+def _as_numpy(model: str, tensor: torch.Tensor) -> np.ndarray:
+    """Shares the tensor's memory; the copy a strided one needs is made on the way to TVM."""
+    if tensor.device.type != "cpu":
+        raise DataError(f"an input of {model} is on {tensor.device}; move it to the CPU")
+    try:
+        return tensor.detach().resolve_conj().resolve_neg().numpy()
+    except TypeError as error:
+        raise DataError(f"an input of {model} is {tensor.dtype}, which no artifact takes; convert it") from error
+
+
+def _dtype_name(spec: TensorSpec) -> str:
+    return str(spec.dtype).removeprefix("torch.")
+
+
+def _single(outputs: tuple) -> Any:
+    return outputs[0] if len(outputs) == 1 else outputs

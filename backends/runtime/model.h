@@ -1,0 +1,35 @@
+// A compiled library, loaded through TVM's runtime: the only part of gw-run that knows TVM.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "array.h"
+
+namespace gw {
+
+class Model {
+ public:
+  // Throws Failure(kArtifact) where TVM's runtime cannot load the library, Failure(kUsage) where it cannot have `threads`.
+  Model(std::string_view library, int threads);
+  ~Model();
+  Model(Model&&) noexcept;
+
+  // Copies the inputs to where Run reads them.
+  void SetInputs(const std::vector<Array>& inputs);
+  // One inference; this is what gets timed. Throws Failure(kInternal) where the model fails.
+  void Run();
+  // Copies of the last run's outputs.
+  std::vector<Array> Outputs() const;
+
+  // Cores this process may use; the default number of threads.
+  static int AllowedCores();
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace gw

@@ -1,0 +1,154 @@
+"""Runs a compiled library in this process: numpy arrays in and out, through TVM's runtime.
+
+The library is a Relax VM executable made by `export_library`. Only `libtvm_runtime.so` is loaded: `import tvm` takes 2 s and
+260 MB of compiler that a deployed model does not need.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...ir.errors import ArtifactError, OptionError, TargetError
+from ..host import host_threads
+
+#: Name of the program's function inside every compiled library.
+ENTRY = "main"
+#: What generated code assumes of every buffer (TVM's kAllocAlignment); an unaligned one crashes the process.
+ALIGNMENT = 64
+_CPU, _POOLED_ALLOCATOR = 1, 2
+#: ThreadGroup::kSpecifyThreadShareAllCore: workers float over the cores given instead of being pinned to one each.
+_SHARE_CORES = -3
+
+
+class Executor:
+    """A loaded library. Inputs must have the shapes and dtypes it was compiled for."""
+
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path).resolve()
+        try:
+            library = _runtime().load_module(str(path), keep_module_alive=False)
+            machine = library["vm_load_executable"]()
+            machine["vm_initialization"](_CPU, 0, _POOLED_ALLOCATOR)
+            self._main = machine[ENTRY]
+        except (RuntimeError, AttributeError, ValueError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise ArtifactError(f"TVM's runtime cannot load the compiled library '{path}': {reason}") from error
+
+    def __call__(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Always returns a tuple, one array an output. Nothing is copied but inputs that are strided, unaligned or read-only."""
+        return tuple(np.from_dlpack(x) for x in self.run([to_tvm(x) for x in inputs]))
+
+    def run(self, inputs: Sequence[Any]) -> list[Any]:
+        """One run on TVM tensors that are already in place; this is what gets timed."""
+        result = self._main(*inputs)
+        return [result] if hasattr(result, "__dlpack__") else list(result)
+
+    def median_milliseconds(self, inputs: Sequence[np.ndarray], repeats: int, warm_up: int = 5) -> float:
+        """Median wall time of one run, inputs in place, outputs left in place."""
+        tensors = [to_tvm(x) for x in inputs]
+        for _ in range(warm_up):
+            self.run(tensors)
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            self.run(tensors)
+            times.append(time.perf_counter() - start)
+        return statistics.median(times) * 1e3
+
+
+def load_library(path: str | Path, threads: int | None = None) -> Executor:
+    """Loads a compiled library; the file may be deleted once this returns.
+
+    Args:
+        threads: worker threads, for all models of this process; by default TVM_NUM_THREADS, else every core it may use.
+
+    Raises:
+        ArtifactError: the file is missing, no shared library, or built for another machine.
+        OptionError: a thread count that this machine or this process cannot give.
+    """
+    set_threads(threads)
+    return Executor(path)
+
+
+def load_bytes(library: bytes, threads: int | None = None) -> Executor:
+    """As `load_library`, for a library that lies in memory.
+
+    It goes through a file in a private folder, gone once it is mapped. The name is a new one each time: under a name that is
+    loaded already the dynamic linker would hand back the older library.
+    """
+    with tempfile.TemporaryDirectory(prefix="graphwright-") as folder:
+        path = Path(folder) / "model.so"
+        path.write_bytes(library)
+        return load_library(path, threads)
+
+
+def to_tvm(array: np.ndarray) -> Any:
+    """A TVM tensor that shares the array's memory where the array is dense, writable and aligned, else a copy."""
+    shareable = array.flags.c_contiguous and array.flags.writeable and array.dtype.isnative
+    if not shareable or array.ctypes.data % ALIGNMENT:
+        array = aligned_copy(array)
+    return _runtime().from_dlpack(array)
+
+
+def aligned_copy(array: np.ndarray) -> np.ndarray:
+    dtype = array.dtype.newbyteorder("=")
+    size = array.size * dtype.itemsize
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    skip = -raw.ctypes.data % ALIGNMENT
+    copy = raw[skip : skip + size].view(dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def set_threads(threads: int | None) -> None:
+    """Sets the size of TVM's thread pool, which all models of a process share; see `load_library`."""
+    allowed = host_threads()
+    if threads is None:
+        if "TVM_NUM_THREADS" not in os.environ:
+            _default_threads()
+        return
+    if not 1 <= threads <= allowed:
+        raise OptionError(f"threads={threads}: this process may use 1 to {allowed} cores")
+    _configure(threads)
+    started = _runtime().get_global_func("runtime.NumThreads")()
+    if started != threads:
+        raise OptionError(
+            f"threads={threads}: TVM's pool was started with {started} threads in this process and cannot grow; "
+            "pass threads=... the first time a model is loaded, or set TVM_NUM_THREADS"
+        )
+
+
+@functools.cache
+def _default_threads() -> None:
+    """Once a process: TVM's own default on x86 is half of the cores, for hyper-threads it does not look for."""
+    _configure(host_threads())
+
+
+def _configure(threads: int) -> None:
+    cores = [str(core) for core in sorted(os.sched_getaffinity(0))]
+    _runtime().get_global_func("runtime.config_threadpool")(_SHARE_CORES, threads, cores)
+
+
+@functools.cache
+def _runtime() -> Any:
+    """tvm_ffi with TVM's runtime library loaded behind it."""
+    spec = importlib.util.find_spec("tvm")
+    if spec is None or spec.origin is None:
+        raise TargetError("running a compiled model needs TVM's runtime; pip install apache-tvm apache-tvm-ffi")
+    import tvm_ffi  # only where a model runs
+
+    if "tvm" not in sys.modules:
+        ctypes.CDLL(str(Path(spec.origin).parent / "lib" / "libtvm_runtime.so"), ctypes.RTLD_GLOBAL)
+    return tvm_ffi
