@@ -24,8 +24,19 @@ from tvm.tirx.script.builder import ir as T
 
 from ....ir.errors import OptionError
 from .base import LANES, Convolution, padded
-from .emit import accumulator, arguments, bind, build, clamp_start, loop, parallel_kind, ramp, splat, store
-from .float_base import NO_ACTIVATION, VECTOR, Activation, Level, Tile, choose_tile, fits, level_of, panel_widths
+from .emit import accumulator, arguments, bind, build, clamp_start, loop, parallel_kind, splat, store
+from .float_base import (
+    NO_ACTIVATION,
+    VECTOR,
+    Activation,
+    Level,
+    Tile,
+    choose_tile,
+    fits,
+    level_of,
+    panel_widths,
+    store_lanes,
+)
 from .window import Segment, column_segments, kernel_rows
 
 #: Activations of one block of tiles, bytes: they stay in the second-level cache while the panels of weights pass by.
@@ -267,14 +278,3 @@ def _tile(
             value = product.activation.emit(sums.vload([0], VECTOR))
             valid = panel.valid if j == panel.width - 1 else LANES
             store_lanes(y, out + (i * product.y_row + j * LANES), value, valid)
-
-
-def store_lanes(buffer: Any, offset: Any, value: Any, valid: int) -> None:
-    """Stores the first `valid` lanes of a vector."""
-    if valid == LANES:
-        store(buffer, offset, value)
-        return
-    spill = accumulator("float32")
-    store(spill, 0, value)
-    first = spill.vload([0], f"float32x{valid}" if valid > 1 else "float32")
-    T.buffer_store(buffer, first, [ramp(offset, valid) if valid > 1 else offset])

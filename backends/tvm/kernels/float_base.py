@@ -14,7 +14,7 @@ from tvm.tirx.script.builder import ir as T
 
 from ....ir.errors import OptionError, UnknownNameError
 from .base import LANES
-from .emit import splat
+from .emit import accumulator, bind, ramp, splat, store
 
 VECTOR = f"float32x{LANES}"
 
@@ -128,3 +128,25 @@ def choose_tile(level: Level, lines: int, columns: int, groups: int, depth: int)
         _candidates(level, columns, groups),
         key=lambda tile: (tile_cycles(level, tile, lines, columns, groups, depth), tile.rows * tile.groups),
     )
+
+
+def load_lanes(buffer: Any, offset: Any, valid: int = LANES, fill: float = 0.0, dtype: str = "float32") -> Any:
+    """The vector at `offset`; only `valid` elements are read, the lanes past them hold `fill`."""
+    if valid == LANES:
+        return buffer.vload([offset], f"{dtype}x{LANES}")
+    scratch = accumulator(dtype)
+    store(scratch, 0, splat(T.Cast(dtype, T.float32(fill)) if dtype != "float32" else T.float32(fill)))
+    part = buffer.vload([offset], f"{dtype}x{valid}" if valid > 1 else dtype)
+    T.buffer_store(scratch, part, [ramp(0, valid) if valid > 1 else 0])
+    return bind(scratch.vload([0], f"{dtype}x{LANES}"))
+
+
+def store_lanes(buffer: Any, offset: Any, value: Any, valid: int = LANES, dtype: str = "float32") -> None:
+    """Stores the first `valid` lanes of a vector."""
+    if valid == LANES:
+        store(buffer, offset, value)
+        return
+    scratch = accumulator(dtype)
+    store(scratch, 0, value)
+    part = scratch.vload([0], f"{dtype}x{valid}" if valid > 1 else dtype)
+    T.buffer_store(buffer, part, [ramp(offset, valid) if valid > 1 else offset])
