@@ -259,19 +259,19 @@ def _tile(
     low, high = kernel_rows(shape, oy)
     with loop(shape.kernel[0]) if isinstance(low, int) else T.serial(low, high) as ky:
         line = (image * shape.height + oy * shape.stride[0] + ky * shape.dilation[0] - shape.padding[0]) * shape.width
-        for kx in range(shape.kernel[1]):
-            rows = segment.rows(kx)
-            if not rows:
-                continue
-            pixel = line + column * shape.stride[1] + (kx * shape.dilation[1] - shape.padding[1])
-            x_base = bind(pixel * product.x_row + start(group))
-            w_base = bind(weight_base + (ky * shape.kernel[1] + kx) * (span * LANES))
-            with loop(span) as c:
-                weights = [bind(w.vload([w_base + c * LANES + j * (product.depth * LANES)], VECTOR)) for j in range(panel.width)]
-                for i in rows:
-                    value = splat(x.vload([x_base + c + i * (shape.stride[1] * product.x_row)]))
-                    for j, weight in enumerate(weights):
-                        store(acc[i][j], 0, acc[i][j].vload([0], VECTOR) + value * weight)
+        for first_kx, taps, rows in segment.runs():
+            with loop(taps) as tap:
+                pixel = line + column * shape.stride[1] + ((first_kx + tap) * shape.dilation[1] - shape.padding[1])
+                x_base = bind(pixel * product.x_row + start(group))
+                w_base = bind(weight_base + (ky * shape.kernel[1] + first_kx + tap) * (span * LANES))
+                with loop(span) as c:
+                    weights = [
+                        bind(w.vload([w_base + c * LANES + j * (product.depth * LANES)], VECTOR)) for j in range(panel.width)
+                    ]
+                    for i in rows:
+                        value = splat(x.vload([x_base + c + i * (shape.stride[1] * product.x_row)]))
+                        for j, weight in enumerate(weights):
+                            store(acc[i][j], 0, acc[i][j].vload([0], VECTOR) + value * weight)
     out = bind(((image * shape.out_height + oy) * shape.out_width + column) * product.y_row + group * LANES)
     for i, row in enumerate(acc):
         for j, sums in enumerate(row):

@@ -106,14 +106,12 @@ def _tile(
         pixel = line + column * shape.stride[1] - shape.padding[1]
         x_base = bind(pixel * row_size + group * LANES)
         w_base = bind((group * taps + ky * shape.kernel[1]) * LANES)
-        for kx in range(shape.kernel[1]):
-            rows = segment.rows(kx)
-            if not rows:
-                continue
-            weight = bind(w.vload([w_base + kx * LANES], VECTOR))
-            for i in rows:
-                offset = (i * shape.stride[1] + kx * shape.dilation[1]) * row_size
-                store(acc[i], 0, acc[i].vload([0], VECTOR) + x.vload([x_base + offset], VECTOR) * weight)
+        for first, count, rows in segment.runs():
+            for kx in range(first, first + count):
+                weight = bind(w.vload([w_base + kx * LANES], VECTOR))
+                for i in rows:
+                    offset = (i * shape.stride[1] + kx * shape.dilation[1]) * row_size
+                    store(acc[i], 0, acc[i].vload([0], VECTOR) + x.vload([x_base + offset], VECTOR) * weight)
     out = bind(((image * shape.out_height + oy) * shape.out_width + column) * row_size + group * LANES)
     for i, sums in enumerate(acc):
         store(y, out + i * row_size, activation.emit(sums.vload([0], VECTOR)))

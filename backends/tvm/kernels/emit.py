@@ -1,4 +1,4 @@
-"""Small helpers over TVM's IRBuilder: kernels are written as Python programs that emit TIR, so register tiles unroll in Python."""
+"""Helpers over TVM's IRBuilder: kernels are written as Python programs that emit TIR, so register tiles unroll in Python."""
 
 from __future__ import annotations
 

@@ -24,9 +24,20 @@ class Segment:
     count: int
     valid: tuple[tuple[bool, ...], ...]
 
-    def rows(self, kx: int) -> list[int]:
-        """The tile's rows for which tap column `kx` reads the image."""
-        return [row for row, taps in enumerate(self.valid) if taps[kx]]
+    def runs(self) -> list[tuple[int, int, list[int]]]:
+        """(first tap column, how many, the tile's rows for which they all read the image); taps that no row needs are left out.
+
+        A tile away from the borders has one run of every tap column.
+        """
+        runs: list[tuple[int, int, list[int]]] = []
+        for kx, taps in enumerate(zip(*self.valid, strict=True)):
+            rows = [row for row, inside in enumerate(taps) if inside]
+            if runs and runs[-1][2] == rows:
+                first, count, _ = runs.pop()
+                runs.append((first, count + 1, rows))
+            else:
+                runs.append((kx, 1, rows))
+        return [run for run in runs if run[2]]
 
 
 def column_segments(shape: Convolution, rows: int) -> list[Segment]:
