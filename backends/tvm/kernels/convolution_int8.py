@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from ....ir.errors import OptionError
 from . import depthwise_int8, grouped_int8
@@ -24,7 +23,7 @@ from .base import Convolution, Tail, padded
 from .emit import build as build_function
 from .emit import loop, parallel_kind, store
 from .gemm_int8 import Pixels, Product, Tiling, choose_tiling, fold_bias, pack_panels
-from .isa import Isa, isa_of
+from .isa import Isa, T, isa_of
 from .tail import declare, pack_tail
 
 

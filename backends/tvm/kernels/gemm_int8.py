@@ -18,11 +18,10 @@ from math import ceil
 from typing import Any
 
 import numpy as np
-from tvm.tirx.script.builder import ir as T
 
 from .base import LANES
 from .emit import accumulator, bind, clamp_start, loop, parallel_kind, store
-from .isa import Isa
+from .isa import Isa, T
 from .tail import TailCode
 
 #: What one core keeps in its first-level data cache, leaving room for the other streams.

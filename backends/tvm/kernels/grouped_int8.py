@@ -8,11 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from tvm.tirx.script.builder import ir as T
 
 from .base import LANES, Convolution, Tail, padded
 from .emit import accumulator, bind, loop, parallel_kind, splat, store
-from .isa import Isa
+from .isa import Isa, T
 from .tail import declare
 
 

@@ -12,10 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tvm.tirx.script.builder import ir as T
+from tvm.tirx.script.builder import ir
 
 from ....ir.errors import UnknownNameError
 from .base import LANES
+
+#: TVM's builder functions; they take Python numbers where their annotations say Expr, so they are used untyped.
+T: Any = ir
 
 
 @dataclass(frozen=True)

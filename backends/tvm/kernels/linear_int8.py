@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from .base import Tail, padded
 from .emit import build as build_function
 from .emit import loop, parallel_kind
 from .gemm_int8 import Pixels, Product, Tiling, choose_tiling, fold_bias, pack_panels
-from .isa import Isa, isa_of
+from .isa import Isa, T, isa_of
 from .tail import declare, pack_tail
 
 

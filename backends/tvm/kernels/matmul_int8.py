@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from ....ir.errors import OptionError
 from .base import LANES, Tail, padded
 from .emit import accumulator, bind, loop, parallel_kind, splat, store
 from .emit import build as build_function
 from .gemm_int8 import Pixels, Product, Tiling, choose_tiling
-from .isa import Isa, isa_of
+from .isa import Isa, T, isa_of
 from .linear_int8 import pad_rows
 from .tail import declare, pack_tail
 

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tvm.tirx.script.builder import ir as T
 
 from ....ir.errors import OptionError
 from .base import LANES, ResidualAdd, Tail, padded
 from .emit import Argument, arguments, bind, splat, store
-from .isa import Isa
+from .isa import Isa, T
 
 
 def tail_parameters(tail: Tail) -> tuple[tuple[str, str], ...]:
