@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 import graphwright.ir.dialect.exact
 import graphwright.ir.dialect.integer  # noqa: F401  (registers the gw:: operators)
@@ -75,6 +76,16 @@ def test_layer_norm(level, rows, length, kind, eps, seed):
     weight, bias = (rng.standard_normal(length).astype(np.float32) for _ in range(2))
     reference = torch.ops.gw.layer_norm(*(torch.from_numpy(v) for v in (x, weight, bias)), eps)
     assert_same_bits(run(layer_norm(rows, length, eps), level, [x, weight, bias], x.shape), reference)
+
+
+def test_the_square_root_of_the_definition_is_correctly_rounded():
+    """In rational numbers: x lies between the squares of the midpoints to the neighbours of its root."""
+    x = np.exp(np.random.default_rng(0).uniform(-80, 85, 3000)).astype(np.float32)
+    roots = graphwright.ir.dialect.exact.square_root(torch.from_numpy(x)).numpy()
+    for value, root in zip(x, roots, strict=True):
+        below, above = (Fraction(float(np.nextafter(root, np.float32(end)))) for end in (0, np.inf))
+        low, high = ((Fraction(float(root)) + neighbour) / 2 for neighbour in (below, above))
+        assert low**2 <= Fraction(float(value)) <= high**2
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -1,6 +1,7 @@
-"""Rates of the designed int8 kernels, layer by layer, on this machine.
+"""Rates of the designed kernels, int8 or float32, layer by layer, on this machine.
 
     python -m graphwright.tools.bench.kernels --network efficientnet-lite0 --level avx512-vnni --threads 2
+    python -m graphwright.tools.bench.kernels --dtype float32 --threads 2
     python -m graphwright.tools.bench.kernels --convolution 1,96,56,56,24,1,1 --repeats 500
 
 Each distinct layer is compiled alone and timed in a warm loop; the figure is the least of `--repeats` batches, which on a shared
@@ -14,8 +15,14 @@ import os
 import time
 from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from tvm.tirx import PrimFunc
+
+    from ...backends.tvm.kernels.base import Convolution
 
 
 @dataclass(frozen=True)
@@ -52,22 +59,25 @@ def efficientnet_lite0(resolution: int = 224) -> Counter[Layer]:
     return layers
 
 
-def measure(layer: Layer, level: str, mcpu: str, repeats: int, batch: int) -> tuple[float, int]:
-    """(least microseconds, multiply-accumulates) of one layer."""
-    import tvm
+def shape_of(layer: Layer, batch: int) -> Convolution:
+    from ...backends.tvm.kernels.base import Convolution
 
+    groups, pad = (layer.channels if layer.depthwise else 1), layer.kernel // 2
+    return Convolution(
+        batch, layer.channels, layer.size, layer.size, layer.filters, (layer.kernel,) * 2, (layer.stride,) * 2, (pad,) * 2, groups=groups
+    )
+
+
+def int8_case(layer: Layer, level: str, batch: int) -> tuple[PrimFunc, list[np.ndarray], int]:
+    """(kernel, its arrays in order, multiply-accumulates)."""
     from ...backends.tvm.kernels import convolution_int8, linear_int8
-    from ...backends.tvm.kernels.base import Convolution, Tail, padded
+    from ...backends.tvm.kernels.base import Tail, padded
 
     rng = np.random.default_rng(0)
     tail, scale = Tail("rescale", "uint8", 3, 0, 255), np.full(1, 1e-4, np.float32)
     if layer.size:
-        groups, pad = (layer.channels if layer.depthwise else 1), layer.kernel // 2
-        shape = Convolution(
-            batch, layer.channels, layer.size, layer.size, layer.filters, (layer.kernel,) * 2, (layer.stride,) * 2, (pad,) * 2,
-            groups=groups,
-        )  # fmt: skip
-        weight = rng.integers(-127, 128, (layer.filters, layer.channels // groups, layer.kernel, layer.kernel)).astype(np.int8)
+        shape = shape_of(layer, batch)
+        weight = rng.integers(-127, 128, (layer.filters, layer.channels // shape.groups, *shape.kernel)).astype(np.int8)
         spec, macs = convolution_int8.ConvolutionInt8(shape, "uint8", 7), shape.macs
         x_shape = (batch, layer.size, layer.size, padded(layer.channels))
         y_shape = (batch, shape.out_height, shape.out_width, padded(layer.filters))
@@ -77,9 +87,40 @@ def measure(layer: Layer, level: str, mcpu: str, repeats: int, batch: int) -> tu
         spec, macs = linear_int8.LinearInt8(batch, layer.channels, layer.filters, "uint8", 7), batch * layer.channels * layer.filters
         x_shape, y_shape = (batch, layer.channels), (batch, layer.filters)
         function, packed = linear_int8.build(spec, tail, level), linear_int8.pack(spec, tail, level, weight, None, scale=scale)
+    return function, [rng.integers(0, 256, x_shape).astype(np.uint8), *packed, np.zeros(y_shape, np.uint8)], macs
+
+
+def float32_case(layer: Layer, level: str, batch: int) -> tuple[PrimFunc, list[np.ndarray], int]:
+    """(kernel, its arrays in order, multiply-accumulates)."""
+    from ...backends.tvm.kernels import convolution_f32, depthwise_f32, linear_f32
+    from ...backends.tvm.kernels.base import padded
+    from ...backends.tvm.kernels.float_base import RELU6
+
+    rng = np.random.default_rng(0)
+    bias = convolution_f32.pack_bias(layer.filters, None)
+    if not layer.size:
+        weight = linear_f32.pack_weight(rng.standard_normal((layer.filters, layer.channels)))
+        arrays = [rng.standard_normal((batch, layer.channels)).astype(np.float32), weight, bias, np.zeros((batch, layer.filters), np.float32)]
+        return linear_f32.linear((batch,), layer.channels, layer.filters, level=level), arrays, batch * layer.channels * layer.filters
+    shape = shape_of(layer, batch)
+    weight = rng.standard_normal((layer.filters, layer.channels // shape.groups, *shape.kernel))
+    x = rng.standard_normal((batch, layer.size, layer.size, padded(layer.channels))).astype(np.float32)
+    y = np.zeros((batch, shape.out_height, shape.out_width, padded(layer.filters)), np.float32)
+    if layer.depthwise:
+        return depthwise_f32.depthwise(shape, RELU6, level), [x, depthwise_f32.pack_weight(shape, weight), bias, y], shape.macs
+    return convolution_f32.convolution(shape, RELU6, level), [x, convolution_f32.pack_weight(shape, weight), bias, y], shape.macs
+
+
+CASES = {"int8": int8_case, "float32": float32_case}
+
+
+def measure(layer: Layer, dtype: str, level: str, mcpu: str, repeats: int, batch: int) -> tuple[float, int]:
+    """(least microseconds, multiply-accumulates) of one layer."""
+    import tvm
+
+    function, arrays, macs = CASES[dtype](layer, level, batch)
     target = tvm.target.Target({"kind": "llvm", "mcpu": mcpu, "num-cores": os.cpu_count() or 1})
-    run = tvm.compile(tvm.IRModule({"main": function}), target=target)["main"]
-    arrays = [rng.integers(0, 256, x_shape).astype(np.uint8), *packed, np.zeros(y_shape, np.uint8)]
+    run = tvm.compile(tvm.IRModule({"main": function.with_attr("global_symbol", "main")}), target=target)["main"]
     tensors = [tvm.runtime.tensor(array) for array in arrays]
     best = float("inf")
     for _ in range(repeats):
@@ -94,7 +135,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=["efficientnet-lite0"], default="efficientnet-lite0")
     parser.add_argument("--convolution", help="one layer instead: CHANNELS,SIZE,FILTERS,KERNEL,STRIDE,DEPTHWISE (0 or 1)")
-    parser.add_argument("--level", default="avx512-vnni")
+    parser.add_argument("--dtype", choices=sorted(CASES), default="int8")
+    parser.add_argument("--level", help="kernel level; default: avx512-vnni for int8, avx512 for float32")
     parser.add_argument("--mcpu", default="cascadelake", help="LLVM processor name of the level")
     parser.add_argument("--threads", type=int, default=0, help="TVM worker threads; 0: every core")
     parser.add_argument("--repeats", type=int, default=60)
@@ -102,6 +144,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         os.environ["TVM_NUM_THREADS"] = str(options.threads)
+    level = options.level or {"int8": "avx512-vnni", "float32": "avx512"}[options.dtype]
     if options.convolution:
         *sizes, depthwise = (int(text) for text in options.convolution.split(","))
         layers = Counter([Layer(*sizes, depthwise=bool(depthwise))])
@@ -110,7 +153,7 @@ def main() -> None:
     total_us = total_macs = 0.0
     print(f"{'layer':<34} {'times':>5} {'us':>9} {'GOP/s':>8}")
     for layer, count in layers.items():
-        us, macs = measure(layer, options.level, options.mcpu, options.repeats, options.batch)
+        us, macs = measure(layer, options.dtype, level, options.mcpu, options.repeats, options.batch)
         total_us, total_macs = total_us + us * count, total_macs + macs * count
         kind = "depthwise" if layer.depthwise else "dense" if layer.size else "linear"
         text = f"{kind} {layer.channels}x{layer.size}^2 -> {layer.filters} k{layer.kernel} s{layer.stride}"

@@ -39,7 +39,7 @@ from .float_base import (
 )
 from .window import Segment, column_segments, kernel_rows
 
-#: Activations of one block of tiles, bytes: they stay in the second-level cache while the panels of weights pass by.
+#: Inputs and outputs of one block of tiles, bytes: they stay in the second-level cache while the panels of weights pass by.
 BLOCK_BYTES = 512 * 1024
 
 
@@ -100,40 +100,48 @@ def convolution(
     activation: Activation = NO_ACTIVATION,
     level: str = "avx512",
     tile: Tile | None = None,
+    planar_input: bool = False,
     name: str = "convolution_f32",
 ) -> tirx.PrimFunc:
     """(X [N, H, W, Cp], W packed, bias [Op], Y [N, OH, OW, Op]); lanes of Y past O hold activation(0).
+
+    planar_input: X is dense [N, C, H, W] instead, as a network's input is; the first layer then needs no change of layout.
 
     Raises:
         OptionError: the tile does not fit the register file. UnknownNameError: unknown level.
     """
 
+    interleaved = (shape.batch, shape.height, shape.width, padded(shape.channels))
+    x_shape = (shape.batch, shape.channels, shape.height, shape.width) if planar_input else interleaved
+
     def body() -> None:
         x, w, bias, y = arguments(
-            ("X", (shape.batch, shape.height, shape.width, padded(shape.channels)), "float32"),
+            ("X", x_shape, "float32"),
             ("W", packed_weight_shape(shape), "float32"),
             ("bias", (padded(shape.filters),), "float32"),
             ("Y", (shape.batch, shape.out_height, shape.out_width, padded(shape.filters)), "float32"),
         )
+        pointwise = shape.kernel == (1, 1) == shape.stride and shape.padding == (0, 0) and not planar_input
         pixels = shape.batch * shape.height * shape.width
-        pointwise = shape.kernel == (1, 1) == shape.stride and shape.padding == (0, 0)
         lines = replace(shape, batch=1, height=1, width=pixels) if pointwise else shape
-        emit_product(
-            Product(lines, padded(shape.channels), padded(shape.filters), activation), level_of(level), tile, x, w, bias, y
-        )
+        strides = (1, shape.height * shape.width) if planar_input else (padded(shape.channels), 1)
+        product = Product(lines, *strides, padded(shape.filters), activation)
+        emit_product(product, level_of(level), tile, x, w, bias, y)
 
     return build(name, body)
 
 
 @dataclass(frozen=True)
 class Product:
-    """A convolution over rows of x_row and y_row floats. y_row < padded(filters): the last vector is stored in part.
+    """A convolution with the strides of its operands, in floats.
 
-    batched: one weight for each image, as in a batch of matrix products.
+    x_pixel, x_channel: from one pixel, one channel of X to the next. y_row: floats of an output pixel; where it is less than
+    padded(filters), the last vector is stored in part. batched: one weight for each image, as in a batch of matrix products.
     """
 
     shape: Convolution
-    x_row: int
+    x_pixel: int
+    x_channel: int
     y_row: int
     activation: Activation
     batched: bool = False
@@ -141,6 +149,11 @@ class Product:
     @property
     def groups(self) -> int:
         return padded(self.shape.filters) // LANES
+
+    @property
+    def x_image(self) -> int:
+        pixels = self.shape.height * self.shape.width
+        return pixels * self.shape.channels if self.x_channel != 1 else pixels * self.x_pixel
 
     @property
     def depth(self) -> int:
@@ -172,7 +185,8 @@ def emit_product(product: Product, level: Level, tile: Tile | None, x: Any, w: A
 
         _switch(xt, [(segment.first + segment.count, segment_code(segment)) for segment in segments])
 
-    block = max(1, BLOCK_BYTES // (4 * tile.rows * band(shape)[0] * shape.stride[0] * shape.stride[1]))
+    floats = tile.rows * (shape.channels * shape.stride[0] * shape.stride[1] + product.y_row)
+    block = max(1, BLOCK_BYTES // (4 * floats))
     _tasks(product, level, line_tiles, block, tile.groups, task)
 
 
@@ -258,18 +272,18 @@ def _tile(
     weight_base = bind(weight_base)
     low, high = kernel_rows(shape, oy)
     with loop(shape.kernel[0]) if isinstance(low, int) else T.serial(low, high) as ky:
-        line = (image * shape.height + oy * shape.stride[0] + ky * shape.dilation[0] - shape.padding[0]) * shape.width
+        line = (oy * shape.stride[0] + ky * shape.dilation[0] - shape.padding[0]) * shape.width
         for first_kx, taps, rows in segment.runs():
             with loop(taps) as tap:
                 pixel = line + column * shape.stride[1] + ((first_kx + tap) * shape.dilation[1] - shape.padding[1])
-                x_base = bind(pixel * product.x_row + start(group))
+                x_base = bind(image * product.x_image + pixel * product.x_pixel + start(group) * product.x_channel)
                 w_base = bind(weight_base + (ky * shape.kernel[1] + first_kx + tap) * (span * LANES))
                 with loop(span) as c:
                     weights = [
                         bind(w.vload([w_base + c * LANES + j * (product.depth * LANES)], VECTOR)) for j in range(panel.width)
                     ]
                     for i in rows:
-                        value = splat(x.vload([x_base + c + i * (shape.stride[1] * product.x_row)]))
+                        value = splat(x.vload([x_base + c * product.x_channel + i * (shape.stride[1] * product.x_pixel)]))
                         for j, weight in enumerate(weights):
                             store(acc[i][j], 0, acc[i][j].vload([0], VECTOR) + value * weight)
     out = bind(((image * shape.out_height + oy) * shape.out_width + column) * product.y_row + group * LANES)

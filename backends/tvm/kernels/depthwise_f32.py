@@ -25,6 +25,11 @@ from .window import Segment, column_segments, kernel_rows
 __all__ = ["depthwise", "pack_bias", "pack_weight", "packed_weight_shape"]
 
 
+#: An image up to this size stays in the second-level cache: walk it channel vector by channel vector, so that the rows a window
+#: shares are read from the first level. A larger one streams past row by row.
+CACHED_BYTES = 1 << 20
+
+
 def packed_weight_shape(shape: Convolution) -> tuple[int, int, int]:
     return padded(shape.filters) // LANES, shape.kernel[0] * shape.kernel[1], LANES
 
@@ -73,8 +78,13 @@ def depthwise(
         segments = column_segments(shape, rows)
         microseconds = 2 * shape.macs / (chosen.flops_per_us / 4)
         with loop(shape.batch * groups * shape.out_height, parallel_kind(microseconds)) as index:
-            oy = bind(T.floormod(index, shape.out_height))
-            group = bind(T.floormod(T.floordiv(index, shape.out_height), groups))
+            if shape.height * shape.width * groups * LANES * 4 > CACHED_BYTES:
+                group, oy = bind(T.floormod(index, groups)), bind(T.floormod(T.floordiv(index, groups), shape.out_height))
+            else:
+                oy, group = (
+                    bind(T.floormod(index, shape.out_height)),
+                    bind(T.floormod(T.floordiv(index, shape.out_height), groups)),
+                )
             image = bind(T.floordiv(index, shape.out_height * groups))
             bounds = kernel_rows(shape, oy)
             for segment in segments:

@@ -98,7 +98,7 @@ def tile_cycles(level: Level, tile: Tile, lines: int, columns: int, groups: int,
     """Estimated cycles of `lines` lines of `columns` output positions, `groups` channel groups and `depth` products each.
 
     A step of the inner loop is bound by multiply-adds, by loads, by the weights' way from the second-level cache, or by the
-    latency of a sum; a tile also pays for its prologue and stores.
+    latency of a sum; a tile also pays for its prologue, and each of its rows for a store that starts on a new part of memory.
     """
     tiles = lines * -(-columns // tile.rows)
     total = 0.0
@@ -110,7 +110,7 @@ def tile_cycles(level: Level, tile: Tile, lines: int, columns: int, groups: int,
             width * level.stream,
             level.latency,
         )
-        total += panels * tiles * (step * depth + 20 + 2 * products)
+        total += panels * tiles * (step * depth + 20 + tile.rows * (4 + 2 * width))
     return total
 
 

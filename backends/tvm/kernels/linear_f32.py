@@ -53,6 +53,6 @@ def linear(
             ("bias", (padded(outputs),), "float32"),
             ("Y", (*lead, outputs), "float32"),
         )
-        emit_product(Product(lines, inputs, outputs, activation), level_of(level), tile, x, w, bias, y)
+        emit_product(Product(lines, inputs, 1, outputs, activation), level_of(level), tile, x, w, bias, y)
 
     return build(name, body)

@@ -43,7 +43,7 @@ def matmul(
         )
         packed = T.alloc_buffer((batch * padded(columns) * inner,), "float32")
         _pack(b, packed, batch, inner, columns, transposed)
-        emit_product(Product(lines, inner, columns, NO_ACTIVATION, batched=True), level_of(level), tile, a, packed, None, y)
+        emit_product(Product(lines, inner, 1, columns, NO_ACTIVATION, batched=True), level_of(level), tile, a, packed, None, y)
 
     return build(name, body)
 
