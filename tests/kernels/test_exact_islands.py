@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 
 import graphwright.ir.dialect.exact
-import graphwright.ir.dialect.integer  # noqa: F401  (registers the gw:: operators)
+import graphwright.ir.dialect.integer
 import numpy as np
 import pytest
 import torch

@@ -38,7 +38,10 @@ class Layer:
 
 
 #: EfficientNet-lite0: (expansion, kernel, stride, channels out, repeats) of each stage, after a 3x3 stride-2 stem of 32 filters.
-LITE0_STAGES = ((1, 3, 1, 16, 1), (6, 3, 2, 24, 2), (6, 5, 2, 40, 2), (6, 3, 2, 80, 3), (6, 5, 1, 112, 3), (6, 5, 2, 192, 4), (6, 3, 1, 320, 1))
+LITE0_STAGES = (
+    (1, 3, 1, 16, 1), (6, 3, 2, 24, 2), (6, 5, 2, 40, 2), (6, 3, 2, 80, 3),
+    (6, 5, 1, 112, 3), (6, 5, 2, 192, 4), (6, 3, 1, 320, 1),
+)  # fmt: skip
 
 
 def efficientnet_lite0(resolution: int = 224) -> Counter[Layer]:
@@ -64,8 +67,9 @@ def shape_of(layer: Layer, batch: int) -> Convolution:
 
     groups, pad = (layer.channels if layer.depthwise else 1), layer.kernel // 2
     return Convolution(
-        batch, layer.channels, layer.size, layer.size, layer.filters, (layer.kernel,) * 2, (layer.stride,) * 2, (pad,) * 2, groups=groups
-    )
+        batch, layer.channels, layer.size, layer.size, layer.filters,
+        (layer.kernel, layer.kernel), (layer.stride, layer.stride), (pad, pad), groups=groups,
+    )  # fmt: skip
 
 
 def int8_case(layer: Layer, level: str, batch: int) -> tuple[PrimFunc, list[np.ndarray], int]:
@@ -81,10 +85,12 @@ def int8_case(layer: Layer, level: str, batch: int) -> tuple[PrimFunc, list[np.n
         spec, macs = convolution_int8.ConvolutionInt8(shape, "uint8", 7), shape.macs
         x_shape = (batch, layer.size, layer.size, padded(layer.channels))
         y_shape = (batch, shape.out_height, shape.out_width, padded(layer.filters))
-        function, packed = convolution_int8.build(spec, tail, level), convolution_int8.pack(spec, tail, level, weight, None, scale=scale)
+        function = convolution_int8.build(spec, tail, level)
+        packed = convolution_int8.pack(spec, tail, level, weight, None, scale=scale)
     else:
         weight = rng.integers(-127, 128, (layer.filters, layer.channels)).astype(np.int8)
-        spec, macs = linear_int8.LinearInt8(batch, layer.channels, layer.filters, "uint8", 7), batch * layer.channels * layer.filters
+        spec = linear_int8.LinearInt8(batch, layer.channels, layer.filters, "uint8", 7)
+        macs = batch * layer.channels * layer.filters
         x_shape, y_shape = (batch, layer.channels), (batch, layer.filters)
         function, packed = linear_int8.build(spec, tail, level), linear_int8.pack(spec, tail, level, weight, None, scale=scale)
     return function, [rng.integers(0, 256, x_shape).astype(np.uint8), *packed, np.zeros(y_shape, np.uint8)], macs
@@ -100,15 +106,19 @@ def float32_case(layer: Layer, level: str, batch: int) -> tuple[PrimFunc, list[n
     bias = convolution_f32.pack_bias(layer.filters, None)
     if not layer.size:
         weight = linear_f32.pack_weight(rng.standard_normal((layer.filters, layer.channels)))
-        arrays = [rng.standard_normal((batch, layer.channels)).astype(np.float32), weight, bias, np.zeros((batch, layer.filters), np.float32)]
-        return linear_f32.linear((batch,), layer.channels, layer.filters, level=level), arrays, batch * layer.channels * layer.filters
+        x, y = rng.standard_normal((batch, layer.channels)).astype(np.float32), np.zeros((batch, layer.filters), np.float32)
+        function = linear_f32.linear((batch,), layer.channels, layer.filters, level=level)
+        return function, [x, weight, bias, y], batch * layer.channels * layer.filters
     shape = shape_of(layer, batch)
     weight = rng.standard_normal((layer.filters, layer.channels // shape.groups, *shape.kernel))
-    x = rng.standard_normal((batch, layer.size, layer.size, padded(layer.channels))).astype(np.float32)
+    planar = layer.channels == 3  # a network's input
+    interleaved = (batch, layer.size, layer.size, padded(layer.channels))
+    x = rng.standard_normal((batch, layer.channels, layer.size, layer.size) if planar else interleaved).astype(np.float32)
     y = np.zeros((batch, shape.out_height, shape.out_width, padded(layer.filters)), np.float32)
     if layer.depthwise:
         return depthwise_f32.depthwise(shape, RELU6, level), [x, depthwise_f32.pack_weight(shape, weight), bias, y], shape.macs
-    return convolution_f32.convolution(shape, RELU6, level), [x, convolution_f32.pack_weight(shape, weight), bias, y], shape.macs
+    function = convolution_f32.convolution(shape, RELU6, level, planar_input=planar)
+    return function, [x, convolution_f32.pack_weight(shape, weight), bias, y], shape.macs
 
 
 CASES = {"int8": int8_case, "float32": float32_case}
@@ -158,7 +168,8 @@ def main() -> None:
         kind = "depthwise" if layer.depthwise else "dense" if layer.size else "linear"
         text = f"{kind} {layer.channels}x{layer.size}^2 -> {layer.filters} k{layer.kernel} s{layer.stride}"
         print(f"{text:<34} {count:>5} {us:>9.1f} {2 * macs / us / 1e3:>8.0f}", flush=True)
-    print(f"sum {total_us / 1e3:.3f} ms, {total_macs / 1e6:.0f} M multiply-accumulates, {2 * total_macs / total_us / 1e3:.0f} GOP/s")
+    rate = 2 * total_macs / total_us / 1e3
+    print(f"sum {total_us / 1e3:.3f} ms, {total_macs / 1e6:.0f} M multiply-accumulates, {rate:.0f} GOP/s")
 
 
 if __name__ == "__main__":

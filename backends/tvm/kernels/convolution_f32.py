@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from ....ir.errors import OptionError
 from .base import LANES, Convolution, padded
@@ -37,6 +36,7 @@ from .float_base import (
     panel_widths,
     store_lanes,
 )
+from .isa import T
 from .window import Segment, column_segments, kernel_rows
 
 #: Inputs and outputs of one block of tiles, bytes: they stay in the second-level cache while the panels of weights pass by.

@@ -13,21 +13,16 @@ from typing import Any
 
 import numpy as np
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from ....ir.errors import OptionError
 from .base import LANES, Convolution, padded
 from .convolution_f32 import pack_bias
 from .emit import accumulator, arguments, bind, build, clamp_start, loop, parallel_kind, store
-from .float_base import NO_ACTIVATION, VECTOR, Activation, Level, level_of
+from .float_base import CACHED_BYTES, NO_ACTIVATION, VECTOR, Activation, Level, level_of
+from .isa import T
 from .window import Segment, column_segments, kernel_rows
 
 __all__ = ["depthwise", "pack_bias", "pack_weight", "packed_weight_shape"]
-
-
-#: An image up to this size stays in the second-level cache: walk it channel vector by channel vector, so that the rows a window
-#: shares are read from the first level. A larger one streams past row by row.
-CACHED_BYTES = 1 << 20
 
 
 def packed_weight_shape(shape: Convolution) -> tuple[int, int, int]:
@@ -78,6 +73,8 @@ def depthwise(
         segments = column_segments(shape, rows)
         microseconds = 2 * shape.macs / (chosen.flops_per_us / 4)
         with loop(shape.batch * groups * shape.out_height, parallel_kind(microseconds)) as index:
+            # A small image is walked vector by vector, so that the rows a window shares are read from the first-level cache; a
+            # large one streams past row by row.
             if shape.height * shape.width * groups * LANES * 4 > CACHED_BYTES:
                 group, oy = bind(T.floormod(index, groups)), bind(T.floormod(T.floordiv(index, groups), shape.out_height))
             else:

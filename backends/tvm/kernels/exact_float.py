@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tvm.tirx.script.builder import ir as T
-
 from ....ir.dialect.exact import EXP_LOWEST, EXP_POLYNOMIAL, LN2_HIGH, LN2_LOW, LOG2_E
 from .base import LANES
 from .emit import accumulator, bind, loop, ramp, splat, store
 from .float_base import VECTOR
+from .isa import T
 
 #: Builds the vector of elements start .. start + valid - 1 of a row; lanes past `valid` hold whatever the reduction needs there.
 Chunk = Callable[[Any, int], Any]

@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tvm.tirx.script.builder import ir as T
-
 from ....ir.errors import OptionError, UnknownNameError
 from .base import LANES
 from .emit import accumulator, bind, ramp, splat, store
+from .isa import T
 
 VECTOR = f"float32x{LANES}"
+
+#: Data up to this size stay in the second-level cache while a kernel runs.
+CACHED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Level:
     """Costs of one instruction-set level, in vectors of LANES floats and in cycles.
 
     registers: vectors the register file holds. fma, load, broadcast: cycles each takes when the ports are saturated.
-    stream: cycles to bring one vector from the second-level cache. latency: cycles before a sum can be added to again.
+    stream: cycles to bring one vector from the second-level cache. far: cycles more where it comes from behind that.
+    latency: cycles before a sum can be added to again.
     """
 
     name: str
@@ -57,14 +60,15 @@ class Level:
     load: float
     broadcast: float
     stream: float
+    far: float
     latency: float
     flops_per_us: int
 
 
 LEVELS = {
-    "avx512": Level("avx512", 32, fma=0.5, load=0.5, broadcast=0.5, stream=1.5, latency=4, flops_per_us=80_000),
+    "avx512": Level("avx512", 32, fma=0.5, load=0.5, broadcast=0.5, stream=1.5, far=4.0, latency=4, flops_per_us=80_000),
     # AVX2: 16 registers of 8 lanes. AArch64's 32 of 4 lanes hold the same number of floats.
-    "portable": Level("portable", 8, fma=1.0, load=1.0, broadcast=0.5, stream=2.0, latency=4, flops_per_us=20_000),
+    "portable": Level("portable", 8, fma=1.0, load=1.0, broadcast=0.5, stream=2.0, far=6.0, latency=4, flops_per_us=20_000),
 }
 
 
@@ -97,17 +101,19 @@ def panel_widths(groups: int, width: int) -> list[tuple[int, int, int]]:
 def tile_cycles(level: Level, tile: Tile, lines: int, columns: int, groups: int, depth: int) -> float:
     """Estimated cycles of `lines` lines of `columns` output positions, `groups` channel groups and `depth` products each.
 
-    A step of the inner loop is bound by multiply-adds, by loads, by the weights' way from the second-level cache, or by the
-    latency of a sum; a tile also pays for its prologue, and each of its rows for a store that starts on a new part of memory.
+    A step of the inner loop is bound by multiply-adds, by loads, by the weights' way from the second-level cache (the first tile
+    that needs them finds them further away, where they are too many to stay) or by the latency of a sum; a tile also pays for
+    its prologue, and each of its rows for a store that starts on a new part of memory.
     """
     tiles = lines * -(-columns // tile.rows)
     total = 0.0
+    stream = level.stream + (level.far / tiles if groups * depth * LANES * 4 > CACHED_BYTES else 0.0)
     for _, panels, width in panel_widths(groups, tile.groups):
         products = tile.rows * width
         step = max(
             products * level.fma,
             width * level.load + tile.rows * level.broadcast,
-            width * level.stream,
+            width * stream,
             level.latency,
         )
         total += panels * tiles * (step * depth + 20 + tile.rows * (4 + 2 * width))

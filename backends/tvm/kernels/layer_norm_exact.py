@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from ....ir.errors import OptionError
 from .emit import arguments, bind, build, loop, parallel_kind, splat
 from .exact_float import for_chunks, lane_sum, product, reciprocal, square_root, zero_past
 from .float_base import load_lanes, store_lanes
+from .isa import T
 
 #: Elements a microsecond that one core handles, for the choice between a serial and a parallel loop.
 ELEMENTS_PER_US = 2000

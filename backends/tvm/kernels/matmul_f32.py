@@ -6,13 +6,13 @@ from math import prod
 from typing import Any
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from ....ir.errors import OptionError
 from .base import LANES, Convolution, padded
 from .convolution_f32 import Product, emit_product
 from .emit import arguments, bind, build, loop, parallel_kind, store
 from .float_base import NO_ACTIVATION, VECTOR, Tile, level_of
+from .isa import T
 
 
 def matmul(

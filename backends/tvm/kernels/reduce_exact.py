@@ -6,13 +6,13 @@ from math import prod
 from typing import Any
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from ....ir.errors import OptionError
 from .base import LANES
 from .emit import accumulator, arguments, bind, build, loop, parallel_kind, store
 from .exact_float import constant, fence, lane_sum
 from .float_base import VECTOR, load_lanes, store_lanes
+from .isa import T
 
 #: Elements a microsecond that one core handles, for the choice between a serial and a parallel loop.
 ELEMENTS_PER_US = 4000

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from tvm import tirx
-from tvm.tirx.script.builder import ir as T
 
 from ....ir.errors import OptionError
 from .emit import arguments, bind, build, loop, parallel_kind, splat
 from .exact_float import exp, fold, for_chunks, lane_sum, reciprocal, zero_past
 from .float_base import load_lanes, store_lanes
+from .isa import T
 
 #: Elements a microsecond that one core handles, for the choice between a serial and a parallel loop.
 ELEMENTS_PER_US = 1000

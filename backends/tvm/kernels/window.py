@@ -10,10 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tvm.tirx.script.builder import ir as T
-
 from .base import Convolution
 from .emit import bind
+from .isa import T
 
 
 @dataclass(frozen=True)
