@@ -31,7 +31,15 @@ class Layer:
 
 
 #: EfficientNet-lite0: (expansion, kernel, stride, channels out, repeats) of each stage, after a 3x3 stride-2 stem of 32 filters.
-LITE0_STAGES = ((1, 3, 1, 16, 1), (6, 3, 2, 24, 2), (6, 5, 2, 40, 2), (6, 3, 2, 80, 3), (6, 5, 1, 112, 3), (6, 5, 2, 192, 4), (6, 3, 1, 320, 1))
+LITE0_STAGES = (
+    (1, 3, 1, 16, 1),
+    (6, 3, 2, 24, 2),
+    (6, 5, 2, 40, 2),
+    (6, 3, 2, 80, 3),
+    (6, 5, 1, 112, 3),
+    (6, 5, 2, 192, 4),
+    (6, 3, 1, 320, 1),
+)
 
 
 def efficientnet_lite0(resolution: int = 224) -> Counter[Layer]:
@@ -71,10 +79,16 @@ def measure(layer: Layer, level: str, mcpu: str, repeats: int, batch: int) -> tu
         spec, macs = convolution_int8.ConvolutionInt8(shape, "uint8", 7), shape.macs
         x_shape = (batch, layer.size, layer.size, padded(layer.channels))
         y_shape = (batch, shape.out_height, shape.out_width, padded(layer.filters))
-        function, packed = convolution_int8.build(spec, tail, level), convolution_int8.pack(spec, tail, level, weight, None, scale=scale)
+        function, packed = (
+            convolution_int8.build(spec, tail, level),
+            convolution_int8.pack(spec, tail, level, weight, None, scale=scale),
+        )
     else:
         weight = rng.integers(-127, 128, (layer.filters, layer.channels)).astype(np.int8)
-        spec, macs = linear_int8.LinearInt8(batch, layer.channels, layer.filters, "uint8", 7), batch * layer.channels * layer.filters
+        spec, macs = (
+            linear_int8.LinearInt8(batch, layer.channels, layer.filters, "uint8", 7),
+            batch * layer.channels * layer.filters,
+        )
         x_shape, y_shape = (batch, layer.channels), (batch, layer.filters)
         function, packed = linear_int8.build(spec, tail, level), linear_int8.pack(spec, tail, level, weight, None, scale=scale)
     target = tvm.target.Target({"kind": "llvm", "mcpu": mcpu, "num-cores": os.cpu_count() or 1})
@@ -115,7 +129,9 @@ def main() -> None:
         kind = "depthwise" if layer.depthwise else "dense" if layer.size else "linear"
         text = f"{kind} {layer.channels}x{layer.size}^2 -> {layer.filters} k{layer.kernel} s{layer.stride}"
         print(f"{text:<34} {count:>5} {us:>9.1f} {2 * macs / us / 1e3:>8.0f}", flush=True)
-    print(f"sum {total_us / 1e3:.3f} ms, {total_macs / 1e6:.0f} M multiply-accumulates, {2 * total_macs / total_us / 1e3:.0f} GOP/s")
+    print(
+        f"sum {total_us / 1e3:.3f} ms, {total_macs / 1e6:.0f} M multiply-accumulates, {2 * total_macs / total_us / 1e3:.0f} GOP/s"
+    )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 from tvm import tirx
@@ -19,6 +19,7 @@ FORK_JOIN_US = 2.0
 
 def build(name: str, body: Callable[[], None]) -> tirx.PrimFunc:
     """Runs `body`, which declares arguments and emits statements, as one PrimFunc."""
+    builder: Any
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name(name)
@@ -50,6 +51,12 @@ def store(buffer: Any, offset: Any, value: Any, lanes: int = LANES) -> None:
 
 def splat(value: Any, lanes: int = LANES) -> Any:
     return T.Broadcast(value, lanes)
+
+
+def shuffle(vectors: list[Any], order: list[int]) -> Any:
+    """Elements `order` of the concatenated vectors."""
+    indices: Any = order
+    return tirx.Shuffle(vectors, indices)
 
 
 def bind(value: Any) -> Any:
@@ -85,3 +92,8 @@ def clamp_start(index: Any, size: int, total: int) -> Any:
     if isinstance(index, int):
         return min(index * size, total - size)
     return T.min(index * size, total - size)
+
+
+def balanced(total: int, most: int) -> int:
+    """Largest tile of at most `most` that cuts `total` into equal pieces."""
+    return ceil(total / ceil(total / most))

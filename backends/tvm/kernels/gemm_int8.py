@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from .base import LANES
-from .emit import accumulator, bind, clamp_start, loop, parallel_kind, store
+from .emit import accumulator, balanced, bind, clamp_start, loop, parallel_kind, store
 from .isa import Isa, T
 from .tail import TailCode
 
@@ -76,17 +76,12 @@ class Tiling:
     rows_outer: bool
 
 
-def _balanced(total: int, most: int) -> int:
-    """Largest tile of at most `most` that cuts `total` into equal pieces."""
-    return ceil(total / ceil(total / most))
-
-
 def _segment(start: int, tiles: int, panels: int, pixels: Pixels, isa: Isa) -> Segment:
     # One register for the activation and one a panel for the weights; more than 24 rows only add load pressure.
     most = min(24, max(1, (isa.registers - 1 - panels) // panels))
     if pixels.height == 1 or pixels.width >= most:
-        return Segment(start, tiles, panels, 1, _balanced(pixels.width, most))
-    return Segment(start, tiles, panels, _balanced(pixels.height, max(1, most // pixels.width)), pixels.width)
+        return Segment(start, tiles, panels, 1, balanced(pixels.width, most))
+    return Segment(start, tiles, panels, balanced(pixels.height, max(1, most // pixels.width)), pixels.width)
 
 
 def choose_tiling(pixels: Pixels, columns: int, steps: int, isa: Isa) -> Tiling:

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tvm import tirx
 
 from ....ir.errors import OptionError
 from .base import LANES, ResidualAdd, Tail, padded
-from .emit import Argument, arguments, bind, splat, store
+from .emit import Argument, arguments, bind, shuffle, splat, store
 from .isa import Isa, T
 
 
@@ -79,16 +78,20 @@ class TailCode:
         """Four vectors at a time can be narrowed with saturating packs (8-bit output on AVX-512)."""
         return self.isa.vnni and self.tail.dtype in ("uint8", "int8")
 
-    def emit_four(self, accs: list[Any], parameters: list[tuple[Any, ...]], offsets: list[Any] | Any) -> None:
+    def emit_four(
+        self, accs: list[Any], parameters: list[tuple[Any, ...]], offsets: Any, pieces: tuple[int, int] | None = None
+    ) -> None:
         """Finishes four vectors, needs `narrow`.
 
-        offsets: four output elements, one a vector of consecutive channels (several rows of one panel), or a single one for 4 *
-        LANES bytes whose s32 lanes are split as `interleaved_order` (what in-lane unpack instructions give).
+        Args:
+            offsets: four output elements, each for one row of consecutive channels (None: do not store that row); or a single
+                one for 4 * LANES bytes whose s32 lanes are split as `interleaved_order`.
+            pieces: (size, stride) stores those bytes as runs of `size`, `stride` elements apart.
         """
         rows = isinstance(offsets, list)
         steps = [self._steps(acc, vectors) for acc, vectors in zip(accs, parameters, strict=True)]
         if self.tail.residual is not None:
-            steps = self._add_four(steps, offsets)
+            steps = self._add_four(self.tail.residual, steps, offsets)
         packed = [x86_pack("packssdw", "int16x32", *pair) for pair in (steps[:2], steps[2:])]
         zero_point = self.tail.zero_point if self.tail.kind == "rescale" and self.tail.residual is None else 0
         if zero_point:
@@ -101,13 +104,16 @@ class TailCode:
             value = T.max(value, T.Broadcast(getattr(T, self.tail.dtype)(self.tail.qmin), 64))
         value = bind(value)
         if not rows:
-            store(self.output, offsets, value, 64)
+            size, stride = pieces or (64, 0)
+            for index in range(64 // size):
+                part = value if size == 64 else shuffle([value], list(range(index * size, (index + 1) * size)))
+                store(self.output, offsets + index * stride, part, size)
             return
         # In each 128-bit lane the packs leave four channels of each row: gather the rows.
-        value = bind(tirx.Shuffle([value], [16 * lane + 4 * row + e for row in range(4) for lane in range(4) for e in range(4)]))
+        value = bind(shuffle([value], [16 * lane + 4 * row + e for row in range(4) for lane in range(4) for e in range(4)]))
         for row, offset in enumerate(offsets):
             if offset is not None:
-                store(self.output, offset, tirx.Shuffle([value], list(range(16 * row, 16 * row + 16))))
+                store(self.output, offset, shuffle([value], list(range(16 * row, 16 * row + 16))))
 
     def _steps(self, acc: Any, parameters: tuple[Any, ...]) -> Any:
         """As `_finish`; for a plain rescale without the zero point and the lower clamp, which the saturating packs supply."""
@@ -116,14 +122,14 @@ class TailCode:
         product = T.Cast(f"float32x{LANES}", acc) * parameters[0]
         return self._round(T.min(product, splat(T.float32(self.tail.qmax - self.tail.zero_point))))
 
-    def _add_four(self, steps: list[Any], offsets: list[Any] | Any) -> list[Any]:
-        dtype, add = str(self.residual.dtype), self.tail.residual
+    def _add_four(self, add: ResidualAdd, steps: list[Any], offsets: Any) -> list[Any]:
+        dtype = str(self.residual.dtype)
         if isinstance(offsets, list):
             first = next(offset for offset in offsets if offset is not None)
             others = [self.residual.vload([first if offset is None else offset], f"{dtype}x{LANES}") for offset in offsets]
         else:
             block = bind(self.residual.vload([offsets], f"{dtype}x64"))
-            others = [tirx.Shuffle([block], [int(lane) for lane in lanes]) for lanes in interleaved_order()]
+            others = [shuffle([block], [int(lane) for lane in lanes]) for lanes in interleaved_order()]
         return [add_residual(add, step, T.Cast(f"int32x{LANES}", other)) for step, other in zip(steps, others, strict=True)]
 
     def _other(self, offset: Any, valid: int) -> Any:
