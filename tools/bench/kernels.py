@@ -39,9 +39,14 @@ class Layer:
 
 #: EfficientNet-lite0: (expansion, kernel, stride, channels out, repeats) of each stage, after a 3x3 stride-2 stem of 32 filters.
 LITE0_STAGES = (
-    (1, 3, 1, 16, 1), (6, 3, 2, 24, 2), (6, 5, 2, 40, 2), (6, 3, 2, 80, 3),
-    (6, 5, 1, 112, 3), (6, 5, 2, 192, 4), (6, 3, 1, 320, 1),
-)  # fmt: skip
+    (1, 3, 1, 16, 1),
+    (6, 3, 2, 24, 2),
+    (6, 5, 2, 40, 2),
+    (6, 3, 2, 80, 3),
+    (6, 5, 1, 112, 3),
+    (6, 5, 2, 192, 4),
+    (6, 3, 1, 320, 1),
+)
 
 
 def efficientnet_lite0(resolution: int = 224) -> Counter[Layer]:

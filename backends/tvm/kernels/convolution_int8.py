@@ -67,12 +67,11 @@ def pack(
     """
     shape, isa = spec.shape, isa_of(level)
     folded = fold_bias(weight, bias, spec.zero_point + isa.shift(spec.dtype))
+    if shape.depthwise:
+        return depthwise_int8.pack(shape, tail, isa, weight, folded, values)
     wide = np.zeros(padded(shape.filters), np.int32)
     wide[: shape.filters] = folded
-    if shape.groups == 1:
-        packed = _pack_dense(weight, isa)
-    else:
-        packed = (depthwise_int8 if shape.depthwise else grouped_int8).pack_weight(shape, weight, isa)
+    packed = _pack_dense(weight, isa) if shape.groups == 1 else grouped_int8.pack_weight(shape, weight)
     return packed, wide, *pack_tail(tail, shape.filters, **values)
 
 

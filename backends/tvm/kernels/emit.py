@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 from tvm import tirx
@@ -53,6 +53,12 @@ def splat(value: Any, lanes: int = LANES) -> Any:
     return T.Broadcast(value, lanes)
 
 
+def shuffle(vectors: list[Any], order: list[int]) -> Any:
+    """Elements `order` of the concatenated vectors."""
+    indices: Any = order
+    return tirx.Shuffle(vectors, indices)
+
+
 def bind(value: Any) -> Any:
     """Gives an expression a name, so that it is computed once."""
     return T.Bind(value)
@@ -86,3 +92,8 @@ def clamp_start(index: Any, size: int, total: int) -> Any:
     if isinstance(index, int):
         return min(index * size, total - size)
     return T.min(index * size, total - size)
+
+
+def balanced(total: int, most: int) -> int:
+    """Largest tile of at most `most` that cuts `total` into equal pieces."""
+    return ceil(total / ceil(total / most))

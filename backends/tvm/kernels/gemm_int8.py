@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from .base import LANES
-from .emit import accumulator, bind, clamp_start, loop, parallel_kind, store
+from .emit import accumulator, balanced, bind, clamp_start, loop, parallel_kind, store
 from .isa import Isa, T
 from .tail import TailCode
 
@@ -76,17 +76,12 @@ class Tiling:
     rows_outer: bool
 
 
-def _balanced(total: int, most: int) -> int:
-    """Largest tile of at most `most` that cuts `total` into equal pieces."""
-    return ceil(total / ceil(total / most))
-
-
 def _segment(start: int, tiles: int, panels: int, pixels: Pixels, isa: Isa) -> Segment:
     # One register for the activation and one a panel for the weights; more than 24 rows only add load pressure.
     most = min(24, max(1, (isa.registers - 1 - panels) // panels))
     if pixels.height == 1 or pixels.width >= most:
-        return Segment(start, tiles, panels, 1, _balanced(pixels.width, most))
-    return Segment(start, tiles, panels, _balanced(pixels.height, max(1, most // pixels.width)), pixels.width)
+        return Segment(start, tiles, panels, 1, balanced(pixels.width, most))
+    return Segment(start, tiles, panels, balanced(pixels.height, max(1, most // pixels.width)), pixels.width)
 
 
 def choose_tiling(pixels: Pixels, columns: int, steps: int, isa: Isa) -> Tiling:
@@ -202,9 +197,20 @@ class Product:
             lane = (panel + p) * LANES
             parameters = self.tail.load(lane)
             valid = min(LANES, pixels.pitch - (segment.start + p) * LANES) if segment.tiles == 1 else LANES
-            for row, target in zip(acc, targets, strict=True):
-                value = bind(row[p].vload([0], f"int32x{LANES}"))
-                self.tail.emit(value, parameters, y_base + target + lane, valid)
+            values = [bind(row[p].vload([0], f"int32x{LANES}")) for row in acc]
+            offsets = [y_base + target + lane for target in targets]
+            self._finish(values, parameters, offsets, valid)
+
+    def _finish(self, values: list[Any], parameters: tuple[Any, ...], offsets: list[Any], valid: int) -> None:
+        """Tail of one panel: four rows at a time where the level can narrow them together."""
+        if not self.tail.narrow or valid < LANES or len(values) == 1:
+            for value, offset in zip(values, offsets, strict=True):
+                self.tail.emit(value, parameters, offset, valid)
+            return
+        for first in range(0, len(values), 4):
+            four, where = values[first : first + 4], offsets[first : first + 4]
+            missing = 4 - len(four)
+            self.tail.emit_four(four + four[:1] * missing, [parameters] * 4, where + [None] * missing)
 
     def _accumulate(self, acc: list[list[Any]], sources: list[int], x_base: Any, weight_base: Any, panel_size: int) -> None:
         isa = self.isa

@@ -15,7 +15,7 @@ from .isa import Isa, T
 from .tail import declare
 
 
-def pack_weight(shape: Convolution, weight: np.ndarray, isa: Isa) -> np.ndarray:
+def pack_weight(shape: Convolution, weight: np.ndarray) -> np.ndarray:
     """(O, C / groups, KH, KW) s8 -> flat [KH][KW][C / groups][padded(O)]."""
     filters = weight.shape[0]
     packed = np.zeros((*weight.shape[2:], weight.shape[1], padded(filters)), np.int8)

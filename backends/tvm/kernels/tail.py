@@ -13,7 +13,7 @@ import numpy as np
 
 from ....ir.errors import OptionError
 from .base import LANES, ResidualAdd, Tail, padded
-from .emit import Argument, arguments, bind, splat, store
+from .emit import Argument, arguments, bind, shuffle, splat, store
 from .isa import Isa, T
 
 
@@ -73,6 +73,65 @@ class TailCode:
         with T.serial(0, valid) as lane:
             T.buffer_store(self.output, spill.vload([lane]), [offset + lane])
 
+    @property
+    def narrow(self) -> bool:
+        """Four vectors at a time can be narrowed with saturating packs (8-bit output on AVX-512)."""
+        return self.isa.vnni and self.tail.dtype in ("uint8", "int8")
+
+    def emit_four(
+        self, accs: list[Any], parameters: list[tuple[Any, ...]], offsets: Any, pieces: tuple[int, int] | None = None
+    ) -> None:
+        """Finishes four vectors, needs `narrow`.
+
+        Args:
+            offsets: four output elements, each for one row of consecutive channels (None: do not store that row); or a single
+                one for 4 * LANES bytes whose s32 lanes are split as `interleaved_order`.
+            pieces: (size, stride) stores those bytes as runs of `size`, `stride` elements apart.
+        """
+        rows = isinstance(offsets, list)
+        steps = [self._steps(acc, vectors) for acc, vectors in zip(accs, parameters, strict=True)]
+        if self.tail.residual is not None:
+            steps = self._add_four(self.tail.residual, steps, offsets)
+        packed = [x86_pack("packssdw", "int16x32", *pair) for pair in (steps[:2], steps[2:])]
+        zero_point = self.tail.zero_point if self.tail.kind == "rescale" and self.tail.residual is None else 0
+        if zero_point:
+            shift = T.Broadcast(T.int16(zero_point), 32)
+            packed = [T.call_llvm_pure_intrin("int16x32", "llvm.sadd.sat", half, shift) for half in packed]
+        unsigned = self.tail.dtype == "uint8"
+        value = x86_pack("packuswb" if unsigned else "packsswb", f"{self.tail.dtype}x64", *packed)
+        lowest = 0 if unsigned else -128
+        if self.tail.qmin > lowest and self.tail.residual is None:
+            value = T.max(value, T.Broadcast(getattr(T, self.tail.dtype)(self.tail.qmin), 64))
+        value = bind(value)
+        if not rows:
+            size, stride = pieces or (64, 0)
+            for index in range(64 // size):
+                part = value if size == 64 else shuffle([value], list(range(index * size, (index + 1) * size)))
+                store(self.output, offsets + index * stride, part, size)
+            return
+        # In each 128-bit lane the packs leave four channels of each row: gather the rows.
+        value = bind(shuffle([value], [16 * lane + 4 * row + e for row in range(4) for lane in range(4) for e in range(4)]))
+        for row, offset in enumerate(offsets):
+            if offset is not None:
+                store(self.output, offset, shuffle([value], list(range(16 * row, 16 * row + 16))))
+
+    def _steps(self, acc: Any, parameters: tuple[Any, ...]) -> Any:
+        """As `_finish`; for a plain rescale without the zero point and the lower clamp, which the saturating packs supply."""
+        if self.tail.kind != "rescale" or self.tail.residual is not None:
+            return self._finish(acc, parameters)
+        product = T.Cast(f"float32x{LANES}", acc) * parameters[0]
+        return self._round(T.min(product, splat(T.float32(self.tail.qmax - self.tail.zero_point))))
+
+    def _add_four(self, add: ResidualAdd, steps: list[Any], offsets: Any) -> list[Any]:
+        dtype = str(self.residual.dtype)
+        if isinstance(offsets, list):
+            first = next(offset for offset in offsets if offset is not None)
+            others = [self.residual.vload([first if offset is None else offset], f"{dtype}x{LANES}") for offset in offsets]
+        else:
+            block = bind(self.residual.vload([offsets], f"{dtype}x64"))
+            others = [shuffle([block], [int(lane) for lane in lanes]) for lanes in interleaved_order()]
+        return [add_residual(add, step, T.Cast(f"int32x{LANES}", other)) for step, other in zip(steps, others, strict=True)]
+
     def _other(self, offset: Any, valid: int) -> Any:
         """The residual's vector at `offset`; never reads past its `valid` lanes."""
         kind = f"{self.residual.dtype}x{LANES}"
@@ -116,6 +175,17 @@ def declare(
     last = first + len(packed)
     code = TailCode(tail, isa, tuple(flat[last:-1]), flat[len(inputs)] if extra else None, flat[-1])
     return [*flat[: len(inputs)], *flat[first:last]], code
+
+
+def interleaved_order() -> np.ndarray:
+    """[4][LANES]: which of 64 channels each s32 lane holds after two levels of in-lane byte unpacking."""
+    vector, lane, element = np.meshgrid(np.arange(4), np.arange(4), np.arange(4), indexing="ij")
+    return (16 * lane + 4 * vector + element).reshape(4, LANES)
+
+
+def x86_pack(name: str, dtype: str, low: Any, high: Any) -> Any:
+    """AVX-512 saturating narrow of two vectors, 128-bit lane by 128-bit lane."""
+    return T.call_llvm_pure_intrin(dtype, f"llvm.x86.avx512.{name}.512", low, high)
 
 
 def dyadic(tail: Tail, acc: Any, multiplier: Any, shift: Any) -> Any:
