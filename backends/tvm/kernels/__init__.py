@@ -1,0 +1,28 @@
+"""Designed kernels: generators of TIR PrimFuncs with static shapes, and the packers of what they read.
+
+Each int8 module has a frozen spec, `build(spec, tail, level) -> PrimFunc` and `pack(spec, tail, level, ...) -> arrays`; the
+function's buffers are the inputs, the tail's residual if it has one, the packed arrays in order, the output.
+
+    convolution_int8   ConvolutionInt8   X [N, H, W, Cp] -> Y [N, OH, OW, Op]; dense, depthwise and grouped
+    linear_int8        LinearInt8        X [M, K] -> Y [M, N]
+    matmul_int8        MatmulInt8        A [B, M, K], B [B, K, N] or [B, N, K] -> Y [B, M, N]
+
+The float32 modules are functions of shapes, `pack_weight` and `pack_bias`; buffers are inputs, W, bias, output:
+
+    convolution_f32    convolution(shape, activation, level)      X [N, H, W, Cp] or planar -> Y [N, OH, OW, Op]; dense, grouped
+    depthwise_f32      depthwise(shape, activation, level)        X [N, H, W, Cp] -> Y [N, OH, OW, Cp]
+    linear_f32         linear(lead, K, N, activation, level)      X [*lead, K] -> Y [*lead, N]
+    matmul_f32         matmul(lead, M, K, N, transposed, level)   A [*lead, M, K], B [*lead, K, N] or [*lead, N, K] -> Y
+
+The exact ones give the bits of the `gw::` float ops on every target (`exact_float` says how); they have one level:
+
+    softmax_exact      softmax(rows, N)                           X [rows, N] -> Y [rows, N]
+    layer_norm_exact   layer_norm(rows, N, eps)                   X [rows, N], weight [N], bias [N] -> Y [rows, N]
+    reduce_exact       reduce_sum(shape, axis, keepdim)           X [shape] -> Y
+    exact_elementwise  elementwise(shape, dtypes, dtype, expression)
+
+Int8 levels: "avx512-vnni" and "portable", float levels: "avx512" and "portable"; "portable" is right on every processor.
+Inside: `isa` (the int8 levels), `gemm_int8` (register tile and blocking), `tail` (rescaling), `float_base` (the float levels,
+costs and register tile), `window` (taps inside the image), `emit` (TIR building), `base` (layouts, shapes and tails shared with
+the lowering).
+"""

@@ -1,0 +1,64 @@
+"""Shared by the float kernel tests: compile and run one PrimFunc, physical layouts, the error bound of a float32 sum."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tvm
+from graphwright.backends.host import X86_FLAGS, host_arch, host_flags
+from graphwright.backends.tvm.kernels.base import LANES, padded
+
+EPS = float(np.finfo(np.float32).eps)
+HAS_AVX512 = host_arch() == "x86" and X86_FLAGS["avx512"] <= host_flags()
+LEVELS = [
+    pytest.param("avx512", marks=pytest.mark.skipif(not HAS_AVX512, reason="this processor has no AVX-512")),
+    "portable",
+]
+AVX512 = {"kind": "llvm", "mcpu": "skylake-avx512"}
+AVX2 = {"kind": "llvm", "mcpu": "haswell"}
+AARCH64 = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"}
+
+
+def target(level: str) -> dict[str, str]:
+    if level == "avx512":
+        return AVX512
+    return AVX2 if host_arch() == "x86" else {"kind": "llvm"}
+
+
+def compiled(function, options: dict[str, str]):
+    return tvm.compile(tvm.IRModule({"main": function.with_attr("global_symbol", "main")}), target=tvm.target.Target(options))
+
+
+def assembly(function, options: dict[str, str]) -> str:
+    return compiled(function, options).mod.inspect_source("asm")
+
+
+def run(function, level: str, inputs, out: tuple[int, ...], dtype: str = "float32") -> np.ndarray:
+    """Runs the kernel. The output starts as NaN (99 for integers), so an element that nobody writes shows."""
+    result = tvm.runtime.tensor(np.full(out, np.nan if dtype == "float32" else 99, dtype))
+    compiled(function, target(level))["main"](*(tvm.runtime.tensor(np.asarray(x, order="C")) for x in inputs), result)
+    return result.numpy()
+
+
+def to_physical(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(N, C, H, W) -> [N, H, W, Cp], with rubbish in the lanes past C."""
+    batch, channels, height, width = x.shape
+    out = rng.uniform(-1e6, 1e6, (batch, height, width, padded(channels))).astype(np.float32)
+    out[..., :channels] = x.transpose(0, 2, 3, 1)
+    return out
+
+
+def to_logical(y: np.ndarray, channels: int) -> np.ndarray:
+    assert y.shape[-1] % LANES == 0
+    return y[..., :channels].transpose(0, 3, 1, 2)
+
+
+def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def assert_close(y: np.ndarray, exact: np.ndarray, magnitude: np.ndarray, depth: int) -> None:
+    """|y - exact| <= (depth + 2) * eps * magnitude, where magnitude = sum |x| |w| + |bias| and depth counts the products."""
+    error = np.abs(y.astype(np.float64) - exact)
+    limit = (depth + 2) * EPS * magnitude
+    assert (error <= limit).all(), f"error {error.max():.3g}, {np.max(error / (limit + 1e-300)):.3g} times the bound"
