@@ -68,7 +68,11 @@ def capture(
 
 
 def _export(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...], dynamic_batch: bool, name: str) -> ExportedProgram:
-    shapes = tuple({0: Dim("batch", min=1)} for _ in inputs) if dynamic_batch else None
+    shapes = None
+    if dynamic_batch:
+        shapes = tuple({0: Dim("batch", min=1)} for _ in inputs)
+        # torch.export takes an example size of 1 for a constant.
+        inputs = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in inputs)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

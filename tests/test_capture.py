@@ -94,8 +94,9 @@ def test_several_inputs_and_outputs_are_flat_and_in_order():
         torch.testing.assert_close(actual, expected)
 
 
-def test_dynamic_batch(net):
-    program = capture(net, torch.randn(2, 3, 6, 6), dynamic_batch=True)
+@pytest.mark.parametrize("example", [1, 2])
+def test_dynamic_batch(net, example):
+    program = capture(net, torch.randn(example, 3, 6, 6), dynamic_batch=True)
     assert program.input_specs[0].shape == (None, 3, 6, 6)
     assert program.output_specs[0].shape == (None, 2)
     for batch in (1, 5):
