@@ -68,7 +68,11 @@ def capture(
 
 
 def _export(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...], dynamic_batch: bool, name: str) -> ExportedProgram:
-    shapes = tuple({0: Dim("batch", min=1)} for _ in inputs) if dynamic_batch else None
+    shapes = None
+    if dynamic_batch:
+        shapes = tuple({0: Dim("batch", min=1)} for _ in inputs)
+        # torch.export takes an example size of 1 for a constant.
+        inputs = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in inputs)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -98,6 +102,7 @@ def _decompositions() -> dict[Any, Any]:
 
 def _flatten(exported: ExportedProgram, name: str) -> Program:
     """Turns lifted parameters back into attributes. The tensors are the model's own: no second copy of the weights."""
+    _reject_control_flow(exported.graph, name)
     signature = exported.graph_signature
     if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
         changed = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
@@ -154,15 +159,20 @@ def _module_path(node: fx.Node) -> str:
     return paths[-1].removeprefix("L['self'].") if paths else node.name
 
 
+def _reject_control_flow(graph: fx.Graph, name: str) -> None:
+    """Before flattening: branches are sub-graphs, which a flat program has no place for."""
+    for node in graph.nodes:
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            raise CaptureError(
+                f"{name} has control flow ({node.target}) at '{node.name}' (from {_module_path(node)}); "
+                "a Program is straight-line code: export each branch on its own"
+            )
+
+
 def _check(program: Program) -> None:
     for node in program.nodes:
         if node.op == "call_function" and node.target is not operator.getitem:
             namespace = getattr(node.target, "namespace", "")
-            if namespace == "higher_order" or isinstance(node.target, torch._ops.HigherOrderOperator):
-                raise CaptureError(
-                    f"{program.name} has control flow ({node.target}) at '{node.name}' (from {node.meta.get('origin')}); "
-                    "a Program is straight-line code: export each branch on its own"
-                )
             if namespace not in ("aten", "gw"):
                 raise UnsupportedOpError(
                     f"'{node.target}' at '{node.name}' (module {node.meta.get('origin')}) is not an ATen operator; "

@@ -57,7 +57,7 @@ def value_text(value: Any) -> str:
         return f"[{','.join(value_text(v) for v in value)}]"
     if isinstance(value, str):
         plain = _TOKEN.fullmatch(value)
-        safe = plain is not None and plain["word"] is not None and _literal(value) == value
+        safe = plain is not None and plain["word"] == value and _literal(value) == value
         return value if safe else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
     return repr(value)
 
@@ -83,7 +83,7 @@ def parse(text: str) -> Pipeline:
                     reader.mark(",")
                 key = reader.word("an option name")
                 if key in options:
-                    raise PipelineSyntaxError(f"option '{key}' of {name} is given twice")
+                    raise reader.error(f"option '{key}' of {name} is given twice, again before")
                 reader.mark("=")
                 options[key] = reader.value()
             reader.mark("}")
@@ -96,11 +96,12 @@ def build(name: str, options: dict[str, Any]) -> Pass:
     cls = find(name)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
+    converted = {}
     for key, value in options.items():
         if key not in fields:
             raise UnknownNameError(f"option of {name}", key, fields)
-        options[key] = _convert(value, hints[key], f"option '{key}' of {name}")
-    return cls(**options)
+        converted[key] = _convert(value, hints[key], f"option '{key}' of {name}")
+    return cls(**converted)
 
 
 def type_text(hint: Any) -> str:
@@ -169,9 +170,12 @@ class _Reader:
         return match  # type: ignore[return-value]
 
     def _fail(self, expected: str, found: str) -> None:
-        raise PipelineSyntaxError(
-            f"expected {expected} but found {found} at column {self.at + 1}\n  {self.text}\n  {' ' * self.at}^"
-        )
+        raise self.error(f"expected {expected} but found {found} at")
+
+    def error(self, what: str) -> PipelineSyntaxError:
+        """`what` with the column of the next token and a mark under it."""
+        at = len(self.text) - len(self.text[self.at :].lstrip())
+        return PipelineSyntaxError(f"{what} column {at + 1}\n  {self.text}\n  {' ' * at}^")
 
     def peek(self) -> str | None:
         match = _TOKEN.match(self.text, self.at)

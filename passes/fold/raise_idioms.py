@@ -13,7 +13,7 @@ from torch import fx
 from ...ir.program import Program
 from ..base import EXACT, Pass, PassContext, PassResult, register
 from .canonicalize_activation import CLAMPS
-from .idioms import activations, linear, normalization, pooling, products
+from .idioms import activations, linear, movement, normalization, pooling, products
 from .match import aten
 
 Rule = Callable[[Program, fx.Node], fx.Node | None]
@@ -36,7 +36,7 @@ RULES: dict[Any, tuple[Rule, ...]] = {
         products.merge_scalar_product,
     ),
     aten.add.Tensor: (normalization.layer_norm_bias,),
-    aten.matmul.default: (linear.linear_of_matmul,),
+    aten.matmul.default: (linear.linear_of_matmul, products.scale_before_left_operand),
     aten.mm.default: (linear.linear_of_matmul,),
     aten.addmm.default: (linear.linear_of_addmm,),
     aten.reshape.default: (linear.linear_without_flattening,),
@@ -45,7 +45,7 @@ RULES: dict[Any, tuple[Rule, ...]] = {
     aten._adaptive_avg_pool2d.default: (pooling.mean_of_global_pool,),
     aten.mean.dim: (pooling.positive_mean_dims,),
     aten._softmax.default: (normalization.whole_softmax,),
-    operator.getitem: (normalization.whole_layer_norm,),
+    operator.getitem: (normalization.whole_layer_norm, movement.slice_of_split),
     **dict.fromkeys(CLAMPS, (activations.hardsigmoid_of_clamp,)),
 }
 
@@ -58,10 +58,10 @@ class RaiseIdioms(Pass):
         %e = aten.erf(aten.div(%x, 1.41421));  %y = aten.mul(aten.mul(%x, 0.5), aten.add(%e, 1))   ->  %y = aten.gelu(%x)
         %y = aten.matmul(%x, aten.permute(%W, [1, 0]))                                             ->  %y = aten.linear(%x, %W)
 
-    Raised are silu, hardsigmoid, hardswish, gelu (both forms), mish, layer_norm, softmax, linear (from matmul, mm and addmm) and
-    the global mean; a scalar factor of a matrix product moves to its left operand. Each rule's docstring states its pattern and
-    source (`passes/fold/idioms/`). A rule fires only where nothing else reads the values inside its pattern. Literals match to
-    one part in 100,000. Biases added afterwards fold with fold-scale-shift.
+    Raised are silu, hardsigmoid, hardswish, gelu (both forms), mish, layer_norm, softmax, linear (from matmul, mm, addmm), slice
+    (from split) and the global mean; a scalar factor of a matrix product moves to its left operand. Each rule's docstring states
+    its pattern and source (`passes/fold/idioms/`). A rule fires only where nothing else reads the values inside its pattern.
+    Literals match to one part in 100,000. Biases added afterwards fold with fold-scale-shift.
     """
 
     name = "raise-idioms"
@@ -75,6 +75,7 @@ class RaiseIdioms(Pass):
             if not found:
                 return PassResult(program, bool(raised), dict(raised))
             raised.update(found)
+            program.sweep()
 
 
 def _sweep(program: Program) -> Counter[str]:
@@ -82,7 +83,7 @@ def _sweep(program: Program) -> Counter[str]:
     raised: Counter[str] = Counter()
     erased: set[fx.Node] = set()
     for node in reversed(list(program.nodes)):
-        if node in erased or node.op != "call_function":
+        if node in erased or node.op != "call_function" or not node.users:
             continue
         for rule in RULES.get(node.target, ()):
             replacement = rule(program, node)

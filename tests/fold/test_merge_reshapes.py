@@ -53,6 +53,30 @@ def test_a_reshape_with_another_reader_is_bypassed_and_kept(build, rewrite, ops)
     assert all(n.args[0] is after.inputs[0] for n in after.nodes if n.op == "call_function")
 
 
+def test_squeeze_and_unsqueeze_are_reshapes(build, rewrite, ops):
+    b = build((2, 1, 3))
+    outputs = [b(aten.squeeze.dims, b.x, [1]), b(aten.squeeze.default, b.x), b(aten.unsqueeze.default, b.x, -1)]
+    after, row = rewrite(b.returns(*outputs), "merge-reshapes")
+    assert row.stats == {"merged": 3}
+    assert ops(after) == {"reshape": 3}
+
+
+def test_keys_transposed_in_a_merged_batch(build, rewrite, ops):
+    b = build((2, 3, 4, 5))
+    merged = b(aten.permute.default, b(aten.reshape.default, b.x, [-1, 4, 5]), [0, 2, 1])
+    after, _ = rewrite(b.returns(b(aten.reshape.default, merged, [2, 3, 5, 4])), "merge-reshapes,remove-no-ops,merge-reshapes")
+    assert ops(after) == {"permute": 1}
+    (node,) = [n for n in after.nodes if n.op == "call_function"]
+    assert node.args == (after.inputs[0], [0, 1, 3, 2])
+
+
+def test_a_reshape_that_takes_other_dimensions_apart_stays(build, rewrite):
+    b = build((6, 4, 10))
+    moved = b(aten.permute.default, b(aten.reshape.default, b.x, [6, 4, 10]), [0, 2, 1])
+    _, row = rewrite(b.returns(b(aten.reshape.default, moved, [6, 5, 2, 4])), "merge-reshapes")
+    assert not row.modified
+
+
 def test_reshape_across_permute_stays(build, rewrite):
     b = build((2, 3, 4))
     y = b(aten.reshape.default, b(aten.permute.default, b.x, [0, 2, 1]), [2, 12])

@@ -263,6 +263,22 @@ def test_exported_attention_scale_moves_to_the_query(build, rewrite, ops):
     assert product.args[0].args == (after.inputs[0], 0.125)
 
 
+def test_a_scale_shared_between_both_sides_moves_to_the_query(build, rewrite, ops):
+    b = build((2, 3, 4), (2, 3, 4))
+    key = b(aten.permute.default, mul(b, b.inputs[1], 0.5), [0, 2, 1])
+    after, _ = rewrite(b.returns(b(aten.matmul.default, mul(b, b.x, number(b, 0.5)), key)), "raise-idioms")
+    assert ops(after) == {"mul": 1, "permute": 1, "matmul": 1}
+    scaled = next(n for n in after.nodes if n.target is aten.mul.Tensor)
+    assert scaled.args == (after.inputs[0], 0.25)
+
+
+def test_a_scaled_key_with_another_reader_stays(build, rewrite):
+    b = build((2, 3, 4), (2, 4, 3))
+    key = mul(b, b.inputs[1], 0.5)
+    _, row = rewrite(b.returns(b(aten.matmul.default, b.x, key), key), "raise-idioms")
+    assert not row.modified
+
+
 def test_scalar_products_merge(build, rewrite, ops):
     b = build((2, 3))
     after, _ = rewrite(b.returns(div(b, mul(b, mul(b, b.x, 3.0), number(b, 2.0)), 4)), "raise-idioms")
@@ -273,6 +289,14 @@ def test_division_by_zero_is_left_alone(build, rewrite):
     b = build((2, 3))
     _, row = rewrite(b.returns(div(b, mul(b, b.x, 3.0), 0.0)), "raise-idioms")
     assert not row.modified
+
+
+@pytest.mark.parametrize(("dim", "index"), [(1, 0), (-1, 1), (1, -1)])
+def test_parts_of_a_split_are_slices(build, rewrite, ops, dim, index):
+    b = build((2, 9))
+    part = b(operator.getitem, b(aten.split_with_sizes.default, b.x, [4, 3, 2], dim), index)
+    after, _ = rewrite(b.returns(part), "raise-idioms")
+    assert ops(after) == {"slice": 1}
 
 
 def test_decomposed_programs_are_put_together(build, rewrite, ops):

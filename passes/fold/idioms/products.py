@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from ....ir.program import Program, single_user
-from ..match import argument, aten, is_call, is_float, is_literal, operands, same_type, scalar
+from ..match import MOVEMENT, argument, aten, is_call, is_float, is_literal, operands, same_type, scalar
 
 PRODUCTS = (aten.mul.Tensor, aten.div.Tensor)
 
@@ -65,4 +65,23 @@ def scale_before_matmul(program: Program, node: fx.Node) -> fx.Node | None:
     left, right = operands(product)
     if any(program.parameter(x) is not None for x in (left, right)):
         return None
+    return program.insert(aten.matmul.default, (program.insert(aten.mul.Tensor, (left, number), node), right), node)
+
+
+def scale_before_left_operand(program: Program, node: fx.Node) -> fx.Node | None:
+    """matmul(q, permute(k * a)) -> matmul(q * a, permute(k)): exporters share an attention scale between both sides."""
+    left, right = operands(node)
+    if any(not isinstance(x, fx.Node) or program.parameter(x) is not None for x in (left, right)) or not is_float(left):
+        return None
+    reader: fx.Node = node
+    current: fx.Node = right
+    while single_user(current) is reader and is_call(current, *MOVEMENT):
+        reader, current = current, current.args[0]  # type: ignore[assignment]
+    if single_user(current) is not reader:
+        return None
+    number, found = factors(program, current)
+    if len(found) != 1 or found[0] is current or not same_type(found[0], current):
+        return None
+    current.replace_all_uses_with(found[0])
+    right = found[0] if reader is node else right
     return program.insert(aten.matmul.default, (program.insert(aten.mul.Tensor, (left, number), node), right), node)
