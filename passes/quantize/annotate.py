@@ -32,8 +32,8 @@ class Quantize(Pass):
         %r = relu(%y)                             ->     %r = fake_quantize(relu(%y), s, z, 0, 255)
         %z = convolution(%r, ...)                        %z = convolution(%r, ...)
 
-    Weights: symmetric, one scale an output channel. Activations: asymmetric u8, one scale a tensor; the second operand of a matmul
-    is symmetric s8; a softmax has scale 1/255. Which values: see `regions`. Jacob et al. 2018 (arXiv:1712.05877, section 3).
+    Weights: symmetric, one scale an output channel. Activations: asymmetric u8, one scale a tensor; the second operand of a
+    matmul is symmetric s8; a softmax has scale 1/255. Which values: see `regions`. Jacob et al. 2018 (arXiv:1712.05877).
 
     Options:
         weight_bits, activation_bits: 2 to 8.

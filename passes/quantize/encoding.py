@@ -1,8 +1,8 @@
 """`Encoding`: how a float tensor maps to small integers and back.
 
-real = scale * (code - zero_point). Activations: one scale and zero point a tensor, u8 asymmetric or s8 symmetric. Weights: one
-scale an output channel, zero point 0 and codes in [-127, 127]: the code -128 is left out so that the grid is symmetric, negating a
-weight negates its code, and |w| * |x| sums keep one bit of headroom (Krishnamoorthi 2018, arXiv:1806.08342, section 2.3).
+real = scale * (code - zero_point). Activations: one scale and zero point a tensor, u8 asymmetric or s8 symmetric. Weights:
+one scale an output channel, zero point 0 and codes in [-127, 127]: the code -128 is left out so that the grid is symmetric,
+negating a weight negates its code, and pairs of products fit in 16 bits (Krishnamoorthi 2018, arXiv:1806.08342, section 2.3).
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ def for_range(low: float, high: float, bits: int = 8, signed: bool = False) -> E
     return symmetric(torch.tensor(max(abs(low), abs(high))), bits) if signed else asymmetric(low, high, bits)
 
 
-def is_fake_quantize(node: object) -> bool:
-    return isinstance(node, fx.Node) and node.target is gw.fake_quantize.default
+def is_fake_quantize(node: fx.Node) -> bool:
+    return node.target is gw.fake_quantize.default
 
 
 def insert_fake_quantize(program: Program, value: fx.Node, encoding: Encoding, name: str, before: fx.Node) -> fx.Node:

@@ -17,10 +17,10 @@ from .encoding import is_fake_quantize
 from .lower_forms import Builder, Form, Real, is_float
 from .lower_rules import rule_of
 
-#: Largest change against the annotated program, relative to the largest output. Both round the same real numbers to the same grids;
-#: they part by one step only where a value lies within float error (or half a bias step) of the middle between two codes. Such
-#: steps are rare and have either sign, so after tens of layers logits move by a few percent of their largest value. A wrong scale,
-#: zero point, axis or clamp moves them by their own size.
+#: Largest change against the annotated program, relative to the largest output. Both round the same real numbers to the same
+#: grids; they part by one step only where a value lies within float error (or half a bias step) of the middle between two codes.
+#: Such steps are rare and have either sign, so after tens of layers logits move by a few percent of their largest value. A wrong
+#: scale, zero point, axis or clamp moves them by their own size.
 TOLERANCE = 0.15
 
 
@@ -63,7 +63,8 @@ class LowerInteger(Pass):
             builder.forms[node] = lower_node(builder, node)
         builder.at = program.output
         returned = [builder.forms[n].real(builder) for n in program.outputs]
-        program.output.args = (type(program.output.args[0])(returned) if not isinstance(program.output.args[0], fx.Node) else returned[0],)  # type: ignore[operator] # fmt: skip
+        single = isinstance(program.output.args[0], fx.Node)
+        program.output.args = (returned[0] if single else returned,)
         program.sweep()
         program.stage = Stage.INTEGER
         return PassResult(program, True, summarize(program, builder))

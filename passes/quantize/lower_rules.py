@@ -11,7 +11,8 @@ from torch import fx
 
 from ...ir.dialect import gw
 from ...ir.dialect.integer import accumulator_bound, largest_magnitude
-from ...ir.program import Program, shape_of
+from ...ir.errors import PassError
+from ...ir.program import Program, origin_of, shape_of
 from . import operators as ops
 from .encoding import Encoding, read_encoding
 from .lower_forms import Accumulator, Builder, Codes, Concat, Form, Real, Sum, Table, require_integer
@@ -44,9 +45,11 @@ def lower_fake_quantize(b: Builder, node: fx.Node) -> Form:
     """Where a value gets its encoding: everything pending before it becomes codes. Per-channel encodings are for weights."""
     encoding = read_encoding(b.program, node)
     form = b.forms[node.args[0]]  # type: ignore[index]
-    if not encoding.per_tensor:
-        if not isinstance(form, Real) or b.program.parameter(form.node) is None:
-            raise ValueError(f"'{node.name}' has an encoding per channel, which only parameters can have")
+    constant = isinstance(form, Real) and b.program.parameter(form.node) is not None
+    if not encoding.per_tensor and not constant:
+        raise PassError(
+            f"'{node.name}' (from {origin_of(node)}) has an encoding per channel; only weights can: use one scale a tensor"
+        )
     return form.quantized(b, encoding)
 
 
@@ -61,9 +64,7 @@ def lower_linear(b: Builder, node: fx.Node) -> Form | str:
     return _layer(b, node, gw.linear.default, len(shape_of(node)) - 1, (*node.args, None)[:3], ())
 
 
-def _layer(
-    b: Builder, node: fx.Node, op: Any, axis: int, operands: tuple[Any, Any, Any], geometry: tuple[Any, ...]
-) -> Form | str:
+def _layer(b: Builder, node: fx.Node, op: Any, axis: int, operands: tuple[Any, ...], geometry: tuple[Any, ...]) -> Form | str:
     """Convolution and linear: s8 weights, bias in s32 at scale s_x * s_w, accumulator checked against s32."""
     x, weight = b.form(operands[0]), b.form(operands[1])
     if not isinstance(x, Codes) or not isinstance(weight, Codes):

@@ -95,7 +95,11 @@ def clamp_bounds(node: fx.Node) -> tuple[float, float] | None:
         return 0.0, math.inf
     if node.target is aten.relu6.default:
         return 0.0, 6.0
-    defaults = {aten.clamp.default: (None, None), aten.clamp_min.default: (None, None), aten.hardtanh.default: (-1.0, 1.0)}
+    defaults: dict[Any, tuple[float | None, float | None]] = {
+        aten.clamp.default: (None, None),
+        aten.clamp_min.default: (None, None),
+        aten.hardtanh.default: (-1.0, 1.0),
+    }
     if node.target not in defaults:
         return None
     low, high = (*node.args[1:], *defaults[node.target][len(node.args) - 1 :])[:2]
@@ -125,7 +129,7 @@ def pads_with_zero(node: fx.Node) -> bool:
     """Whether `node` is a constant pad with value 0: on codes, a pad with the zero point."""
     if node.target is aten.constant_pad_nd.default:
         value = node.args[2] if len(node.args) > 2 else node.kwargs.get("value", 0)
-        return value == 0
+        return bool(value == 0)
     if node.target is aten.pad.default:
         mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
         value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value")

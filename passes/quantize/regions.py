@@ -1,8 +1,8 @@
 """Which values get an encoding: the integer regions of a canonical program.
 
-Layers (convolution, linear, matmul) read codes. Every other op is integer only where its result ends up in an integer op, so that
-nothing is quantized for its own sake: logits, masks and what feeds a layer norm stay float. A value has one encoding, placed after
-the ops that fuse into its producer (relu, clamp) and before the ops that only move it (view, slice, max pool).
+Layers (convolution, linear, matmul) read codes. Every other op is integer only where its result ends up in an integer op, so
+that nothing is quantized for its own sake: logits, masks and what feeds a layer norm stay float. A value has one encoding, placed
+after the ops that fuse into its producer (relu, clamp) and before the ops that only move it (view, slice, max pool).
 """
 
 from __future__ import annotations
