@@ -82,7 +82,7 @@ def _layer(b: Builder, node: fx.Node, op: Any, axis: int, operands: tuple[Any, .
         require_integer(b, int(steps.abs().max()), node)
         bias_codes = steps.to(torch.int32)
     require_integer(b, accumulator_bound(weight_codes, bias_codes, x.encoding.dtype, x.encoding.zero), node)
-    bias_node = None if bias_codes is None else b.parameter(f"{operands[2].target}_s32", bias_codes)
+    bias_node = None if bias_codes is None else b.parameter(f"{operands[2]}_s32", bias_codes)
     acc = b.emit(op, x.node, weight.node, bias_node, *geometry, x.encoding.zero)
     return Accumulator(acc, scale, axis if scale.numel() > 1 else 0)
 
