@@ -167,7 +167,7 @@ def _scale_of(program: Program, value: Any) -> float | None:
         own = ops.positive_factor(program, value)
         if own is None and not ops.keeps_encoding(value):
             return None
-        factor, value = factor * (own or 1.0), value.args[0] if value.args else None
+        factor, value = factor * (own or 1.0), value.all_input_nodes[0]
     return None
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ...ir.errors import CalibrationError
 
 BINS = 2048
+#: torch.histc counts in float32, which is exact up to 2^24 a bin.
+COUNTABLE = 1 << 24
 
 
 class Histogram:
@@ -26,27 +30,26 @@ class Histogram:
 
     def observe(self, value: torch.Tensor) -> None:
         """Adds a float tensor of any shape. Raises CalibrationError where it holds a NaN or an infinity."""
-        flat = value.detach().flatten().to(torch.float64)
+        flat = value.detach().flatten().to(torch.float32)
         if not flat.numel():
             return
         low, high = (float(v) for v in torch.aminmax(flat))
-        if not (abs(low) < float("inf") and abs(high) < float("inf")):
-            raise CalibrationError(
-                f"{self.what} is not finite on the calibration samples ({low}, {high}); check inputs and weights"
-            )
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise CalibrationError(f"{self.what} reaches {low} to {high} on the calibration samples; check inputs and weights")
         self.min, self.max = (min(self.min, low), max(self.max, high)) if self.total else (low, high)
         self.total += flat.numel()
-        flat = flat[flat != 0]
-        self.zeros += value.numel() - flat.numel()
-        if flat.numel():
+        zeros = flat.numel() - int(flat.count_nonzero())
+        self.zeros += zeros
+        if zeros < flat.numel():
             self._grow(low, high)
-            width = (self.high - self.low) / BINS
-            bins = ((flat - self.low) / width).floor().clamp(0, BINS - 1).to(torch.int64)
-            self.counts += torch.bincount(bins, minlength=BINS)
+            for part in flat.split(COUNTABLE):
+                self.counts += torch.histc(part, BINS, self.low, self.high)
+            if zeros and self.low <= 0 <= self.high:
+                self.counts -= zeros * torch.histc(torch.zeros(1), BINS, self.low, self.high).to(torch.float64)
 
     def _grow(self, low: float, high: float) -> None:
         if self.low == self.high:
-            margin = 1e-9 * max(abs(low), abs(high))
+            margin = 1e-6 * max(abs(low), abs(high))  # keeps the range open where every value is the same
             self.low, self.high = low - margin, high + margin
         while high > self.high:
             self.counts = torch.cat([self._merged(), torch.zeros(BINS // 2, dtype=torch.float64)])
