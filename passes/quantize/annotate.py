@@ -129,12 +129,12 @@ class Quantize(Pass):
 
 def _place(program: Program, placement: Placement, encoding: Encoding) -> None:
     source = placement.source
-    fake = insert_fake_quantize(program, source, encoding, source.name, before=_after(program, source))
+    fake = insert_fake_quantize(program, source, encoding, source.name, before=_after(source))
     for reader in placement.readers:
         reader.replace_input_with(source, fake)
 
 
-def _after(program: Program, node: fx.Node) -> fx.Node:
+def _after(node: fx.Node) -> fx.Node:
     """The node before which a reader of `node` can be inserted: the next one, past the parameters and inputs."""
     following = node.next
     while node.op in ("placeholder", "get_attr") and following.op in ("placeholder", "get_attr"):
@@ -148,8 +148,8 @@ def raise_for_bias(program: Program, encoding: Encoding, weight: torch.Tensor, l
     The bias has the scale s_x * s_w; a dead channel (all weights 0, say after batch-norm folding) would need more than 32 bits.
     The weights lost by this are below 2^-28 of the bias each.
     """
-    bias = program.parameter(layer.args[2]) if len(layer.args) > 2 else None
-    input_scale = _scale_of(program, layer.args[0])
+    value, _, bias, *_ = (*layer.args, None)
+    bias, input_scale = program.parameter(bias), _scale_of(program, value)
     if bias is None or input_scale is None:
         return encoding
     floor = bias.detach().abs().to(torch.float64) / (input_scale * LARGEST_BIAS)

@@ -29,6 +29,9 @@ class CorrectBias(Pass):
     quantization bypassed: annotation leaves the weights untouched, so that is the float model. Both programs run side by side,
     node by node over all samples, and each value is dropped after its last reader: one run, a few activations in memory.
 
+    Meant for min-max ranges or few weight bits. Where an observer clips (mse, percentile), the mean error comes from the few
+    samples that saturate, and the correction moves all the others: on ResNet-20 with mse, 8-bit logits lost 7 dB.
+
     Options:
         samples: calibration samples used at most.
 

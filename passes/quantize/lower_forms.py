@@ -153,7 +153,10 @@ class Accumulator(Form):
         limits = (encoding.zero, encoding.code(self.low), encoding.code(self.high), encoding.dtype, self.axis)
         origin = origin_of(self.node)
         if b.dyadic:
-            multiplier, shift = dyadic(factor)
+            try:
+                multiplier, shift = dyadic(factor)
+            except ValueError as error:
+                raise PassError(f"'{origin}' cannot be rescaled: {error}; use rescale=float-scale") from error
             operands = (b.parameter(f"{origin}_multiplier", multiplier, origin), b.parameter(f"{origin}_shift", shift, origin))
             node = b.emit(gw.rescale_dyadic.default, self.node, *operands, *limits, origin=origin)
         else:

@@ -152,12 +152,7 @@ def lower_move(b: Builder, node: fx.Node) -> Form | str:
 
 
 def _max_pool_arguments(kernel, stride=None, padding=(0, 0), dilation=(1, 1), ceil_mode=False):
-    return _pair(kernel), _pair(stride or kernel), _pair(padding), _pair(dilation), ceil_mode
-
-
-def _pair(value: Any) -> list[int]:
-    values = list(value) if isinstance(value, (list, tuple)) else [value]
-    return values * 2 if len(values) == 1 else values
+    return ops.pair(kernel), ops.pair(stride or kernel), ops.pair(padding), ops.pair(dilation), ceil_mode
 
 
 def lower_mean(b: Builder, node: fx.Node) -> Form | str:
@@ -188,15 +183,12 @@ def lower_average_pool(b: Builder, node: fx.Node) -> Form | str:
     form = b.forms[node.args[0]]  # type: ignore[index]
     if not isinstance(form, Codes):
         return NOT_CODES
-    defaults = ([], [0, 0], False, True, None)
-    _, kernel, stride, padding, ceil_mode, include_pad, divisor = (*node.args, *defaults[len(node.args) - 2 :])
-    kernel, padding = _pair(kernel), _pair(padding)
-    if ceil_mode:
-        return "ceil_mode average pooling has windows of different sizes"
-    if any(padding) and not include_pad and divisor is None:
-        return "average pooling that leaves its padding out divides by different counts"
-    acc = b.emit(gw.sum_pool2d.default, form.node, kernel, _pair(stride or kernel), padding, form.encoding.zero)
-    return Accumulator(acc, form.encoding.scale.to(torch.float64) / (divisor or math.prod(kernel)))  # type: ignore[operator]
+    described = ops.average_pool(node)
+    if isinstance(described, str):
+        return described
+    kernel, stride, padding, divisor = described
+    acc = b.emit(gw.sum_pool2d.default, form.node, kernel, stride, padding, form.encoding.zero)
+    return Accumulator(acc, form.encoding.scale.to(torch.float64) / divisor)
 
 
 def lower_layer_norm(b: Builder, node: fx.Node) -> Form | str:

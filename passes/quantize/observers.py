@@ -80,23 +80,30 @@ def _squared_errors(histogram: Histogram, grid: Grid, low: torch.Tensor, high: t
 
 #: The KL search tries a threshold every this many bins (the original tries every bin; the curve is flat at this distance).
 KL_STRIDE = 8
+#: Average count a bin needs: fewer, and the divergence measures sampling noise, which merging bins into levels smooths away, so
+#: that the search would rather clip than smooth. Small tensors get wider bins, down to two a level.
+KL_COUNT = 64
 
 
 def kl(histogram: Histogram, grid: Grid) -> tuple[float, float]:
     """The threshold T whose clipped, quantized distribution is closest in relative entropy to what was seen (Migacz, "8-bit
     inference with TensorRT", GTC 2017). Works on magnitudes: 2^bits levels where nothing is negative, half of them otherwise;
-    the range is [-T, T] cut to what was seen."""
+    the range is [-T, T] cut to what was seen. Suits smooth, long-tailed values; where a value sits in a few sharp peaks (a
+    constant image background), the entropy prefers resolving the peaks to covering the range: compare with `mse`."""
     largest = max(abs(histogram.min), abs(histogram.max))
     if largest == 0:
         return 0.0, 0.0
     one_sided = histogram.min >= 0 and not grid.signed
     levels = (1 << grid.bits) >> (0 if one_sided else 1)
-    bins = (histogram.centers.abs() / largest * BINS).floor().clamp(0, BINS - 1).to(torch.int64)
-    magnitudes = torch.zeros(BINS, dtype=torch.float64).index_add(0, bins, histogram.counts)
-    edges = range(levels, BINS + 1, KL_STRIDE)
+    count = BINS
+    while count > 2 * levels and float(histogram.counts.sum()) < KL_COUNT * count:
+        count //= 2
+    bins = (histogram.centers.abs() / largest * count).floor().clamp(0, count - 1).to(torch.int64)
+    magnitudes = torch.zeros(count, dtype=torch.float64).index_add(0, bins, histogram.counts)
+    edges = range(levels, count + 1, KL_STRIDE)
     divergences = [_divergence(magnitudes, edge, levels) for edge in edges]
     best = edges[divergences.index(min(divergences))]
-    threshold = largest * best / BINS
+    threshold = largest * best / count
     return max(histogram.min, -threshold), min(histogram.max, threshold)
 
 

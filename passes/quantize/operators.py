@@ -167,5 +167,23 @@ def mean_dims(node: fx.Node) -> tuple[list[int], bool] | None:
     return None
 
 
+def pair(value: Any) -> list[int]:
+    """A 2-D extent written as one number, one element or two."""
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    return values * 2 if len(values) == 1 else values
+
+
+def average_pool(node: fx.Node) -> tuple[list[int], list[int], list[int], int] | str:
+    """(kernel, stride, padding, divisor) of an average pool, or the reason why it is not a sum over windows by one divisor."""
+    defaults = ([], [0, 0], False, True, None)
+    _, kernel, stride, padding, ceil_mode, include_pad, divisor = (*node.args, *defaults[len(node.args) - 2 :])
+    kernel, padding = pair(kernel), pair(padding)
+    if ceil_mode:
+        return "ceil_mode average pooling has windows of different sizes"
+    if any(padding) and not include_pad and divisor is None:
+        return "average pooling that leaves its padding out divides by different counts"
+    return kernel, pair(stride or kernel), padding, int(divisor or math.prod(kernel))  # type: ignore[arg-type]
+
+
 def is_transposed(node: fx.Node) -> bool:
     return node.target is CONVOLUTION and bool(node.args[6])

@@ -77,8 +77,7 @@ class _Planner:
             plain = not any(self.program.parameter(a) is not None or not isinstance(a, fx.Node) for a in pair)
             return plain and all(is_float(a) for a in pair) and node.kwargs.get("alpha", 1) == 1  # type: ignore[arg-type]
         if node.target is ops.AVERAGE_POOL:
-            ceil_mode, include_pad = (*node.args[4:6], *(False, True)[max(0, len(node.args) - 4) :])[:2]
-            return not ceil_mode and bool(include_pad)
+            return not isinstance(ops.average_pool(node), str)
         return node.target is ops.CONCAT or ops.mean_dims(node) is not None or ops.is_unary(self.program, node)
 
     def _choose_soft_ops(self) -> None:
