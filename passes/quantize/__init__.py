@@ -1,0 +1,1 @@
+"""Post-training quantization: equalize, annotate with encodings, correct biases, lower to integers."""

@@ -1,0 +1,179 @@
+"""The `quantize` pass: chooses encodings and writes them into the program as fake quantization."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import fx
+
+from ...ir.errors import OptionError, PassError
+from ...ir.program import Program, Stage, origin_of
+from ..base import LOSSY, Pass, PassContext, PassResult, register
+from . import operators as ops
+from .encoding import Encoding, for_range, insert_fake_quantize, symmetric
+from .observers import Grid, activation_observer, weight_observer
+from .regions import Placement, Regions, find_regions
+from .statistics import collect
+
+#: A bias may need this many codes of its accumulator at most; see `raise_for_bias`.
+LARGEST_BIAS = 1 << 28
+
+
+@register
+@dataclass(frozen=True)
+class Quantize(Pass):
+    """Puts `gw.fake_quantize` on weights and activations, with encodings chosen on calibration data.
+
+        %y = convolution(%x, weight, bias)               %y = convolution(%x', fake_quantize(weight, sw, 0, -127, 127, 0), bias)
+        %r = relu(%y)                             ->     %r = fake_quantize(relu(%y), s, z, 0, 255)
+        %z = convolution(%r, ...)                        %z = convolution(%r, ...)
+
+    Weights: symmetric, one scale an output channel. Activations: asymmetric u8, one scale a tensor; the second operand of a
+    matmul is symmetric s8; a softmax has scale 1/255. Which values: see `regions`. Jacob et al. 2018 (arXiv:1712.05877).
+
+    Options:
+        weight_bits, activation_bits: 2 to 8.
+        activation_observer: how the range of an activation is chosen; `percentile` sets what the observer of that name keeps.
+        weight_observer: the same for weights.
+        skip: origins (or globs of origins) of nodes that stay float.
+
+    Stats: layers and activations quantized, and the signal-to-noise ratio of every quantized weight in dB.
+
+    Raises:
+        OptionError: a number out of range, or a `skip` pattern that matches nothing.
+    """
+
+    name: ClassVar[str] = "quantize"
+    effect: ClassVar = LOSSY
+    accepts: ClassVar = (Stage.CANONICAL, Stage.COMPRESSED)
+    leaves: ClassVar = Stage.ANNOTATED
+
+    weight_bits: int = 8
+    activation_bits: int = 8
+    activation_observer: Literal["min-max", "percentile", "mse", "kl"] = "mse"
+    weight_observer: Literal["min-max", "mse"] = "min-max"
+    percentile: float = 99.99
+    skip: tuple[str, ...] = ()
+
+    def requires(self, program: Program, context: PassContext) -> None:
+        super().requires(program, context)
+        for option in ("weight_bits", "activation_bits"):
+            if not 2 <= getattr(self, option) <= 8:
+                raise OptionError(f"option '{option}' of {self.name} must lie in 2 to 8, not {getattr(self, option)}")
+        if not 50 < self.percentile <= 100:
+            raise OptionError(f"option 'percentile' of {self.name} must lie in (50, 100], not {self.percentile}")
+        context.require_calibration(self.name)
+
+    def run(self, program: Program, context: PassContext) -> PassResult:
+        regions = find_regions(program, self._skipped(program))
+        if not regions.layers:
+            raise PassError(f"{self.name} finds no convolution, linear or matmul to quantize in '{program.name}'")
+        encodings = self._activation_encodings(program, regions, context)
+        for placement in regions.placements:
+            _place(program, placement, encodings[placement.source])
+        quality = self._quantize_weights(program, regions, encodings)
+        program.sweep()
+        program.stage = Stage.ANNOTATED
+        stats = {"layers": len(regions.layers), "activations": len(regions.placements), "weight_sqnr_db": quality}
+        return PassResult(program, True, stats)
+
+    def _skipped(self, program: Program) -> list[fx.Node]:
+        nodes = [n for n in program.nodes if n.op == "call_function"]
+        skipped = []
+        for pattern in self.skip:
+            matches = [n for n in nodes if fnmatchcase(origin_of(n), pattern)]
+            if not matches:
+                raise OptionError(f"skip pattern '{pattern}' of {self.name} matches no origin in '{program.name}'")
+            skipped.extend(matches)
+        return skipped
+
+    def _activation_encodings(self, program: Program, regions: Regions, context: PassContext) -> dict[fx.Node, Encoding]:
+        observer = activation_observer(self.activation_observer)
+        watched = [p.source for p in regions.placements if not p.bounded_by_softmax]
+        histograms = collect(program, watched, context.require_calibration(self.name), context.progress)
+        encodings = {}
+        for placement in regions.placements:
+            if placement.bounded_by_softmax:
+                low, high = 0.0, 1.0
+            else:
+                grid = Grid(self.activation_bits, placement.signed, self.percentile)
+                low, high = observer(histograms[placement.source], grid)
+            encodings[placement.source] = for_range(low, high, self.activation_bits, placement.signed)
+        return encodings
+
+    def _quantize_weights(self, program: Program, regions: Regions, encodings: dict[fx.Node, Encoding]) -> dict[str, float]:
+        """Fake-quantizes the weights of all convolutions and linear layers; returns their SQNR by origin."""
+        observer = weight_observer(self.weight_observer)
+        done: set[fx.Node] = set()
+        quality: dict[str, float] = {}
+        for layer in regions.layers:
+            weight = program.parameter(layer.args[1])
+            if layer.target in ops.MATMUL or weight is None or layer.args[1] in done:
+                continue
+            weight_node: fx.Node = layer.args[1]  # type: ignore[assignment]
+            encoding = symmetric(observer(weight.detach(), self.weight_bits), self.weight_bits, axis=0)
+            readers = [n for n in weight_node.users if n in regions.layers]
+            for reader in readers:
+                encoding = raise_for_bias(program, encoding, weight, reader)
+            fake = insert_fake_quantize(program, weight_node, encoding, str(weight_node.target), before=readers[0])
+            for reader in readers:
+                reader.replace_input_with(weight_node, fake)
+            done.update((weight_node, fake))
+            quality[origin_of(layer)] = round(sqnr_db(weight, encoding), 2)
+        return quality
+
+
+def _place(program: Program, placement: Placement, encoding: Encoding) -> None:
+    source = placement.source
+    fake = insert_fake_quantize(program, source, encoding, source.name, before=_after(source))
+    for reader in placement.readers:
+        reader.replace_input_with(source, fake)
+
+
+def _after(node: fx.Node) -> fx.Node:
+    """The node before which a reader of `node` can be inserted: the next one, past the parameters and inputs."""
+    following = node.next
+    while node.op in ("placeholder", "get_attr") and following.op in ("placeholder", "get_attr"):
+        following = following.next
+    return following
+
+
+def raise_for_bias(program: Program, encoding: Encoding, weight: torch.Tensor, layer: fx.Node) -> Encoding:
+    """Raises the scale of channels whose weights are next to nothing beside their bias, so that the bias fits in s32.
+
+    The bias has the scale s_x * s_w; a dead channel (all weights 0, say after batch-norm folding) would need more than 32 bits.
+    The weights lost by this are below 2^-28 of the bias each.
+    """
+    value, _, bias, *_ = (*layer.args, None)
+    bias, input_scale = program.parameter(bias), _scale_of(program, value)
+    if bias is None or input_scale is None:
+        return encoding
+    floor = bias.detach().abs().to(torch.float64) / (input_scale * LARGEST_BIAS)
+    scale = torch.maximum(encoding.scale.to(torch.float64), floor).to(torch.float32)
+    return replace(encoding, scale=scale)
+
+
+def _scale_of(program: Program, value: Any) -> float | None:
+    """The scale of the codes that reach `value`, through moves and constant factors."""
+    factor = 1.0
+    while isinstance(value, fx.Node):
+        if value.target is torch.ops.gw.fake_quantize.default:
+            scale = program.parameter(value.args[1])
+            return None if scale is None else float(scale) * factor
+        own = ops.positive_factor(program, value)
+        if own is None and not ops.keeps_encoding(value):
+            return None
+        factor, value = factor * (own or 1.0), value.all_input_nodes[0]
+    return None
+
+
+def sqnr_db(value: torch.Tensor, encoding: Encoding) -> float:
+    """10 log10(|x|^2 / |x - quantized x|^2); infinite where nothing is lost."""
+    exact = value.detach().to(torch.float64)
+    noise = float((encoding.dequantize(encoding.quantize(value.detach())).to(torch.float64) - exact).square().sum())
+    signal = float(exact.square().sum())
+    return math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal else -math.inf

@@ -1,0 +1,159 @@
+"""Empirical bias correction of an annotated program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from ...ir.data import Calibration, Sample
+from ...ir.errors import OptionError
+from ...ir.program import Program, Stage
+from ..base import LOSSY, Pass, PassContext, PassResult, register
+from . import operators as ops
+from .encoding import is_fake_quantize
+
+
+@register
+@dataclass(frozen=True)
+class CorrectBias(Pass):
+    """Adds to each layer's bias what quantization takes from the mean of its output.
+
+        %y = convolution(%x', %w', b)      ->      %y = convolution(%x', %w', b + E[float y] - E[%y])        per output channel
+
+    Nagel et al. 2019 (arXiv:1906.04721, section 4.2, empirical form): layers in topological order, so that each one sees
+    inputs that the corrections before it have already moved. The float values are those of the same program with fake
+    quantization bypassed: annotation leaves the weights untouched, so that is the float model. Both programs run side by side,
+    node by node over all samples, and each value is dropped after its last reader: one run, a few activations in memory.
+
+    Meant for min-max ranges or few weight bits. Where an observer clips (mse, percentile), the mean error comes from the few
+    samples that saturate, and the correction moves all the others: on ResNet-20 with mse, 8-bit logits lost 7 dB.
+
+    Options:
+        samples: calibration samples used at most.
+
+    Stats: layers corrected, and the largest correction relative to the standard deviation of its layer's output.
+    """
+
+    name: ClassVar[str] = "correct-bias"
+    effect: ClassVar = LOSSY
+    accepts: ClassVar = (Stage.ANNOTATED,)
+
+    samples: int = 64
+
+    def requires(self, program: Program, context: PassContext) -> None:
+        super().requires(program, context)
+        if self.samples < 1:
+            raise OptionError(f"option 'samples' of {self.name} must be at least 1, not {self.samples}")
+        context.require_calibration(self.name)
+
+    def run(self, program: Program, context: PassContext) -> PassResult:
+        calibration = context.require_calibration(self.name)
+        corrections = measure(program, calibration, self.samples, context.progress)
+        shifts = [c.relative for c in corrections]
+        for correction in corrections:
+            _add_to_bias(program, correction)
+        stats = {"layers": len(corrections), "largest_relative": round(max(shifts, default=0.0), 4)}
+        return PassResult(program, any(bool(c.shift.any()) for c in corrections), stats)
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What a layer's output misses on average: `shift` (C,), and its largest size in standard deviations of the output."""
+
+    layer: fx.Node
+    shift: torch.Tensor
+    relative: float
+
+
+def measure(
+    program: Program, calibration: Calibration, samples: int, progress: Callable[[int, int, str], None]
+) -> list[Correction]:
+    """Runs float and annotated values side by side; every layer's outputs are corrected before its readers see them."""
+    chosen = calibration.samples[:samples]
+    last_reader = {a: n for n in program.nodes for a in n.all_input_nodes}
+    float_values: dict[fx.Node, list[Any]] = {}
+    values: dict[fx.Node, list[Any]] = {}
+    corrections = []
+    nodes = [n for n in program.nodes if n.op != "output"]
+    for index, node in enumerate(nodes):
+        with torch.no_grad():
+            float_values[node] = _evaluate(program, node, chosen, float_values, bypass=True)
+            values[node] = _evaluate(program, node, chosen, values, bypass=False)
+        if is_quantized_layer(node):
+            correction = _correction(node, float_values[node], values[node])
+            corrections.append(correction)
+            shift = _along_channels(node, correction.shift)
+            values[node] = [v + shift for v in values[node]]
+        for read in (node, *node.all_input_nodes):
+            if last_reader.get(read, node) is node:
+                float_values.pop(read, None)
+                values.pop(read, None)
+        progress(index + 1, len(nodes), "bias correction")
+    return corrections
+
+
+def is_quantized_layer(node: fx.Node) -> bool:
+    """A convolution or linear layer with a fake-quantized weight."""
+    if node.target not in (ops.CONVOLUTION, ops.LINEAR):
+        return False
+    weight = node.args[1]
+    return isinstance(weight, fx.Node) and is_fake_quantize(weight)
+
+
+def _evaluate(program: Program, node: fx.Node, samples: tuple[Sample, ...], known: dict[fx.Node, list[Any]], bypass: bool):
+    """The values of `node` on every sample, given those of its inputs."""
+    if node.op == "placeholder":
+        position = program.inputs.index(node)
+        return [sample[position] for sample in samples]
+    if node.op == "get_attr":
+        return [program.parameter(node)] * len(samples)
+    if bypass and is_fake_quantize(node):
+        return known[node.args[0]]  # type: ignore[index]
+    constant = all(n.op == "get_attr" for n in node.all_input_nodes)
+    results = []
+    for index in range(1 if constant else len(samples)):
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n, i=index: known[n][i])  # type: ignore[misc]
+        results.append(node.target(*args, **kwargs))  # type: ignore[operator]
+    return results * len(samples) if constant else results
+
+
+def _channel_axis(node: fx.Node) -> int:
+    return 1 if node.target is ops.CONVOLUTION else -1
+
+
+def _correction(node: fx.Node, expected: list[torch.Tensor], actual: list[torch.Tensor]) -> Correction:
+    axis = _channel_axis(node)
+    gap = total = square = torch.zeros(1, dtype=torch.float64)
+    count = channels = 0
+    for e, a in zip(expected, actual, strict=True):
+        rows = _rows(e, axis)
+        gap = gap + (rows - _rows(a, axis)).sum(0)
+        total, square = total + rows.sum(), square + rows.square().sum()
+        count, channels = count + rows.shape[0], rows.shape[1]
+    shift = gap / count
+    mean = total / (count * channels)
+    deviation = (square / (count * channels) - mean * mean).clamp_min(1e-24).sqrt()
+    return Correction(node, shift.to(torch.float32), float(shift.abs().max() / deviation))
+
+
+def _rows(value: torch.Tensor, axis: int) -> torch.Tensor:
+    """(positions, C) in float64."""
+    return value.movedim(axis, -1).flatten(0, -2).to(torch.float64)
+
+
+def _along_channels(node: fx.Node, shift: torch.Tensor) -> torch.Tensor:
+    rank = node.meta["val"].dim()
+    return shift.reshape(-1, *[1] * (rank - 2)) if node.target is ops.CONVOLUTION else shift
+
+
+def _add_to_bias(program: Program, correction: Correction) -> None:
+    layer, shift = correction.layer, correction.shift
+    args = [*layer.args, None][: max(len(layer.args), 3)]
+    bias = program.parameter(args[2])
+    corrected = shift if bias is None else bias.detach() + shift
+    args[2] = program.add_parameter(f"{layer.name}_bias" if bias is None else str(args[2].target), corrected, layer)  # type: ignore[union-attr]
+    layer.args = tuple(args)

@@ -1,0 +1,100 @@
+"""Lowering of an annotated program to integer arithmetic."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import fx
+
+from ...ir.dialect import gw
+from ...ir.errors import PassError
+from ...ir.program import Program, Stage, origin_of
+from ...ir.verify import is_gw
+from ..base import Pass, PassContext, PassResult, bounded, register
+from .encoding import is_fake_quantize
+from .lower_forms import Builder, Form, Real, is_float
+from .lower_rules import rule_of
+
+#: Largest change against the annotated program, relative to the largest output. Both round the same real numbers to the same
+#: grids; they part by one step only where a value lies within float error (or half a bias step) of the middle between two codes.
+#: Such steps are rare and have either sign, so after tens of layers logits move by a few percent of their largest value. A wrong
+#: scale, zero point, axis or clamp moves them by their own size.
+TOLERANCE = 0.15
+
+
+@register
+@dataclass(frozen=True)
+class LowerInteger(Pass):
+    """Replaces fake quantization by integer arithmetic.
+
+        %q = fake_quantize(%x, sx, zx)                            %q = gw.quantize(%x, sx, zx)            u8
+        %w = fake_quantize(weight, sw, 0, axis=0)                 weight, bias: s8, s32 parameters
+        %y = convolution(%q, %w, bias)                   ->       %a = gw.convolution(%q, weight, bias)   s32
+        %r = relu(%y)                                             %r = gw.rescale(%a, sx * sw / sr)       u8
+        %s = fake_quantize(%r, sr, zr)
+
+    Bias: round(b / (sx * sw)) in s32. Jacob et al. 2018 (arXiv:1712.05877, sections 2.2 to 2.4) for the arithmetic; HAWQ-V3
+    (arXiv:2011.10680, section 3.1) for dyadic rescaling. Float parameters of integer layers are gone afterwards.
+
+    Options:
+        rescale: `float-scale` (one float32 multiply, round half even) or `dyadic` (64-bit multiply and shift).
+
+    Stats: integer ops by kind, region edges (quantize, dequantize, scale) and every float island with op, origin and reason.
+
+    Raises:
+        PassError: an accumulator that could leave 32 bits; the message names the layer.
+    """
+
+    name: ClassVar[str] = "lower-integer"
+    effect: ClassVar = bounded(TOLERANCE)
+    accepts: ClassVar = (Stage.ANNOTATED,)
+    leaves: ClassVar = Stage.INTEGER
+
+    rescale: Literal["float-scale", "dyadic"] = "float-scale"
+
+    def run(self, program: Program, context: PassContext) -> PassResult:
+        builder = Builder(program, self.rescale == "dyadic", program.output)
+        for node in list(program.nodes):
+            if node.op == "output":
+                break
+            builder.at = node
+            builder.forms[node] = lower_node(builder, node)
+        builder.at = program.output
+        returned = [builder.forms[n].real(builder) for n in program.outputs]
+        single = isinstance(program.output.args[0], fx.Node)
+        program.output.args = (returned[0] if single else returned,)
+        program.sweep()
+        program.stage = Stage.INTEGER
+        return PassResult(program, True, summarize(program, builder))
+
+    def ensures(self, result: PassResult, context: PassContext) -> None:
+        for node in result.program.nodes:
+            if is_fake_quantize(node):
+                raise PassError(f"{self.name} left '{node.name}' (from {origin_of(node)}) fake-quantized")
+
+
+def lower_node(b: Builder, node: fx.Node) -> Form:
+    """The form of one annotated node, by its rule or as a float island."""
+    if node.op in ("placeholder", "get_attr"):
+        return Real(node)
+    rule = rule_of(b.program, node)
+    outcome = rule(b, node) if rule else "it has no integer form"
+    if isinstance(outcome, Form):
+        return outcome
+    if is_float(node):
+        b.island(node, outcome)
+    return Real(b.emit(node.target, *b.real(node.args), **b.real(node.kwargs)))
+
+
+EDGES = frozenset({gw.quantize.default, gw.dequantize.default, gw.scale.default})
+
+
+def summarize(program: Program, builder: Builder) -> dict[str, object]:
+    kinds = Counter(str(n.target).split(".")[1] for n in program.nodes if is_gw(n))
+    return {
+        "integer_ops": {k: v for k, v in sorted(kinds.items()) if k not in ("quantize", "dequantize", "scale")},
+        "edges": {k: kinds[k] for k in ("quantize", "dequantize", "scale") if kinds[k]},
+        "islands": [{"op": i.op, "origin": i.origin, "why": i.why} for i in builder.islands],
+    }

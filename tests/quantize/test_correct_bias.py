@@ -1,0 +1,86 @@
+import pytest
+import torch
+from graphwright.ir.errors import OptionError, PassError
+from graphwright.ir.program import origin_of
+from graphwright.passes.quantize.encoding import is_fake_quantize
+from graphwright.passes.quantize.operators import CONVOLUTION, LINEAR
+from quantize_models import Block, ConvNet, prepare, prepared, run, seeded
+from torch import nn
+
+COARSE = "quantize{weight_bits=4}"
+
+
+def mean_outputs(program, samples):
+    return torch.cat([program(*s)[0].flatten(0, -2) for s in samples]).mean(0)
+
+
+@pytest.mark.parametrize(("model", "shape"), [(ConvNet, (2, 3, 9, 9)), (Block, (2, 5, 32))])
+def test_the_mean_output_returns_to_its_float_value(model, shape):
+    program, context = prepared(model, shape)
+    before = run(program, COARSE, context).program
+    after = run(before, "correct-bias", context).program
+    expected = mean_outputs(program, context.calibration)
+    assert (mean_outputs(before, context.calibration) - expected).abs().max() > 1e-3, "4 bits shift the mean"
+    assert torch.allclose(mean_outputs(after, context.calibration), expected, atol=1e-4)
+
+
+def test_layers_without_a_bias_get_one():
+    program, context = prepare(
+        nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Conv2d(4, 2, 1, bias=False)), (1, 3, 6, 6)
+    )
+    result = run(program, f"{COARSE},correct-bias,lower-integer", context)
+    assert result.certificate[1].stats["layers"] == 2 and result.certificate[1].modified
+    assert sum(t.dtype == torch.int32 and t.dim() == 1 for t in result.program.parameters().values()) == 2
+
+
+def test_float_values_are_those_with_fake_quantization_bypassed():
+    program, context = prepare(seeded(ConvNet), (1, 3, 9, 9), samples=2)
+    annotated = run(program, COARSE, context).program
+    bypassed = annotated.clone()
+    for node in list(bypassed.nodes):
+        if is_fake_quantize(node):
+            node.replace_all_uses_with(node.args[0])
+    bypassed.sweep()
+    sample = context.calibration.samples[0]
+    assert torch.equal(bypassed(*sample)[0], program(*sample)[0])
+
+
+def layer_means(program, context) -> dict[str, torch.Tensor]:
+    """Mean output of every convolution and linear layer over the calibration samples, per channel."""
+    sums: dict[str, list[torch.Tensor]] = {}
+
+    class Spy(torch.fx.Interpreter):
+        def run_node(self, n):
+            value = super().run_node(n)
+            if n.target in (CONVOLUTION, LINEAR):
+                axis = 1 if n.target is CONVOLUTION else -1
+                sums.setdefault(origin_of(n), []).append(value.movedim(axis, -1).flatten(0, -2))
+            return value
+
+    for sample in context.calibration:
+        Spy(program.graph_module).run(*sample)
+    return {name: torch.cat(rows).mean(0) for name, rows in sums.items()}
+
+
+def test_every_layer_is_corrected_on_inputs_that_are_corrected_already():
+    program, context = prepared(ConvNet, (1, 3, 9, 9))
+    corrected = run(program, f"{COARSE},correct-bias", context).program
+    expected, actual = layer_means(program, context), layer_means(corrected, context)
+    assert set(expected) == set(actual) == {"stem", "expand", "depthwise", "project", "head"}
+    for name, mean in expected.items():
+        assert torch.allclose(actual[name], mean, atol=1e-4), name
+
+
+def test_samples_option_bounds_the_work():
+    program, context = prepared(ConvNet, (1, 3, 9, 9))
+    one = run(program, f"{COARSE},correct-bias{{samples=1}}", context).program
+    all_samples = run(program, f"{COARSE},correct-bias", context).program
+    assert not torch.equal(one(*context.calibration.samples[0])[0], all_samples(*context.calibration.samples[0])[0])
+    with pytest.raises(OptionError, match="at least 1"):
+        run(program, f"{COARSE},correct-bias{{samples=0}}", context)
+
+
+def test_takes_annotated_programs_only():
+    program, context = prepared(ConvNet, (1, 3, 9, 9))
+    with pytest.raises(PassError, match="takes a program in stage annotated"):
+        run(program, "correct-bias", context)
