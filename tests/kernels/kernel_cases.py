@@ -72,7 +72,7 @@ def tails(draw, channels: int, with_residual: bool = True):
     size = draw(st.sampled_from([1, channels]))
     if kind == "none":
         return TailCase(Tail("none", "int32"), {})
-    scale = (rng.uniform(0.2, 4.0, size) / draw(st.sampled_from([1.0, 300.0, 3000.0]))).astype(np.float32)
+    scale = (rng.uniform(0.2, 4.0, size) / draw(st.sampled_from([1.0, 300.0, 3000.0, 1e-9]))).astype(np.float32)
     if kind == "scale":
         return TailCase(Tail("scale", "float32"), {"scale": scale})
     dtype = draw(st.sampled_from(["uint8", "int8"]))

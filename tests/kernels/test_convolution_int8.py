@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from graphwright.backends.tvm.kernels import convolution_int8
-from graphwright.backends.tvm.kernels.base import Convolution, padded
+from graphwright.backends.tvm.kernels.base import Convolution, ResidualAdd, Tail, padded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .kernel_cases import LEVELS, random_integers, run, tails, to_physical
+from .kernel_cases import LEVELS, TailCase, random_integers, run, tails, to_physical
 
 
 def check(shape: Convolution, dtype: str, zero_point: int, case, level: str, seed: int, with_bias: bool = True) -> None:
@@ -56,7 +56,7 @@ def convolutions(draw, kind: str):
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("kind", ["dense", "pointwise", "depthwise", "grouped"])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_equals_reference(kind, level, data):
     shape = data.draw(convolutions(kind))
@@ -65,3 +65,24 @@ def test_equals_reference(kind, level, data):
     dtype, zero_point = data.draw(st.sampled_from([("uint8", 0), ("uint8", 131), ("int8", 0), ("int8", -128), ("int8", 5)]))
     case = data.draw(tails(shape.filters))
     check(shape, dtype, zero_point, case, level, data.draw(st.integers(0, 10**6)), data.draw(st.booleans()))
+
+
+REAL_LAYERS = [
+    (Convolution(1, 32, 20, 20, 32, (3, 3), (1, 1), (1, 1), groups=32), "uint8", 7),  # two pixels a register, in place
+    (Convolution(2, 96, 22, 22, 96, (3, 3), (2, 2), (1, 1), groups=96), "int8", -5),  # overlapping blocks, in place
+    (Convolution(2, 144, 14, 14, 144, (5, 5), (2, 2), (2, 2), groups=144), "uint8", 255),  # two row groups
+    (Convolution(1, 128, 7, 7, 128, (5, 5), (1, 1), (2, 2), groups=128), "int8", 3),  # copied band
+    (Convolution(1, 48, 9, 30, 48, (3, 3), (2, 2), (1, 1), groups=48), "uint8", 1),  # stores in pieces
+    (Convolution(1, 3, 32, 32, 32, (3, 3), (2, 2), (1, 1)), "uint8", 114),  # first layer: three channels
+    (Convolution(1, 80, 14, 14, 112, (1, 1)), "int8", 12),  # 4 + 3 panels
+]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("layer", REAL_LAYERS, ids=lambda layer: f"{layer[0].channels}x{layer[0].height}-{layer[0].filters}")
+def test_shapes_of_real_networks(layer, residual, level):
+    shape, dtype, zero_point = layer
+    add = ResidualAdd(700_000, 1_100_000, 20, 9, 100, 60, 0, 255, "uint8") if residual else None
+    tail = Tail("rescale", "uint8", 9, 9, 255, add)
+    check(shape, dtype, zero_point, TailCase(tail, {"scale": np.full(1, 1 / 300, np.float32)}), level, 0)

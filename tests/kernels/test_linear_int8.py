@@ -13,7 +13,7 @@ from .kernel_cases import LEVELS, random_integers, run, tails
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_equals_reference(level, data):
     rows, inner, outer = (data.draw(st.integers(1, most)) for most in (40, 150, 150))

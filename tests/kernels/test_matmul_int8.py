@@ -16,7 +16,7 @@ from .kernel_cases import LEVELS, random_integers, run, tails
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("transposed", [False, True])
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(data=st.data())
 def test_equals_reference(transposed, level, data):
     batch, rows, inner, columns = (data.draw(st.integers(1, most)) for most in (3, 40, 90, 90))
