@@ -21,12 +21,31 @@ def padded(channels: int) -> int:
 
 
 @dataclass(frozen=True)
+class ResidualAdd:
+    """`gw::add` fused after a rescale: a is the rescaled value, b a second tensor of the output's shape (an extra input buffer).
+
+    Fields as in `gw::add`; b_dtype is uint8 or int8. The result is stored as the tail's dtype.
+    """
+
+    a_multiplier: int
+    b_multiplier: int
+    shift: int
+    a_zero_point: int
+    b_zero_point: int
+    zero_point: int
+    qmin: int
+    qmax: int
+    b_dtype: str
+
+
+@dataclass(frozen=True)
 class Tail:
     """What happens to an s32 accumulator before it is stored; mirrors `gw::rescale`, `gw::rescale_dyadic` and `gw::scale`.
 
     rescale: reads float32 scale [C]; dyadic: reads s32 multiplier [C] and s32 shift [C]; scale: reads float32 scale [C],
     stores float32; none: stores the s32 accumulator. Parameters are per output channel, always expanded to the full vector
     (padded like the output's channels) at build time. dtype is the stored type: uint8, int8, float32 or int32.
+    residual: an addition fused after rescale or dyadic; saves one pass over memory.
     """
 
     kind: Literal["rescale", "dyadic", "scale", "none"]
@@ -34,6 +53,7 @@ class Tail:
     zero_point: int = 0
     qmin: int = 0
     qmax: int = 255
+    residual: ResidualAdd | None = None
 
 
 @dataclass(frozen=True)

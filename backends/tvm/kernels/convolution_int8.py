@@ -1,0 +1,176 @@
+"""u8/s8 2-D convolution: dense here, depthwise in `depthwise_int8`, other groups in `grouped_int8`.
+
+    from graphwright.backends.tvm.kernels import convolution_int8
+    function = convolution_int8.build(spec, tail, level)          # PrimFunc
+    packed = convolution_int8.pack(spec, tail, level, weight, bias, scale=scale)   # numpy arrays, in the function's order
+
+Buffers of the function: X [N, H, W, Cp], (residual [N, OH, OW, Op] if the tail has one), then the arrays `pack` returns,
+then Y [N, OH, OW, Op]. Cp and Op are padded to LANES; lanes past C may hold anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+from ....ir.errors import OptionError
+from . import depthwise_int8, grouped_int8
+from .base import Convolution, Tail, padded
+from .emit import build as build_function
+from .emit import loop, parallel_kind, store
+from .gemm_int8 import Pixels, Product, Tiling, choose_tiling, fold_bias, pack_panels
+from .isa import Isa, T, isa_of
+from .tail import declare, pack_tail
+
+
+@dataclass(frozen=True)
+class ConvolutionInt8:
+    """A convolution with the type ("uint8" or "int8") and zero point of its input."""
+
+    shape: Convolution
+    dtype: str
+    zero_point: int
+
+
+def build(spec: ConvolutionInt8, tail: Tail, level: str, *, tiling: Tiling | None = None, name: str = "main") -> tirx.PrimFunc:
+    """The kernel for one convolution.
+
+    Args:
+        level: "avx512-vnni" or "portable". tiling: overrides `choose_tiling` (dense convolutions only).
+
+    Raises:
+        UnknownNameError: unknown level. OptionError: a tiling for a convolution that is not dense, or an empty output.
+    """
+    shape, isa = spec.shape, isa_of(level)
+    if min(shape.out_height, shape.out_width) < 1:
+        raise OptionError(f"convolution {shape} has an empty output; the kernel is larger than the padded image")
+    if shape.groups == 1:
+        return build_function(name, lambda: _dense(spec, tail, isa, tiling))
+    if tiling is not None:
+        raise OptionError(f"tiling applies to dense convolutions; this one has {shape.groups} groups")
+    emit = depthwise_int8.emit if shape.depthwise else grouped_int8.emit
+    return build_function(name, lambda: emit(shape, spec.dtype, spec.zero_point, tail, isa))
+
+
+def pack(
+    spec: ConvolutionInt8, tail: Tail, level: str, weight: np.ndarray, bias: np.ndarray | None, **values: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Packed parameters in buffer order: weights, bias, then the tail's vectors.
+
+    Args:
+        weight: s8 (O, C / groups, KH, KW). bias: s32 (O,) or None.
+        values: what the tail reads, (1,) or (O,): scale, or multiplier and shift.
+    """
+    shape, isa = spec.shape, isa_of(level)
+    folded = fold_bias(weight, bias, spec.zero_point + isa.shift(spec.dtype))
+    wide = np.zeros(padded(shape.filters), np.int32)
+    wide[: shape.filters] = folded
+    if shape.groups == 1:
+        packed = _pack_dense(weight, isa)
+    else:
+        packed = (depthwise_int8 if shape.depthwise else grouped_int8).pack_weight(shape, weight, isa)
+    return packed, wide, *pack_tail(tail, shape.filters, **values)
+
+
+def _pack_dense(weight: np.ndarray, isa: Isa) -> np.ndarray:
+    filters, channels, height, width = weight.shape
+    inner = ceil(channels / isa.step) * isa.step
+    matrix = np.zeros((height, width, inner, filters), np.int8)
+    matrix[:, :, :channels] = weight.transpose(2, 3, 1, 0)
+    return pack_panels(matrix.reshape(-1, filters), isa)
+
+
+def _dense(spec: ConvolutionInt8, tail: Tail, isa: Isa, tiling: Tiling | None) -> None:
+    shape = spec.shape
+    (kernel_height, kernel_width), (pad_y, pad_x) = shape.kernel, shape.padding
+    pitch, out_pitch = padded(shape.channels), padded(shape.filters)
+    image = ("X", (shape.batch, shape.height, shape.width, pitch), spec.dtype)
+    out_shape = (shape.batch, shape.out_height, shape.out_width, out_pitch)
+    inner = ceil(shape.channels / isa.step)
+    taps = kernel_height * kernel_width
+    packed = [("W", (out_pitch * taps * inner * isa.step,), "int8"), ("B", (out_pitch,), "int32")]
+    (x, weights, bias), code = declare(tail, isa, shape.filters, [image], packed, out_shape)
+    flip = bool(isa.shift(spec.dtype))
+    height, width = shape.height, shape.width
+    if pad_y or pad_x:
+        height, width = height + 2 * pad_y, width + 2 * pad_x
+        pitch = inner * isa.step
+        x = pad_image(shape, x, spec.zero_point, pitch, isa)
+        flip = False
+    if (*shape.kernel, *shape.stride) == (1, 1, 1, 1):
+        pixels = Pixels(1, 1, shape.batch * height * width, 0, 0, pitch, out_pitch)
+    else:
+        stride_y, stride_x = shape.stride
+        pixels = Pixels(
+            shape.batch,
+            shape.out_height,
+            shape.out_width,
+            height * width * pitch,
+            stride_y * width * pitch,
+            stride_x * pitch,
+            out_pitch,
+        )
+    kernel = ((kernel_height, shape.dilation[0] * width * pitch), (kernel_width, shape.dilation[1] * pitch))
+    product = Product(isa, pixels, kernel, shape.channels, x, flip, weights, bias, code)
+    product.emit(tiling or choose_tiling(pixels, out_pitch, product.steps, isa))
+
+
+def pad_image(shape: Convolution, x: Any, zero_point: int, pitch: int, isa: Isa) -> Any:
+    """Copies the image into a scratch [N, H + 2 py, W + 2 px, pitch] whose border holds the zero point.
+
+    pitch <= padded(C) drops the padding lanes; on levels whose dot instruction reads u8, s8 values become x + 128.
+    """
+    pad_y, pad_x = shape.padding
+    height, width = shape.height + 2 * pad_y, shape.width + 2 * pad_x
+    shift = isa.shift(str(x.dtype))
+    dtype = "uint8" if isa.vnni else str(x.dtype)
+    scratch = T.alloc_buffer((shape.batch * height * width * pitch,), dtype)
+    source = padded(shape.channels)
+    lanes = next(size for size in (64, 32, 16, 8, 4, 2, 1) if pitch % size == 0)
+    fill = T.Cast(dtype, T.int32(zero_point + shift))
+
+    def put(offset: Any, value: Any) -> None:
+        if lanes == 1:
+            T.buffer_store(scratch, value, [offset])
+        else:
+            store(scratch, offset, value, lanes)
+
+    def blank(offset: Any, pixels: Any) -> None:
+        with loop(pixels) as pixel, loop(pitch // lanes) as c:
+            put(offset + pixel * pitch + c * lanes, fill if lanes == 1 else T.Broadcast(fill, lanes))
+
+    def copy(offset: Any, row: Any) -> None:
+        with loop(shape.width) as column, loop(pitch // lanes) as c:
+            kind = str(x.dtype) if lanes == 1 else f"{x.dtype}x{lanes}"
+            value = x.vload([(row * shape.width + column) * source + c * lanes], kind)
+            if shift:
+                flipped = T.reinterpret(kind.replace("int8", "uint8"), value)
+                mask = T.uint8(128) if lanes == 1 else T.Broadcast(T.uint8(128), lanes)
+                value = flipped ^ mask
+            put(offset + column * pitch + c * lanes, value)
+
+    work = shape.batch * height * width * pitch / 20_000
+    with loop(shape.batch * height, parallel_kind(work)) as index:
+        image, y = (index // height, index % height) if shape.batch > 1 else (0, index)
+        base = index * (width * pitch)
+        inside = T.And(y >= pad_y, y < pad_y + shape.height) if pad_y else None
+
+        def interior() -> None:
+            if pad_x:
+                blank(base, pad_x)
+                blank(base + (pad_x + shape.width) * pitch, pad_x)
+            copy(base + pad_x * pitch, image * shape.height + y - pad_y)
+
+        if inside is None or isinstance(y, int):
+            interior()
+        else:
+            with T.If(inside):
+                with T.Then():
+                    interior()
+                with T.Else():
+                    blank(base, width)
+    return scratch

@@ -1,0 +1,87 @@
+"""Helpers over TVM's IRBuilder: kernels are written as Python programs that emit TIR, so register tiles unroll in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+
+from .base import LANES
+from .isa import T
+
+#: One fork and join of TVM's thread pool, microseconds (measured on two cores): a loop worth less than twice this stays serial.
+FORK_JOIN_US = 2.0
+
+
+def build(name: str, body: Callable[[], None]) -> tirx.PrimFunc:
+    """Runs `body`, which declares arguments and emits statements, as one PrimFunc."""
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name(name)
+            T.func_attr({"tir.noalias": True, "global_symbol": name})
+            body()
+        return builder.get()
+
+
+Argument = tuple[str, tuple[int, ...], str]
+
+
+def arguments(*specs: Argument) -> list[Any]:
+    """Declares (name, shape, dtype) buffers, before any statement, and returns a flat view of each: generators compute
+    element offsets themselves."""
+    buffers = [T.arg(name, T.buffer(shape, dtype)) for name, shape, dtype in specs]
+    return [
+        buffer if len(shape) == 1 else T.decl_buffer((prod(shape),), dtype, data=buffer.data)
+        for buffer, (_, shape, dtype) in zip(buffers, specs, strict=True)
+    ]
+
+
+def ramp(offset: Any, lanes: int = LANES) -> Any:
+    return T.Ramp(offset, 1, lanes)
+
+
+def store(buffer: Any, offset: Any, value: Any, lanes: int = LANES) -> None:
+    T.buffer_store(buffer, value, [ramp(offset, lanes)])
+
+
+def splat(value: Any, lanes: int = LANES) -> Any:
+    return T.Broadcast(value, lanes)
+
+
+def bind(value: Any) -> Any:
+    """Gives an expression a name, so that it is computed once."""
+    return T.Bind(value)
+
+
+def accumulator(dtype: str = "int32", lanes: int = LANES) -> Any:
+    """A vector variable. Scope global and under 1 KB: TVM then uses a stack slot, which LLVM turns into a register;
+    any other scope becomes a call to the workspace allocator and lives in memory."""
+    return T.alloc_buffer((lanes,), dtype)
+
+
+@contextmanager
+def loop(extent: int, kind: str = "serial") -> Iterator[Any]:
+    """A loop over range(extent), or no loop at all for extent 1."""
+    if extent == 1:
+        yield 0
+        return
+    with {"serial": T.serial, "parallel": T.parallel, "vectorized": T.vectorized}[kind](0, extent) as index:
+        yield index
+
+
+def parallel_kind(microseconds: float) -> str:
+    """Parallel where the whole loop's work pays for the fork and join."""
+    return "parallel" if microseconds > 2 * FORK_JOIN_US else "serial"
+
+
+def clamp_start(index: Any, size: int, total: int) -> Any:
+    """Start of tile `index`: the last one is moved back to overlap its neighbour instead of running past the end."""
+    if total % size == 0:
+        return index * size
+    if isinstance(index, int):
+        return min(index * size, total - size)
+    return T.min(index * size, total - size)

@@ -1,0 +1,221 @@
+"""The register-tiled u8/s8 x s8 -> s32 inner kernel that convolution, linear and matmul share, and the choice of its blocking.
+
+One task computes `rows` output pixels x `panels` * LANES output channels in registers:
+
+    acc[r][p] = bias[p]
+    for each k step:   w[p] = packed weights (one vector a panel);   acc[r][p] += dot(broadcast(x[r], step bytes), w[p])
+    tail, store
+
+`rows` + 1 loads serve `rows * panels` dot instructions, so the tile is as square as the register file allows (Goto and van de
+Geijn, "Anatomy of high-performance matrix multiplication", 2008). The operand whose re-reading costs less is swept in the
+inner loop: see `choose_tiling`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from .base import LANES
+from .emit import accumulator, bind, clamp_start, loop, parallel_kind, store
+from .isa import Isa, T
+from .tail import TailCode
+
+#: What one core keeps in its first-level data cache, leaving room for the other streams.
+L1_BYTES = 32 * 1024
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Where GEMM rows lie: images x height x width rows, with element strides in the source; the output is row-major.
+
+    A plain matrix is one image of height 1. *_image strides step the packed weights and bias of a batched product.
+    """
+
+    images: int
+    height: int
+    width: int
+    x_image: int
+    x_row: int
+    x_column: int
+    pitch: int
+    weight_image: int = 0
+    bias_image: int = 0
+
+    @property
+    def rows(self) -> int:
+        return self.images * self.height * self.width
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of panels computed with one register tile: tiles * panels panels from `start` on, patches of height x width rows."""
+
+    start: int
+    tiles: int
+    panels: int
+    height: int
+    width: int
+
+    def patches(self, pixels: Pixels) -> tuple[int, int]:
+        return ceil(pixels.height / self.height), ceil(pixels.width / self.width)
+
+    def count(self, pixels: Pixels) -> int:
+        down, across = self.patches(pixels)
+        return pixels.images * down * across * self.tiles
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a product is cut. rows_outer: a task order that keeps a patch of rows and sweeps the panels."""
+
+    segments: tuple[Segment, ...]
+    rows_outer: bool
+
+
+def _balanced(total: int, most: int) -> int:
+    """Largest tile of at most `most` that cuts `total` into equal pieces."""
+    return ceil(total / ceil(total / most))
+
+
+def _segment(start: int, tiles: int, panels: int, pixels: Pixels, isa: Isa) -> Segment:
+    # One register for the activation and one a panel for the weights; more than 24 rows only add load pressure.
+    most = min(24, max(1, (isa.registers - 1 - panels) // panels))
+    if pixels.height == 1 or pixels.width >= most:
+        return Segment(start, tiles, panels, 1, _balanced(pixels.width, most))
+    return Segment(start, tiles, panels, _balanced(pixels.height, max(1, most // pixels.width)), pixels.width)
+
+
+def choose_tiling(pixels: Pixels, columns: int, steps: int, isa: Isa) -> Tiling:
+    """Blocking of rows x columns x (steps * isa.step).
+
+    Four panels make the widest tile that leaves enough rows to hide the latency of the dot instruction; what is left over gets
+    a narrower and taller one, and a ragged last panel of a dense output its own. With few rows, more panels take their place.
+    """
+    ragged = pixels.pitch < columns
+    panels = columns // LANES - ragged
+    widest = 4 if isa.vnni else 1
+    if isa.vnni and pixels.rows < 4:
+        widest = 12 // pixels.rows
+    segments, start = [], 0
+    while start < panels:
+        width = min(widest, panels - start)
+        tiles = (panels - start) // width
+        segments.append(_segment(start, tiles, width, pixels, isa))
+        start += tiles * width
+    if ragged:
+        segments.append(_segment(panels, 1, 1, pixels, isa))
+    # Bytes moved past the first-level cache by each order: the outer operand once, the inner one once per outer tile.
+    depth = steps * isa.step
+    first = segments[0]
+    rows, weights = pixels.rows * depth, columns * depth
+    by_rows = rows + (0 if weights <= L1_BYTES else weights * pixels.rows / (first.height * first.width))
+    by_panels = weights + (0 if rows <= L1_BYTES else rows * columns / (first.panels * LANES))
+    return Tiling(tuple(segments), by_rows <= by_panels)
+
+
+def pack_panels(matrix: np.ndarray, isa: Isa) -> np.ndarray:
+    """[K, N] s8 -> flat [N / LANES][K / step][LANES][step], both axes padded with zeros."""
+    depth, columns = matrix.shape
+    steps, panels = ceil(depth / isa.step), ceil(columns / LANES)
+    full = np.zeros((steps * isa.step, panels * LANES), np.int8)
+    full[:depth, :columns] = matrix
+    return np.ascontiguousarray(full.reshape(steps, isa.step, panels, LANES).transpose(2, 0, 3, 1)).reshape(-1)
+
+
+def fold_bias(weight: np.ndarray, bias: np.ndarray | None, zero_point: int) -> np.ndarray:
+    """bias - zero_point * sum(weight), modulo 2^32 as the accumulator itself. weight s8 (O, ...)."""
+    sums = weight.reshape(weight.shape[0], -1).astype(np.int64).sum(1)
+    total = (0 if bias is None else bias.astype(np.int64)) - zero_point * sums
+    return total.astype(np.int32)
+
+
+@dataclass
+class Product:
+    """One product to emit. taps: (extent, source stride) of the outer k loops (kernel rows and columns); channels: inner k."""
+
+    isa: Isa
+    pixels: Pixels
+    taps: tuple[tuple[int, int], ...]
+    channels: int
+    x: Any
+    flip: bool
+    weights: Any
+    bias: Any
+    tail: TailCode
+
+    @property
+    def steps(self) -> int:
+        return int(np.prod([extent for extent, _ in self.taps], dtype=np.int64)) * ceil(self.channels / self.isa.step)
+
+    def emit(self, tiling: Tiling) -> None:
+        """Emits the whole product as one parallel loop over all tiles of all segments."""
+        pixels = self.pixels
+        counts = [segment.count(pixels) for segment in tiling.segments]
+        columns = sum(segment.tiles * segment.panels for segment in tiling.segments) * LANES
+        work = pixels.rows * columns * self.steps * self.isa.step / self.isa.macs_per_us + pixels.rows * columns / 20_000
+        with loop(sum(counts), parallel_kind(work)) as task:
+            self._dispatch(tiling, counts, task, 0)
+
+    def _dispatch(self, tiling: Tiling, counts: list[int], task: Any, first: int) -> None:
+        segment, rest = tiling.segments[first], tiling.segments[first + 1 :]
+        if not rest:
+            self._tile(tiling, segment, task)
+            return
+        with T.If(task < counts[first]):
+            with T.Then():
+                self._tile(tiling, segment, task)
+            with T.Else():
+                self._dispatch(tiling, counts, task - counts[first], first + 1)
+
+    def _tile(self, tiling: Tiling, segment: Segment, task: Any) -> None:
+        pixels, isa = self.pixels, self.isa
+        down, across = segment.patches(pixels)
+        patches = down * across
+        if tiling.rows_outer:
+            patch, tile = (task // segment.tiles, task % segment.tiles) if segment.tiles > 1 else (task, 0)
+        else:
+            total = pixels.images * patches
+            patch, tile = (task % total, task // total) if total > 1 else (0, task)
+        image = patch // patches if pixels.images > 1 else 0
+        patch = patch % patches if pixels.images > 1 else patch
+        top = clamp_start(patch // across if down > 1 else 0, segment.height, pixels.height)
+        left = clamp_start(patch % across if across > 1 else 0, segment.width, pixels.width)
+        x_base = bind(image * pixels.x_image + top * pixels.x_row + left * pixels.x_column + T.int32(0))
+        y_base = bind(((image * pixels.height + top) * pixels.width + left) * pixels.pitch + T.int32(0))
+        panel = bind(tile * segment.panels + segment.start + T.int32(0))
+        where = [(r // segment.width, r % segment.width) for r in range(segment.height * segment.width)]
+        sources = [r * pixels.x_row + c * pixels.x_column for r, c in where]
+        targets = [(r * pixels.width + c) * pixels.pitch for r, c in where]
+        acc = [[accumulator() for _ in range(segment.panels)] for _ in where]
+        for p in range(segment.panels):
+            start = bind(self.bias.vload([image * pixels.bias_image + (panel + p) * LANES], f"int32x{LANES}"))
+            for row in acc:
+                store(row[p], 0, start)
+        panel_size = self.steps * isa.step * LANES
+        weight_base = bind(image * pixels.weight_image + panel * panel_size)
+        self._accumulate(acc, sources, x_base, weight_base, panel_size)
+        for p in range(segment.panels):
+            lane = (panel + p) * LANES
+            parameters = self.tail.load(lane)
+            valid = min(LANES, pixels.pitch - (segment.start + p) * LANES) if segment.tiles == 1 else LANES
+            for row, target in zip(acc, targets, strict=True):
+                value = bind(row[p].vload([0], f"int32x{LANES}"))
+                self.tail.emit(value, parameters, y_base + target + lane, valid)
+
+    def _accumulate(self, acc: list[list[Any]], sources: list[int], x_base: Any, weight_base: Any, panel_size: int) -> None:
+        isa = self.isa
+        inner = ceil(self.channels / isa.step)
+        with loop(self.taps[0][0]) as i, loop(self.taps[1][0]) as j:
+            x_tap = bind(x_base + i * self.taps[0][1] + j * self.taps[1][1])
+            weight_tap = bind(weight_base + (i * self.taps[1][0] + j) * (inner * isa.step * LANES))
+            with loop(inner) as k:
+                at = weight_tap + k * (isa.step * LANES)
+                weights = [bind(isa.weight(self.weights, at + p * panel_size)) for p in range(len(acc[0]))]
+                for row, source in zip(acc, sources, strict=True):
+                    value = bind(isa.activation(self.x, x_tap + source + k * isa.step, self.flip))
+                    for p, weight in enumerate(weights):
+                        store(row[p], 0, isa.dot(row[p].vload([0], f"int32x{LANES}"), value, weight))

@@ -1,0 +1,138 @@
+"""Code for `Tail`: from s32 accumulators to stored values, bit-equal to `gw::rescale`, `rescale_dyadic`, `scale` and `add`.
+
+The float path is one conversion, one multiply, a clamp and one rounding: there is no float addition that LLVM could fuse with
+the product. Rounding is half to even under the default mode (`nearbyint`, `cvtps2dq`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ....ir.errors import OptionError
+from .base import LANES, ResidualAdd, Tail, padded
+from .emit import Argument, arguments, bind, splat, store
+from .isa import Isa, T
+
+
+def tail_parameters(tail: Tail) -> tuple[tuple[str, str], ...]:
+    """(name, dtype) of the packed parameter vectors a tail reads, in buffer order."""
+    return {
+        "rescale": (("scale", "float32"),),
+        "scale": (("scale", "float32"),),
+        "dyadic": (("multiplier", "int32"), ("shift", "int32")),
+        "none": (),
+    }[tail.kind]
+
+
+def pack_tail(tail: Tail, channels: int, order: np.ndarray | None = None, **values: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Expands each parameter ((1,) or (channels,)) to padded(channels) entries. order: channel of each packed lane.
+
+    Padding lanes get 1: a shift must stay inside [1, 62].
+    """
+    packed = []
+    for name, dtype in tail_parameters(tail):
+        if values.get(name) is None:
+            raise OptionError(f"tail '{tail.kind}' needs '{name}'; got {', '.join(sorted(values)) or 'nothing'}")
+        vector = np.ones(padded(channels), dtype)
+        vector[:channels] = np.asarray(values[name], dtype).reshape(-1)
+        packed.append(vector if order is None else vector[order])
+    return tuple(packed)
+
+
+@dataclass
+class TailCode:
+    """Emits a tail: declare its buffers once, then `emit` for every vector of accumulators."""
+
+    tail: Tail
+    isa: Isa
+    parameters: tuple[Any, ...]
+    residual: Any
+    output: Any
+
+    def load(self, lane: Any) -> tuple[Any, ...]:
+        """Parameter vectors of the LANES channels from packed lane `lane` on."""
+        return tuple(
+            bind(buffer.vload([lane], f"{dtype}x{LANES}"))
+            for buffer, (_, dtype) in zip(self.parameters, tail_parameters(self.tail), strict=True)
+        )
+
+    def emit(self, acc: Any, parameters: tuple[Any, ...], offset: Any, valid: int = LANES) -> None:
+        """Finishes one vector and stores its first `valid` lanes at output element `offset`."""
+        value = self._finish(acc, parameters)
+        if self.tail.residual is not None:
+            value = add_residual(self.tail.residual, value, T.Cast(f"int32x{LANES}", self._other(offset, valid)))
+        value = value if self.tail.dtype in ("int32", "float32") else T.Cast(f"{self.tail.dtype}x{LANES}", value)
+        if valid == LANES:
+            store(self.output, offset, value)
+            return
+        spill = T.alloc_buffer((LANES,), self.tail.dtype)
+        store(spill, 0, value)
+        with T.serial(0, valid) as lane:
+            T.buffer_store(self.output, spill.vload([lane]), [offset + lane])
+
+    def _other(self, offset: Any, valid: int) -> Any:
+        """The residual's vector at `offset`; never reads past its `valid` lanes."""
+        kind = f"{self.residual.dtype}x{LANES}"
+        if valid == LANES:
+            return self.residual.vload([offset], kind)
+        partial = T.alloc_buffer((LANES,), str(self.residual.dtype))
+        with T.serial(0, valid) as lane:
+            T.buffer_store(partial, self.residual.vload([offset + lane]), [lane])
+        return partial.vload([0], kind)
+
+    def _finish(self, acc: Any, parameters: tuple[Any, ...]) -> Any:
+        tail = self.tail
+        if tail.kind == "none":
+            return acc
+        if tail.kind == "dyadic":
+            return dyadic(tail, acc, *parameters)
+        product = T.Cast(f"float32x{LANES}", acc) * parameters[0]
+        if tail.kind == "scale":
+            return product
+        low, high = (splat(T.float32(limit - tail.zero_point)) for limit in (tail.qmin, tail.qmax))
+        steps = self._round(T.max(T.min(product, high), low))
+        return steps + splat(T.int32(tail.zero_point)) if tail.zero_point else steps
+
+    def _round(self, value: Any) -> Any:
+        if not self.isa.vnni:
+            return T.Cast(f"int32x{LANES}", T.nearbyint(value))
+        zero = splat(T.int32(0))
+        name = "llvm.x86.avx512.mask.cvtps2dq.512"  # rounds by the current mode: nearest, ties to even
+        return T.call_llvm_pure_intrin("int32x16", name, value, zero, T.int16(-1), T.int32(4))
+
+
+def declare(
+    tail: Tail, isa: Isa, channels: int, inputs: list[Argument], packed: list[Argument], out_shape: tuple[int, ...]
+) -> tuple[list[Any], TailCode]:
+    """Declares a kernel's buffers: inputs, the tail's residual (R, of the output's shape), packed parameters, the tail's
+    parameters ([padded(channels)] each), output Y. Returns flat views of inputs and packed parameters, and the tail."""
+    extra = [("R", out_shape, tail.residual.b_dtype)] if tail.residual else []
+    vectors = [(name, (padded(channels),), dtype) for name, dtype in tail_parameters(tail)]
+    flat = arguments(*inputs, *extra, *packed, *vectors, ("Y", out_shape, tail.dtype))
+    first = len(inputs) + len(extra)
+    last = first + len(packed)
+    code = TailCode(tail, isa, tuple(flat[last:-1]), flat[len(inputs)] if extra else None, flat[-1])
+    return [*flat[: len(inputs)], *flat[first:last]], code
+
+
+def dyadic(tail: Tail, acc: Any, multiplier: Any, shift: Any) -> Any:
+    wide, narrow = f"int64x{LANES}", f"int32x{LANES}"
+    shift = T.Cast(wide, shift)
+    one = splat(T.int64(1))
+    half = T.shift_left(one, shift - one)
+    steps = T.shift_right(T.Cast(wide, acc) * T.Cast(wide, multiplier) + half, shift) + splat(T.int64(tail.zero_point))
+    return T.Cast(narrow, T.max(T.min(steps, splat(T.int64(tail.qmax))), splat(T.int64(tail.qmin))))
+
+
+def add_residual(add: ResidualAdd, a: Any, b: Any) -> Any:
+    """`gw::add` on s32 lanes: `a` is the rescaled value, `b` the second tensor."""
+
+    def lanes(value: int) -> Any:
+        return splat(T.int32(value))
+
+    total = (a - lanes(add.a_zero_point)) * lanes(add.a_multiplier) + (b - lanes(add.b_zero_point)) * lanes(add.b_multiplier)
+    steps = T.shift_right(total + lanes(1 << (add.shift - 1)), lanes(add.shift)) + lanes(add.zero_point)
+    return T.max(T.min(steps, lanes(add.qmax)), lanes(add.qmin))

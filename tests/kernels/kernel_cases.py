@@ -1,0 +1,108 @@
+"""Shared by the kernel tests: compile one PrimFunc, random tails, and their torch reference."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import graphwright.ir.dialect.integer  # noqa: F401  (registers the gw:: operators)
+import numpy as np
+import pytest
+import torch
+import tvm
+from graphwright.backends.host import X86_FLAGS, host_arch, host_flags
+from graphwright.backends.tvm.kernels.base import LANES, ResidualAdd, Tail
+from hypothesis import strategies as st
+
+HAS_VNNI = host_arch() == "x86" and X86_FLAGS["avx512-vnni"] <= host_flags()
+LEVELS = [
+    pytest.param("avx512-vnni", marks=pytest.mark.skipif(not HAS_VNNI, reason="this processor has no AVX-512 VNNI")),
+    "portable",
+]
+TORCH = {"uint8": torch.uint8, "int8": torch.int8, "int32": torch.int32, "float32": torch.float32}
+
+
+def target(level: str) -> tvm.target.Target:
+    if level == "avx512-vnni":
+        return tvm.target.Target({"kind": "llvm", "mcpu": "cascadelake", "num-cores": 2})
+    if host_arch() == "x86":
+        return tvm.target.Target({"kind": "llvm", "mcpu": "haswell", "num-cores": 2})
+    return tvm.target.Target({"kind": "llvm", "num-cores": 2})
+
+
+def run(function, level: str, arrays, output: np.ndarray) -> np.ndarray:
+    library = tvm.compile(tvm.IRModule({"main": function}), target=target(level))
+    result = tvm.runtime.tensor(output)
+    library["main"](*(tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arrays), result)
+    return result.numpy()
+
+
+@dataclasses.dataclass
+class TailCase:
+    """A tail, its parameters, and the same computation through the gw:: reference."""
+
+    tail: Tail
+    values: dict[str, np.ndarray]
+
+    def reference(self, acc: torch.Tensor, axis: int, residual: torch.Tensor | None = None) -> torch.Tensor:
+        tail, values = self.tail, {name: torch.from_numpy(value) for name, value in self.values.items()}
+        if tail.kind == "none":
+            return acc
+        if tail.kind == "scale":
+            return torch.ops.gw.scale(acc, values["scale"], axis)
+        dtype = TORCH[tail.dtype]
+        limits = (tail.zero_point, tail.qmin, tail.qmax, dtype)
+        if tail.kind == "rescale":
+            out = torch.ops.gw.rescale(acc, values["scale"], *limits, axis)
+        else:
+            out = torch.ops.gw.rescale_dyadic(acc, values["multiplier"], values["shift"], *limits, axis)
+        if tail.residual is None:
+            return out
+        add = tail.residual
+        return torch.ops.gw.add(
+            out, residual, add.a_multiplier, add.b_multiplier, add.shift, add.a_zero_point, add.b_zero_point,
+            add.zero_point, add.qmin, add.qmax, dtype,
+        )  # fmt: skip
+
+
+@st.composite
+def tails(draw, channels: int, with_residual: bool = True):
+    """A random tail of `channels` output channels, with scales that put most results inside the range."""
+    kind = draw(st.sampled_from(["rescale", "rescale", "dyadic", "scale", "none"]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    size = draw(st.sampled_from([1, channels]))
+    if kind == "none":
+        return TailCase(Tail("none", "int32"), {})
+    scale = (rng.uniform(0.2, 4.0, size) / draw(st.sampled_from([1.0, 300.0, 3000.0]))).astype(np.float32)
+    if kind == "scale":
+        return TailCase(Tail("scale", "float32"), {"scale": scale})
+    dtype = draw(st.sampled_from(["uint8", "int8"]))
+    low, high = (0, 255) if dtype == "uint8" else (-128, 127)
+    qmin = draw(st.sampled_from([low, low + 1, low + 37]))
+    qmax = draw(st.sampled_from([high, high - 5]))
+    zero_point = draw(st.integers(qmin, qmax))
+    residual = None
+    if with_residual and draw(st.booleans()):
+        b_dtype = draw(st.sampled_from(["uint8", "int8"]))
+        residual = ResidualAdd(
+            int(rng.integers(1, 1 << 21)), int(rng.integers(1, 1 << 21)), int(rng.integers(18, 23)),
+            zero_point, int(rng.integers(0, 100)), int(rng.integers(qmin, qmax)), qmin, qmax, b_dtype,
+        )  # fmt: skip
+    tail = Tail(kind, dtype, zero_point, qmin, qmax, residual)
+    if kind == "rescale":
+        return TailCase(tail, {"scale": scale})
+    shift = rng.integers(1, 40, size).astype(np.int32)
+    multiplier = np.minimum(scale.astype(np.float64) * 2.0**shift, 2**31 - 1).astype(np.int32)
+    return TailCase(tail, {"multiplier": multiplier, "shift": shift})
+
+
+def random_integers(rng: np.random.Generator, dtype: str, shape) -> np.ndarray:
+    info = np.iinfo(dtype)
+    return rng.integers(info.min, info.max + 1, shape).astype(dtype)
+
+
+def to_physical(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(N, C, H, W) -> [N, H, W, Cp] with garbage in the padding lanes."""
+    n, c, h, w = x.shape
+    out = random_integers(rng, str(x.dtype), (n, h, w, -(-c // LANES) * LANES))
+    out[..., :c] = x.transpose(0, 2, 3, 1)
+    return out
