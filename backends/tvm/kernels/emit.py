@@ -9,9 +9,9 @@ from typing import Any
 
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
 
 from .base import LANES
-from .isa import T
 
 #: One fork and join of TVM's thread pool, microseconds (measured on two cores): a loop worth less than twice this stays serial.
 FORK_JOIN_US = 2.0
@@ -22,7 +22,7 @@ def build(name: str, body: Callable[[], None]) -> tirx.PrimFunc:
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name(name)
-            T.func_attr({"tir.noalias": True, "global_symbol": name})
+            T.func_attr({"tirx.noalias": True, "global_symbol": name})
             body()
         return builder.get()
 

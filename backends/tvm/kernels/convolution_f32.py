@@ -1,0 +1,280 @@
+"""Float 2-D convolution in the physical layout, dense or grouped, with fused bias and activation.
+
+Out[m, o] = act(bias[o] + sum over taps t, channels c of X[pixel(m, t), c] * W[t, c, o]), as a register-tiled matrix product:
+
+    for tile of `rows` outputs of one line, panel of `groups` vectors of output channels:     (one task of the parallel loop)
+        acc[rows][groups] = bias
+        for ky in the kernel rows inside the image, kx (unrolled), c:
+            acc[i][j] += broadcast(X[pixel(i, ky, kx), c]) * W[group + j][ky, kx, c][0:LANES]
+        Y[tile, panel] = act(acc)
+
+A 1x1 convolution of stride 1 without padding has one line of N*H*W outputs. Grouped convolutions run as banded dense ones: a
+vector of output channels reads the range of input channels that its conv groups cover, with zero weights outside each one's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from ....ir.errors import OptionError
+from .base import LANES, Convolution, padded
+from .emit import accumulator, arguments, bind, build, clamp_start, loop, parallel_kind, splat, store
+from .float_base import (
+    NO_ACTIVATION,
+    VECTOR,
+    Activation,
+    Level,
+    Tile,
+    choose_tile,
+    fits,
+    level_of,
+    panel_widths,
+    store_lanes,
+)
+from .window import Segment, column_segments, kernel_rows
+
+#: Activations of one block of tiles, bytes: they stay in the second-level cache while the panels of weights pass by.
+BLOCK_BYTES = 512 * 1024
+
+
+def band(shape: Convolution) -> tuple[int, Callable[[Any], Any]]:
+    """(channels, start): a vector of output channels `group` reads input channels start(group) .. start(group) + channels - 1."""
+    if shape.groups == 1:
+        return shape.channels, lambda group: 0
+    inputs, outputs = shape.channels // shape.groups, shape.filters // shape.groups
+    starts, stops = [], []
+    for first in range(0, shape.filters, LANES):
+        last = min(first + LANES, shape.filters) - 1
+        starts.append(first // outputs * inputs)
+        stops.append((last // outputs + 1) * inputs)
+    span = max(stop - start for start, stop in zip(starts, stops, strict=True))
+    highest = shape.channels - span
+
+    def start(group: Any) -> Any:
+        first = group * LANES // outputs * inputs if isinstance(group, int) else T.floordiv(group * LANES, outputs) * inputs
+        return min(first, highest) if isinstance(first, int) else T.min(first, highest)
+
+    return span, start
+
+
+def packed_weight_shape(shape: Convolution) -> tuple[int, int, int]:
+    return padded(shape.filters) // LANES, shape.kernel[0] * shape.kernel[1] * band(shape)[0], LANES
+
+
+def pack_weight(shape: Convolution, weight: np.ndarray) -> np.ndarray:
+    """(O, C / groups, KH, KW) -> [O / LANES, KH * KW * band, LANES], zeros where a lane reads no such channel."""
+    expected = (shape.filters, shape.channels // shape.groups, *shape.kernel)
+    if weight.shape != expected:
+        raise OptionError(f"convolution weight: expected shape {expected}, got {weight.shape}")
+    span, start = band(shape)
+    inputs, outputs = shape.channels // shape.groups, shape.filters // shape.groups
+    packed = np.zeros((padded(shape.filters) // LANES, *shape.kernel, span, LANES), np.float32)
+    taps = weight.astype(np.float32).transpose(0, 2, 3, 1)
+    if shape.groups == 1:
+        full = np.zeros((padded(shape.filters), *shape.kernel, span), np.float32)
+        full[: shape.filters] = taps
+        packed[:] = full.reshape(-1, LANES, *shape.kernel, span).transpose(0, 2, 3, 4, 1)
+    else:
+        for filter_ in range(shape.filters):
+            first = filter_ // outputs * inputs - start(filter_ // LANES)
+            packed[filter_ // LANES, :, :, first : first + inputs, filter_ % LANES] = taps[filter_]
+    return np.ascontiguousarray(packed.reshape(packed_weight_shape(shape)))
+
+
+def pack_bias(filters: int, bias: np.ndarray | None) -> np.ndarray:
+    """(O,) or None -> [padded(O)], zeros in the padding."""
+    packed = np.zeros(padded(filters), np.float32)
+    if bias is not None:
+        packed[:filters] = bias
+    return packed
+
+
+def convolution(
+    shape: Convolution,
+    activation: Activation = NO_ACTIVATION,
+    level: str = "avx512",
+    tile: Tile | None = None,
+    name: str = "convolution_f32",
+) -> tirx.PrimFunc:
+    """(X [N, H, W, Cp], W packed, bias [Op], Y [N, OH, OW, Op]); lanes of Y past O hold activation(0).
+
+    Raises:
+        OptionError: the tile does not fit the register file. UnknownNameError: unknown level.
+    """
+
+    def body() -> None:
+        x, w, bias, y = arguments(
+            ("X", (shape.batch, shape.height, shape.width, padded(shape.channels)), "float32"),
+            ("W", packed_weight_shape(shape), "float32"),
+            ("bias", (padded(shape.filters),), "float32"),
+            ("Y", (shape.batch, shape.out_height, shape.out_width, padded(shape.filters)), "float32"),
+        )
+        pixels = shape.batch * shape.height * shape.width
+        pointwise = shape.kernel == (1, 1) == shape.stride and shape.padding == (0, 0)
+        lines = replace(shape, batch=1, height=1, width=pixels) if pointwise else shape
+        emit_product(
+            Product(lines, padded(shape.channels), padded(shape.filters), activation), level_of(level), tile, x, w, bias, y
+        )
+
+    return build(name, body)
+
+
+@dataclass(frozen=True)
+class Product:
+    """A convolution over rows of x_row and y_row floats. y_row < padded(filters): the last vector is stored in part.
+
+    batched: one weight for each image, as in a batch of matrix products.
+    """
+
+    shape: Convolution
+    x_row: int
+    y_row: int
+    activation: Activation
+    batched: bool = False
+
+    @property
+    def groups(self) -> int:
+        return padded(self.shape.filters) // LANES
+
+    @property
+    def depth(self) -> int:
+        return self.shape.kernel[0] * self.shape.kernel[1] * band(self.shape)[0]
+
+
+def emit_product(product: Product, level: Level, tile: Tile | None, x: Any, w: Any, bias: Any | None, y: Any) -> None:
+    """Emits the whole loop nest; x, w, bias and y are flat buffers."""
+    shape = product.shape
+    # A banded (grouped) product gives each vector its own channels, so neighbouring vectors share no broadcast value.
+    width_limit = product.groups if shape.groups == 1 else 1
+    if tile is None:
+        tile = choose_tile(level, shape.batch * shape.out_height, shape.out_width, width_limit, product.depth)
+    tile = Tile(min(tile.rows, shape.out_width), min(tile.groups, width_limit))
+    if not fits(level, tile):
+        raise OptionError(f"{tile} needs more than the {level.registers} vector registers of level {level.name}")
+    tiles_per_line = -(-shape.out_width // tile.rows)
+    line_tiles = shape.batch * shape.out_height * tiles_per_line
+    segments = column_segments(shape, tile.rows)
+
+    def task(line_tile: Any, group: Any, width: int, valid: int) -> None:
+        xt = bind(T.floormod(line_tile, tiles_per_line))
+        oy = bind(T.floormod(T.floordiv(line_tile, tiles_per_line), shape.out_height))
+        image = bind(T.floordiv(line_tile, tiles_per_line * shape.out_height))
+        column = bind(clamp_start(xt, tile.rows, shape.out_width))
+
+        def segment_code(segment: Segment) -> Callable[[], None]:
+            return lambda: _tile(product, segment, x, w, bias, y, (image, oy, column), group, Panel(tile.rows, width, valid))
+
+        _switch(xt, [(segment.first + segment.count, segment_code(segment)) for segment in segments])
+
+    block = max(1, BLOCK_BYTES // (4 * tile.rows * band(shape)[0] * shape.stride[0] * shape.stride[1]))
+    _tasks(product, level, line_tiles, block, tile.groups, task)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """rows x width accumulators; `valid` lanes of the last vector are stored."""
+
+    rows: int
+    width: int
+    valid: int
+
+
+def _tasks(
+    product: Product, level: Level, line_tiles: int, block: int, width: int, task: Callable[[Any, Any, int, int], None]
+) -> None:
+    """One flat parallel loop over (block of tiles, panel, tile): each thread's share is contiguous and reuses its panel."""
+    blocks = -(-line_tiles // min(block, line_tiles))
+    block = -(-line_tiles // blocks)
+    rest = product.y_row - (product.groups - 1) * LANES
+    runs: list[tuple[int, int, int, int]] = []
+    for first, panels, groups in panel_widths(product.groups, width):
+        partial = rest < LANES and first + panels * groups == product.groups
+        if partial and panels > 1:
+            runs += [(first, panels - 1, groups, LANES), (first + (panels - 1) * groups, 1, groups, rest)]
+        else:
+            runs.append((first, panels, groups, rest if partial else LANES))
+    panels = sum(run[1] for run in runs)
+    microseconds = 2 * product.shape.out_width * product.shape.out_height * product.shape.batch
+    microseconds *= product.depth * product.groups * LANES / level.flops_per_us
+    with loop(blocks * panels * block, parallel_kind(microseconds)) as index:
+        panel = bind(T.floormod(T.floordiv(index, block), panels))
+        line_tile = bind(T.floordiv(index, block * panels) * block + T.floormod(index, block))
+
+        def run_code(first: int, groups: int, valid: int, before: int) -> Callable[[], None]:
+            return lambda: task(line_tile, first + (panel - before) * groups, groups, valid)
+
+        cases, before = [], 0
+        for first, count, groups, valid in runs:
+            cases.append((before + count, run_code(first, groups, valid, before)))
+            before += count
+        if blocks * block == line_tiles:
+            _switch(panel, cases)
+        else:
+            with T.If(line_tile < line_tiles), T.Then():
+                _switch(panel, cases)
+
+
+def _switch(index: Any, cases: list[tuple[int, Callable[[], None]]]) -> None:
+    """Runs the first case whose bound is above `index`."""
+    (bound, code), *others = cases
+    if not others:
+        code()
+        return
+    with T.If(index < bound):
+        with T.Then():
+            code()
+        with T.Else():
+            _switch(index, others)
+
+
+def _tile(
+    product: Product,
+    segment: Segment,
+    x: Any,
+    w: Any,
+    bias: Any | None,
+    y: Any,
+    place: tuple[Any, Any, Any],
+    group: Any,
+    panel: Panel,
+) -> None:
+    shape, (image, oy, column) = product.shape, place
+    span, start = band(shape)
+    group = bind(group)
+    acc = [[accumulator("float32") for _ in range(panel.width)] for _ in range(panel.rows)]
+    for j in range(panel.width):
+        first = splat(T.float32(0.0)) if bias is None else bind(bias.vload([(group + j) * LANES], VECTOR))
+        for row in acc:
+            store(row[j], 0, first)
+    weight_base = group * (product.depth * LANES)
+    if product.batched:
+        weight_base = weight_base + image * (product.groups * product.depth * LANES)
+    weight_base = bind(weight_base)
+    low, high = kernel_rows(shape, oy)
+    with loop(shape.kernel[0]) if isinstance(low, int) else T.serial(low, high) as ky:
+        line = (image * shape.height + oy * shape.stride[0] + ky * shape.dilation[0] - shape.padding[0]) * shape.width
+        for kx in range(shape.kernel[1]):
+            rows = segment.rows(kx)
+            if not rows:
+                continue
+            pixel = line + column * shape.stride[1] + (kx * shape.dilation[1] - shape.padding[1])
+            x_base = bind(pixel * product.x_row + start(group))
+            w_base = bind(weight_base + (ky * shape.kernel[1] + kx) * (span * LANES))
+            with loop(span) as c:
+                weights = [bind(w.vload([w_base + c * LANES + j * (product.depth * LANES)], VECTOR)) for j in range(panel.width)]
+                for i in rows:
+                    value = splat(x.vload([x_base + c + i * (shape.stride[1] * product.x_row)]))
+                    for j, weight in enumerate(weights):
+                        store(acc[i][j], 0, acc[i][j].vload([0], VECTOR) + value * weight)
+    out = bind(((image * shape.out_height + oy) * shape.out_width + column) * product.y_row + group * LANES)
+    for i, row in enumerate(acc):
+        for j, sums in enumerate(row):
+            value = product.activation.emit(sums.vload([0], VECTOR))
+            valid = panel.valid if j == panel.width - 1 else LANES
+            store_lanes(y, out + (i * product.y_row + j * LANES), value, valid)

@@ -1,0 +1,104 @@
+"""Float code that gives the same bits on every target: the building blocks of the `gw::` float ops (ir/dialect/exact.py).
+
+LLVM may contract a * b + c into one fused multiply-add, which rounds once where the definition rounds twice. `product` puts each
+product that feeds an addition behind `llvm.arithmetic.fence`, which LLVM never looks through. Reductions keep one vector of LANES
+running sums and add its lanes pairwise. Everything else (+, -, /, square root, rounding to even) IEEE 754 fixes already.
+Inputs are finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm.tirx.script.builder import ir as T
+
+from ....ir.dialect.exact import EXP_LOWEST, EXP_POLYNOMIAL, LN2_HIGH, LN2_LOW, LOG2_E
+from .base import LANES
+from .emit import accumulator, bind, loop, ramp, splat, store
+from .float_base import VECTOR
+
+#: Builds the vector of elements start .. start + valid - 1 of a row; lanes past `valid` hold whatever the reduction needs there.
+Chunk = Callable[[Any, int], Any]
+
+
+def dtype_of(value: Any) -> str:
+    return str(value.ty.dtype)
+
+
+def fence(value: Any) -> Any:
+    """`value`, opaque to LLVM's and TVM's arithmetic simplification."""
+    return T.call_llvm_intrin(dtype_of(value), "llvm.arithmetic.fence", value)
+
+
+def product(a: Any, b: Any) -> Any:
+    """a * b, rounded by itself."""
+    return fence(a * b)
+
+
+def constant(value: float) -> Any:
+    return splat(T.float32(value))
+
+
+def reciprocal(x: Any) -> Any:
+    """1 / x, correctly rounded."""
+    return (T.float32(1.0) if dtype_of(x) == "float32" else constant(1.0)) / x
+
+
+def square_root(x: Any) -> Any:
+    return T.call_llvm_pure_intrin(dtype_of(x), "llvm.sqrt", x)
+
+
+def round_even(x: Any) -> Any:
+    return T.call_llvm_pure_intrin(dtype_of(x), "llvm.roundeven", x)
+
+
+def exp(x: Any) -> Any:
+    """exp of a vector with every lane <= 0; the bits of `exp_reference`."""
+    x = bind(T.max(x, constant(EXP_LOWEST)))
+    n = bind(round_even(x * constant(LOG2_E)))
+    r = x - product(n, constant(LN2_HIGH))
+    r = bind(r - product(n, constant(LN2_LOW)))
+    p = constant(EXP_POLYNOMIAL[0])
+    for coefficient in EXP_POLYNOMIAL[1:]:
+        p = product(p, r) + constant(coefficient)
+    p = product(p, r * r) + r
+    p = p + constant(1.0)
+    exponent = T.Cast(f"int32x{LANES}", n) + splat(T.int32(127))
+    return bind(product(p, T.reinterpret(VECTOR, T.shift_left(exponent, splat(T.int32(23))))))
+
+
+def for_chunks(length: int, emit: Callable[[Any, int], None], first: int = 0) -> None:
+    """Calls emit(start, valid) for the vectors of a row from number `first` on: a loop over the full ones, then the rest."""
+    full, rest = divmod(length, LANES)
+    if full > first:
+        with loop(full - first) as index:
+            emit((index + first) * LANES, LANES)
+    if rest and full >= first:
+        emit(full * LANES, rest)
+
+
+def fold(length: int, chunk: Chunk, combine: Callable[[Any, Any], Any]) -> Any:
+    """Combines the vectors of a row in order, then the lanes pairwise, 8, 4, 2, 1 apart. Returns a scalar."""
+    lanes = accumulator("float32")
+    store(lanes, 0, chunk(0, min(length, LANES)))
+    for_chunks(length, lambda start, valid: store(lanes, 0, combine(lanes.vload([0], VECTOR), chunk(start, valid))), first=1)
+    width = LANES
+    while width > 2:
+        width //= 2
+        halves = (lanes.vload([0], f"float32x{width}"), lanes.vload([width], f"float32x{width}"))
+        store(lanes, 0, combine(*halves), width)
+    return bind(combine(lanes.vload([0]), lanes.vload([1])))
+
+
+def lane_sum(length: int, chunk: Chunk) -> Any:
+    """Sum in the fixed order of `lane_sum` in ir/dialect/exact.py; `chunk` must put zeros in the lanes past `valid`."""
+    return fold(length, chunk, lambda a, b: a + b)
+
+
+def zero_past(value: Any, valid: int) -> Any:
+    """`value` with zeros in the lanes past `valid`."""
+    if valid == LANES:
+        return value
+    lane = ramp(T.int32(0))
+    return bind(T.Select(lane < splat(T.int32(valid)), value, constant(0.0)))

@@ -1,0 +1,152 @@
+"""What the float32 kernels share: fused activations, instruction-set levels and the choice of a register tile.
+
+The float kernels promise closeness, not bits: the order of a sum and the use of fused multiply-add are free. A result differs
+from the exact one by at most (K + 2) * eps * (sum |x| |w| + |bias|), K the number of products. Activations must be finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.tirx.script.builder import ir as T
+
+from ....ir.errors import OptionError, UnknownNameError
+from .base import LANES
+from .emit import accumulator, bind, ramp, splat, store
+
+VECTOR = f"float32x{LANES}"
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A clamp to [low, high] fused into a kernel's store; None leaves that side open."""
+
+    low: float | None = None
+    high: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise OptionError(f"activation: low {self.low} is above high {self.high}")
+
+    def emit(self, value: Any) -> Any:
+        if self.low is not None:
+            value = T.max(value, splat(T.float32(self.low)))
+        if self.high is not None:
+            value = T.min(value, splat(T.float32(self.high)))
+        return value
+
+
+NO_ACTIVATION = Activation()
+RELU = Activation(0.0)
+RELU6 = Activation(0.0, 6.0)
+
+
+@dataclass(frozen=True)
+class Level:
+    """Costs of one instruction-set level, in vectors of LANES floats and in cycles.
+
+    registers: vectors the register file holds. fma, load, broadcast: cycles each takes when the ports are saturated.
+    stream: cycles to bring one vector from the second-level cache. latency: cycles before a sum can be added to again.
+    """
+
+    name: str
+    registers: int
+    fma: float
+    load: float
+    broadcast: float
+    stream: float
+    latency: float
+    flops_per_us: int
+
+
+LEVELS = {
+    "avx512": Level("avx512", 32, fma=0.5, load=0.5, broadcast=0.5, stream=1.5, latency=4, flops_per_us=80_000),
+    # AVX2: 16 registers of 8 lanes. AArch64's 32 of 4 lanes hold the same number of floats.
+    "portable": Level("portable", 8, fma=1.0, load=1.0, broadcast=0.5, stream=2.0, latency=4, flops_per_us=20_000),
+}
+
+
+def level_of(name: str) -> Level:
+    if name not in LEVELS:
+        raise UnknownNameError("float kernel level", name, LEVELS)
+    return LEVELS[name]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A register tile: `rows` output positions times `groups` vectors of LANES output channels."""
+
+    rows: int
+    groups: int
+
+
+def fits(level: Level, tile: Tile) -> bool:
+    """Whether the accumulators, one step's weights and one broadcast value stay in registers."""
+    return tile.rows * tile.groups + tile.groups + 1 <= level.registers
+
+
+def panel_widths(groups: int, width: int) -> list[tuple[int, int, int]]:
+    """Cuts `groups` channel groups into (first group, panels, groups a panel): full panels, then one narrower rest."""
+    full, rest = divmod(groups, width)
+    runs = [(0, full, width)] if full else []
+    return runs + ([(full * width, 1, rest)] if rest else [])
+
+
+def tile_cycles(level: Level, tile: Tile, lines: int, columns: int, groups: int, depth: int) -> float:
+    """Estimated cycles of `lines` lines of `columns` output positions, `groups` channel groups and `depth` products each.
+
+    A step of the inner loop is bound by multiply-adds, by loads, by the weights' way from the second-level cache, or by the
+    latency of a sum; a tile also pays for its prologue and stores.
+    """
+    tiles = lines * -(-columns // tile.rows)
+    total = 0.0
+    for _, panels, width in panel_widths(groups, tile.groups):
+        products = tile.rows * width
+        step = max(
+            products * level.fma,
+            width * level.load + tile.rows * level.broadcast,
+            width * level.stream,
+            level.latency,
+        )
+        total += panels * tiles * (step * depth + 20 + 2 * products)
+    return total
+
+
+def _candidates(level: Level, columns: int, groups: int) -> Iterator[Tile]:
+    for rows in range(1, min(columns, level.registers) + 1):
+        for width in range(1, groups + 1):
+            if not fits(level, Tile(rows, width)):
+                break
+            yield Tile(rows, width)
+
+
+def choose_tile(level: Level, lines: int, columns: int, groups: int, depth: int) -> Tile:
+    """The register tile with the least estimated time; the smaller one where two are equal."""
+    return min(
+        _candidates(level, columns, groups),
+        key=lambda tile: (tile_cycles(level, tile, lines, columns, groups, depth), tile.rows * tile.groups),
+    )
+
+
+def load_lanes(buffer: Any, offset: Any, valid: int = LANES, fill: float = 0.0, dtype: str = "float32") -> Any:
+    """The vector at `offset`; only `valid` elements are read, the lanes past them hold `fill`."""
+    if valid == LANES:
+        return buffer.vload([offset], f"{dtype}x{LANES}")
+    scratch = accumulator(dtype)
+    store(scratch, 0, splat(T.Cast(dtype, T.float32(fill)) if dtype != "float32" else T.float32(fill)))
+    part = buffer.vload([offset], f"{dtype}x{valid}" if valid > 1 else dtype)
+    T.buffer_store(scratch, part, [ramp(0, valid) if valid > 1 else 0])
+    return bind(scratch.vload([0], f"{dtype}x{LANES}"))
+
+
+def store_lanes(buffer: Any, offset: Any, value: Any, valid: int = LANES, dtype: str = "float32") -> None:
+    """Stores the first `valid` lanes of a vector."""
+    if valid == LANES:
+        store(buffer, offset, value)
+        return
+    scratch = accumulator(dtype)
+    store(scratch, 0, value)
+    part = scratch.vload([0], f"{dtype}x{valid}" if valid > 1 else dtype)
+    T.buffer_store(buffer, part, [ramp(offset, valid) if valid > 1 else offset])
