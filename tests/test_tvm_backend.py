@@ -242,7 +242,12 @@ def test_patches_become_rows_without_a_copy():
         c = gw.rescale(gw.convolution(x, p.w, None, [4, 4], [0, 0], [1, 1], 1, 0), p.s, 50, 0, 255, U8, 1)
         return gw.scale(gw.linear(c.flatten(2).transpose(1, 2), p.v, None, 50), p.t, 2)
 
-    parameters = {"w": integers(-127, 128, 32, 3, 4, 4), "s": scales(32, 1e-3), "v": integers(-127, 128, 5, 32), "t": scales(1, 1e-3)}
+    parameters = {
+        "w": integers(-127, 128, 32, 3, 4, 4),
+        "s": scales(32, 1e-3),
+        "v": integers(-127, 128, 5, 32),
+        "t": scales(1, 1e-3),
+    }
     names = kinds(check_bits(program(body, codes(2, 3, 8, 8), **parameters), (codes(2, 3, 8, 8),)))
     assert names == {"to_channels": 1, "convolution_int": 1, "linear_int": 1}
 

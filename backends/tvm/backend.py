@@ -87,5 +87,7 @@ def example_inputs(program: Program, seed: int = 0) -> tuple[torch.Tensor, ...]:
     for spec in program.input_specs:
         shape = [int(d) for d in spec.shape if d is not None]
         floating = spec.dtype.is_floating_point
-        inputs.append(torch.randn(shape, generator=generator, dtype=spec.dtype) if floating else torch.zeros(shape, dtype=spec.dtype))
+        inputs.append(
+            torch.randn(shape, generator=generator, dtype=spec.dtype) if floating else torch.zeros(shape, dtype=spec.dtype)
+        )
     return tuple(inputs)

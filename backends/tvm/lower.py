@@ -15,7 +15,8 @@ import numpy as np
 import torch
 import tvm
 from torch import fx
-from tvm import relax, tirx
+from tvm import relax as _relax
+from tvm import tirx
 
 from ...ir.errors import TargetError, UnsupportedOpError
 from ...ir.program import Program, Stage, origin_of, shape_of
@@ -26,7 +27,13 @@ from .kernels import layout
 from .kernels.base import padded
 from .strided import Strided
 from .target import kernel_levels
-from .values import DTYPES, Value, dtype_of_var, item_size, of_node, shape_of_var
+from .values import DTYPES, Expr, Value, dtype_of_var, item_size, of_node, shape_of_var
+
+#: Relax, untyped: the stubs know every expression only by its base class.
+relax: Any = _relax
+
+#: What `relax.const` makes.
+CONSTANT: Any = tvm.ir.expr.GenericConst
 
 Rule = Callable[["Lowering", fx.Node], None]
 
@@ -87,7 +94,7 @@ class Lowering:
         self.rows: list[KernelRow] = []
         self._fallback = fallback
         self._values: dict[fx.Node, Value | list[Value]] = {}
-        self._functions: dict[Any, tuple[tvm.ir.GlobalVar, tirx.PrimFunc]] = {}
+        self._functions: dict[Any, tuple[Any, Any]] = {}
 
     @property
     def integer(self) -> bool:
@@ -116,9 +123,9 @@ class Lowering:
         if node not in self._values:
             raise RuntimeError(f"the rule of {node.target} left '{node.name}' without a value")
 
-    def _output(self, node: fx.Node) -> relax.Expr:
+    def _output(self, node: fx.Node) -> Expr:
         var = self.dense(node)
-        if isinstance(var, tvm.ir.expr.GenericConst) or node.op == "placeholder":
+        if isinstance(var, CONSTANT) or node.op == "placeholder":
             var = self.builder.emit(relax.op.add(var, relax.const(np.zeros((), dtype_of_var(var)))))
         return self.builder.emit_output(var)
 
@@ -157,7 +164,7 @@ class Lowering:
         """Whether the node's value exists already (parameters and inputs always do)."""
         return node in self._values or node.op == "get_attr"
 
-    def constant(self, tensor: torch.Tensor | np.ndarray) -> tvm.ir.expr.GenericConst:
+    def constant(self, tensor: torch.Tensor | np.ndarray) -> Expr:
         if isinstance(tensor, torch.Tensor):
             tensor = tensor.detach().cpu().contiguous()
             if tensor.dtype is torch.bfloat16:
@@ -168,7 +175,7 @@ class Lowering:
     def is_channels(self, node: fx.Node) -> bool:
         return node.op != "get_attr" and self.value(node).channels is not None
 
-    def dense(self, node: fx.Node) -> relax.Expr:
+    def dense(self, node: fx.Node) -> Expr:
         """The value, row-major in its logical shape; converted on first use where it lives as Channels."""
         value = self.value(node)
         if value.dense is None:
@@ -176,7 +183,7 @@ class Lowering:
         value.dense = self.reshape(value.dense, value.shape)
         return value.dense
 
-    def channels(self, node: fx.Node) -> relax.Expr:
+    def channels(self, node: fx.Node) -> Expr:
         """The value as [N, H, W, Cp]; converted on first use. Rank 3 and up; further axes count as one row."""
         value = self.value(node)
         if value.channels is None:
@@ -186,28 +193,29 @@ class Lowering:
         value.channels = self.reshape(value.channels, shape)
         return value.channels
 
-    def strided(self, node: fx.Node) -> tuple[relax.Expr, Strided]:
+    def strided(self, node: fx.Node) -> tuple[Expr, Strided]:
         """The value as an index map over a variable that exists; what data movement composes on."""
         value = self.value(node)
         if value.dense is None and value.moved is not None:
             return value.moved
         return self.dense(node), Strided.whole(value.shape)
 
-    def bind_moved(self, node: fx.Node, source: relax.Expr, strided: Strided) -> None:
+    def bind_moved(self, node: fx.Node, source: Expr, strided: Strided) -> None:
         """Binds a movement of `source`; the copy is made when the dense form is read, and not at all where order is kept."""
         self.bind(node, self.moved_value(source, strided))
 
-    def moved_value(self, source: relax.Expr, strided: Strided) -> Value:
+    def moved_value(self, source: Expr, strided: Strided) -> Value:
         dtype = dtype_of_var(source)
         if strided.moves_nothing:
             return Value(strided.shape, dtype, dense=source)
         return Value(strided.shape, dtype, moved=(source, strided))
 
-    def _moved(self, value: Value, node: fx.Node) -> relax.Expr:
-        source, strided = value.moved  # type: ignore[misc]
+    def _moved(self, value: Value, node: fx.Node) -> Expr:
+        assert value.moved is not None
+        source, strided = value.moved
         return self.kernel(layout.copy_strided, strided, value.dtype, inputs=[source], nodes=(node,))
 
-    def _from_channels(self, value: Value, node: fx.Node) -> relax.Expr:
+    def _from_channels(self, value: Value, node: fx.Node) -> Expr:
         n, c = value.shape[:2]
         pixels = prod(value.shape[2:])
         if pixels == 1:
@@ -215,22 +223,22 @@ class Lowering:
         shape = (n, c, *value.spatial)
         return self.kernel(layout.from_channels, shape, value.dtype, inputs=[value.channels], nodes=(node,))
 
-    def _to_channels(self, value: Value, node: fx.Node) -> relax.Expr:
+    def _to_channels(self, value: Value, node: fx.Node) -> Expr:
         n, c = value.shape[:2]
-        if isinstance(value.dense, tvm.ir.expr.GenericConst):
-            return relax.const(_packed(value.dense.value.numpy().reshape(n, c, *value.spatial)))
+        if isinstance(value.dense, CONSTANT):
+            return relax.const(_packed(_array(value.dense).reshape(n, c, *value.spatial)))
         if prod(value.shape[2:]) == 1:
             return self.rows_with_lanes(value.dense, n, c, node)
         shape = (n, c, *value.spatial)
         return self.kernel(layout.to_channels, shape, value.dtype, inputs=[value.dense], nodes=(node,))
 
-    def rows_without_lanes(self, var: relax.Expr, rows: int, channels: int, node: fx.Node) -> relax.Expr:
+    def rows_without_lanes(self, var: Expr, rows: int, channels: int, node: fx.Node) -> Expr:
         """[rows, Cp] -> [rows, C]; free where nothing was padded."""
         if channels == padded(channels):
             return self.reshape(var, (rows, channels))
         return self.kernel(layout.drop_lanes, rows, channels, dtype_of_var(var), inputs=[var], nodes=(node,))
 
-    def rows_with_lanes(self, var: relax.Expr, rows: int, channels: int, node: fx.Node) -> relax.Expr:
+    def rows_with_lanes(self, var: Expr, rows: int, channels: int, node: fx.Node) -> Expr:
         """[rows, C] -> [rows, Cp]; free where nothing must be padded."""
         if channels == padded(channels):
             return self.reshape(var, (rows, channels))
@@ -238,24 +246,24 @@ class Lowering:
 
     # -- emission --------------------------------------------------------------------------------------------------------
 
-    def reshape(self, var: relax.Expr, shape: Sequence[int]) -> relax.Expr:
+    def reshape(self, var: Expr, shape: Sequence[int]) -> Expr:
         """The same memory under another shape; emits nothing where the shape is already right."""
         shape = tuple(shape)
         if shape_of_var(var) == shape:
             return var
-        if isinstance(var, tvm.ir.expr.GenericConst):
-            return relax.const(var.value.numpy().reshape(shape))
+        if isinstance(var, CONSTANT):
+            return relax.const(_array(var).reshape(shape))
         return self.builder.emit(relax.op.reshape(var, shape))
 
     def kernel(
         self,
         generator: Callable[..., tirx.PrimFunc],
         *spec: Any,
-        inputs: Sequence[relax.Expr | np.ndarray],
+        inputs: Sequence[Expr | np.ndarray],
         nodes: Sequence[fx.Node],
         macs: int = 0,
         label: str = "",
-    ) -> relax.Expr:
+    ) -> Expr:
         """Calls the kernel `generator(*spec)`; inputs are reshaped to its buffers. Returns its output.
 
         label: name of the function in the library; the generator's own by default.
@@ -268,7 +276,9 @@ class Lowering:
         for buffer, given in zip(buffers, inputs, strict=True):
             var = self.constant(given) if isinstance(given, np.ndarray) else given
             if dtype_of_var(var) != str(buffer.dtype):
-                raise RuntimeError(f"kernel {variable.name_hint} reads {buffer.dtype} at '{buffer.name}', not {dtype_of_var(var)}")
+                raise RuntimeError(
+                    f"kernel {variable.name_hint} reads {buffer.dtype} at '{buffer.name}', not {dtype_of_var(var)}"
+                )
             arguments.append(self.reshape(var, [int(d) for d in buffer.shape]))
         shape = tuple(int(d) for d in out.shape)
         result = self.builder.emit(relax.call_tir(variable, arguments, relax.TensorType(shape, str(out.dtype))))
@@ -283,9 +293,13 @@ class Lowering:
             self._functions[key] = (self.builder.add_func(function, label), function)
         return self._functions[key]
 
-    def record(self, name: str, nodes: Sequence[fx.Node], kind: str, moved: Sequence[relax.Expr], macs: int = 0) -> None:
+    def record(self, name: str, nodes: Sequence[fx.Node], kind: str, moved: Sequence[Expr], macs: int = 0) -> None:
         sizes = [prod(shape_of_var(v)) * item_size(dtype_of_var(v)) for v in moved]
         self.rows.append(KernelRow(name, tuple(n.name for n in nodes), kind, macs, sum(sizes)))
+
+
+def _array(constant: Expr) -> np.ndarray:
+    return constant.value.numpy()
 
 
 def _packed(array: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from .kernels.schedule import finish, product, split_for_threads, vector_width
 REDUCTION_COST = 16
 
 
-def relax_passes() -> list[tvm.transform.Pass]:
+def relax_passes() -> list[Any]:
     """No FuseOps and no FuseTIR: designed kernels are fused by design, and islands must round after every op."""
     return [
         # A reshape stays an operator: the memory plan knows it as a view, and the runtime makes it one.
@@ -57,7 +57,7 @@ def schedule_generic(module: tvm.IRModule, _context: Any) -> tvm.IRModule:
 
 
 def default_schedule(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    schedule = Schedule(function)
+    schedule: Any = Schedule(function)
     for block in schedule.get_child_blocks(schedule.get_sblock("root")):
         try:
             _schedule_block(schedule, block)
@@ -67,7 +67,7 @@ def default_schedule(function: tirx.PrimFunc) -> tirx.PrimFunc:
     return finish(schedule)
 
 
-def _schedule_block(schedule: Schedule, block: Any) -> None:
+def _schedule_block(schedule: Any, block: Any) -> None:
     loops = schedule.get_loops(block)
     kinds = [variable.iter_type for variable in schedule.get(block).iter_vars]
     if len(kinds) != len(loops) or not loops:
@@ -89,7 +89,7 @@ def _schedule_block(schedule: Schedule, block: Any) -> None:
     split_for_threads(schedule, flat, work)
 
 
-def _schedule_reduction(schedule: Schedule, block: Any, spatial: list, reductions: list, sizes: list[int]) -> None:
+def _schedule_reduction(schedule: Any, block: Any, spatial: list, reductions: list, sizes: list[int]) -> None:
     work = product(sizes) * product(int(schedule.get(loop).extent) for loop in reductions)
     width = vector_width(sizes[-1], LANES)
     *outer, last = spatial

@@ -7,7 +7,7 @@ from math import prod
 from typing import Any
 
 import torch
-from tvm import relax
+from torch import fx
 
 from ...ir.program import dtype_of, shape_of
 from .strided import Strided
@@ -25,6 +25,9 @@ DTYPES = {
     torch.int64: "int64",
     torch.bool: "bool",
 }
+
+#: A Relax expression. TVM's stubs type every field of it as its base class, which knows neither shape nor dtype.
+Expr = Any
 
 
 @dataclass
@@ -49,18 +52,23 @@ class Value:
         return (inner[0], inner[1]) if len(inner) == 2 else (1, prod(inner))
 
 
+def arguments(node: fx.Node) -> Any:
+    """The positional arguments of a call node. Their types follow from the op's schema, which no checker reads."""
+    return node.args
+
+
 def item_size(dtype: str) -> int:
     """Bytes of one element."""
     return 1 if dtype == "bool" else int("".join(c for c in dtype if c.isdigit())) // 8
 
 
-def of_node(node: torch.fx.Node, **places: Any) -> Value:
+def of_node(node: fx.Node, **places: Any) -> Value:
     return Value(shape_of(node), DTYPES[dtype_of(node)], **places)
 
 
-def shape_of_var(var: relax.Expr) -> tuple[int, ...]:
+def shape_of_var(var: Expr) -> tuple[int, ...]:
     return tuple(int(d) for d in var.ty.shape)
 
 
-def dtype_of_var(var: relax.Expr) -> str:
+def dtype_of_var(var: Expr) -> str:
     return str(var.ty.dtype)

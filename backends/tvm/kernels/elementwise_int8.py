@@ -5,11 +5,11 @@ Shapes are physical: the same generator serves dense tensors and [N, H, W, Cp], 
 
 from __future__ import annotations
 
-from tvm import te, tirx
+from tvm import tirx
 
 from .base import Tail
 from .fixed_point import centered, dequantized, finished, lowest, quantized, tail_placeholders
-from .schedule import schedule_linear, schedule_rows
+from .schedule import schedule_linear, schedule_rows, te
 
 Shape = tuple[int, ...]
 
@@ -29,7 +29,7 @@ def dequantize(shape: Shape, dtype: str, scale: float, zero_point: int) -> tirx.
 
 
 def rescale(shape: Shape, axis: int, tail: Tail) -> tirx.PrimFunc:
-    """`gw::rescale`, `gw::rescale_dyadic`, `gw::scale`: acc s32 [shape], parameters (shape[axis],) -> out `tail.dtype` [shape]."""
+    """`gw::rescale`, `rescale_dyadic`, `scale`: acc s32 [shape], parameters (shape[axis],) -> out `tail.dtype` [shape]."""
     acc = te.placeholder(shape, "int32", name="acc")
     parameters = tail_placeholders(tail, shape[axis])
     out = te.compute(shape, lambda *i: finished(tail, acc(*i), parameters, i[axis]), name="out")

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from tvm import te, tirx
+from tvm import tirx
 
 from .base import Tail
+from .schedule import te
 
 Expr = Any
 
@@ -33,7 +34,7 @@ def round_steps(value: Expr, zero_point: int, qmin: int, qmax: int, dtype: str) 
 
 def quantized(x: Expr, scale: float, zero_point: int, qmin: int, qmax: int, dtype: str) -> Expr:
     """`gw::quantize`. The reciprocal is rounded to float32, as the reference rounds it."""
-    return round_steps(x * f32(np.float32(1.0) / np.float32(scale)), zero_point, qmin, qmax, dtype)
+    return round_steps(x * f32(float(np.float32(1.0) / np.float32(scale))), zero_point, qmin, qmax, dtype)
 
 
 def dequantized(x: Expr, scale: float, zero_point: int) -> Expr:
@@ -47,7 +48,7 @@ def centered(x: Expr, zero_point: int) -> Expr:
     return wide - tirx.const(zero_point, "int32") if zero_point else wide
 
 
-def finished(tail: Tail, acc: Expr, parameters: Sequence[te.Tensor], channel: Expr) -> Expr:
+def finished(tail: Tail, acc: Expr, parameters: Sequence[Any], channel: Expr) -> Expr:
     """`tail` applied to an s32 accumulator of output channel `channel`; parameters as `Tail` lists them."""
     if tail.kind == "none":
         return acc
@@ -69,7 +70,7 @@ def _dyadic(tail: Tail, acc: Expr, multiplier: Expr, shift: Expr) -> Expr:
     return (steps + tirx.const(tail.zero_point, "int32")).astype(tail.dtype)
 
 
-def tail_placeholders(tail: Tail, channels: int) -> list[te.Tensor]:
+def tail_placeholders(tail: Tail, channels: int) -> list[Any]:
     """The packed parameters of `tail`, each (channels,), in the order `finished` reads them."""
     names = {"rescale": ["scale"], "scale": ["scale"], "dyadic": ["multiplier", "shift"], "none": []}[tail.kind]
     dtype = "int32" if tail.kind == "dyadic" else "float32"

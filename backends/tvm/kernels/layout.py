@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from tvm import te, tirx
+from typing import Any
+
+from tvm import tirx
 from tvm.s_tir import Schedule
 
 from ..strided import Strided
 from .base import LANES, padded
 from .fixed_point import quantized
-from .schedule import WIDE, extents, finish, product, schedule_rows, split_for_threads
+from .schedule import WIDE, extents, finish, product, schedule_rows, split_for_threads, te
 
 Shape = tuple[int, ...]
 
@@ -25,9 +27,7 @@ def to_channels(shape: Shape, dtype: str) -> tirx.PrimFunc:
     return _schedule_transpose(te.create_prim_func([x, out]), c)
 
 
-def quantize_to_channels(
-    shape: Shape, scale: float, zero_point: int, qmin: int, qmax: int, dtype: str
-) -> tirx.PrimFunc:
+def quantize_to_channels(shape: Shape, scale: float, zero_point: int, qmin: int, qmax: int, dtype: str) -> tirx.PrimFunc:
     """`gw::quantize` of x float32 [N, C, H, W] straight into [N, H, W, Cp], the zero point in the lanes past C."""
     n, c, h, w = shape
     x = te.placeholder(shape, "float32", name="x")
@@ -46,7 +46,7 @@ def _inside(lane, channels: int, value, outside):
 
 def _schedule_transpose(function: tirx.PrimFunc, channels: int) -> tirx.PrimFunc:
     """Reads rows of x in vectors: for each channel, 16 pixels of a row; the store strides by Cp."""
-    schedule = Schedule(function)
+    schedule: Any = Schedule(function)
     n, h, w, c = schedule.get_loops(schedule.get_sblock("out"))
     sizes = extents(schedule, [n, h, w, c])
     rows = schedule.fuse(n, h)
@@ -65,7 +65,7 @@ def from_channels(shape: Shape, dtype: str) -> tirx.PrimFunc:
     n, c, h, w = shape
     x = te.placeholder((n, h, w, padded(c)), dtype, name="x")
     out = te.compute(shape, lambda n, c, h, w: x(n, h, w, c), name="out")
-    schedule = Schedule(te.create_prim_func([x, out]))
+    schedule: Any = Schedule(te.create_prim_func([x, out]))
     loops = schedule.get_loops(schedule.get_sblock("out"))
     split_for_threads(schedule, schedule.fuse(loops[0], loops[1]), product(shape))
     return finish(schedule)
@@ -93,18 +93,14 @@ def add_lanes(rows: int, channels: int, dtype: str) -> tirx.PrimFunc:
     """x [rows, C] -> out [rows, Cp], zero in the lanes past C."""
     x = te.placeholder((rows, channels), dtype, name="x")
     zero = tirx.const(0, dtype)
-    out = te.compute(
-        (rows, padded(channels)), lambda m, c: te.if_then_else(c < channels, x(m, c), zero), name="out"
-    )
-    schedule = Schedule(te.create_prim_func([x, out]))
+    out = te.compute((rows, padded(channels)), lambda m, c: te.if_then_else(c < channels, x(m, c), zero), name="out")
+    schedule: Any = Schedule(te.create_prim_func([x, out]))
     row, _ = schedule.get_loops(schedule.get_sblock("out"))
     split_for_threads(schedule, row, rows * padded(channels))
     return finish(schedule)
 
 
-def pad_channels(
-    shape: Shape, before: tuple[int, int], after: tuple[int, int], value: float, dtype: str
-) -> tirx.PrimFunc:
+def pad_channels(shape: Shape, before: tuple[int, int], after: tuple[int, int], value: float, dtype: str) -> tirx.PrimFunc:
     """x [N, H, W, Cp] framed by `value`: `before` and `after` are (rows, columns) added at each end."""
     n, h, w, lanes = shape
     x = te.placeholder(shape, dtype, name="x")
@@ -131,7 +127,7 @@ def concatenate_channels(pixels: int, channels: tuple[int, ...], dtype: str) -> 
         return result
 
     out = te.compute((pixels, padded(total)), value, name="out")
-    schedule = Schedule(te.create_prim_func([*inputs, out]))
+    schedule: Any = Schedule(te.create_prim_func([*inputs, out]))
     pixel, lane = schedule.get_loops(schedule.get_sblock("out"))
     if all(c % LANES == 0 for c in channels):
         chunk, inner = schedule.split(lane, [None, LANES])
@@ -153,8 +149,8 @@ def slice_channels(pixels: int, channels: int, start: int, stop: int, dtype: str
     return schedule_rows(te.create_prim_func([x, out])) if count == padded(count) else _scalar(out, [x], pixels)
 
 
-def _scalar(out: te.Tensor, inputs: list[te.Tensor], pixels: int) -> tirx.PrimFunc:
-    schedule = Schedule(te.create_prim_func([*inputs, out]))
+def _scalar(out: Any, inputs: list[Any], pixels: int) -> tirx.PrimFunc:
+    schedule: Any = Schedule(te.create_prim_func([*inputs, out]))
     pixel, _ = schedule.get_loops(schedule.get_sblock("out"))
     split_for_threads(schedule, pixel, product(out.shape))
     return finish(schedule)

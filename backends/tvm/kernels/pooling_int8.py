@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tvm import te, tirx
+from tvm import tirx
 
 from .base import Tail, padded
 from .fixed_point import centered, finished, lowest, tail_placeholders
-from .schedule import schedule_rows, schedule_window
+from .schedule import schedule_rows, schedule_window, te
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from tvm import te as _te
 from tvm import tirx
 from tvm.s_tir import Schedule
 
 from .base import LANES
+
+#: TVM's tensor expressions, untyped: the stubs give `compute` the union of everything it may return.
+te: Any = _te
 
 #: Below this many element operations a fork and join (about 2 us) costs more than the second core brings.
 PARALLEL_WORK = 1 << 15
@@ -16,12 +20,12 @@ PARALLEL_WORK = 1 << 15
 WIDE = 64
 
 
-def finish(schedule: Schedule) -> tirx.PrimFunc:
+def finish(schedule: Any) -> tirx.PrimFunc:
     """The scheduled function, ready for a module: private, and marked so that no default schedule touches it."""
     return schedule.mod["main"].without_attr("global_symbol").with_attr("tirx.is_scheduled", True)
 
 
-def extents(schedule: Schedule, loops: list[Any]) -> list[int]:
+def extents(schedule: Any, loops: list[Any]) -> list[int]:
     return [int(schedule.get(loop).extent) for loop in loops]
 
 
@@ -32,7 +36,7 @@ def product(sizes) -> int:
     return total
 
 
-def split_for_threads(schedule: Schedule, loop: Any, work: int) -> None:
+def split_for_threads(schedule: Any, loop: Any, work: int) -> None:
     """Runs `loop` in parallel where `work` element operations pay for it."""
     if work >= PARALLEL_WORK and int(schedule.get(loop).extent) > 1:
         schedule.parallel(loop)
@@ -50,7 +54,7 @@ def vector_width(size: int, widest: int = WIDE) -> int:
 
 def schedule_linear(function: tirx.PrimFunc, block: str = "out", cost: int = 1) -> tirx.PrimFunc:
     """For a map whose buffers all have the output's shape: one flat loop, split into vectors."""
-    schedule = Schedule(function)
+    schedule: Any = Schedule(function)
     loops = schedule.get_loops(schedule.get_sblock(block))
     if not loops:
         return finish(schedule)
@@ -71,7 +75,7 @@ def schedule_linear(function: tirx.PrimFunc, block: str = "out", cost: int = 1) 
 
 def schedule_rows(function: tirx.PrimFunc, block: str = "out", cost: int = 1, widest: int = WIDE) -> tirx.PrimFunc:
     """For a map that indexes its inputs differently: the last axis in vectors, all others one parallel loop."""
-    schedule = Schedule(function)
+    schedule: Any = Schedule(function)
     loops = schedule.get_loops(schedule.get_sblock(block))
     if not loops:
         return finish(schedule)
@@ -91,7 +95,7 @@ def schedule_rows(function: tirx.PrimFunc, block: str = "out", cost: int = 1, wi
 
 def schedule_window(function: tirx.PrimFunc, taps: int, reduce_block: str = "acc", block: str = "out") -> tirx.PrimFunc:
     """For a reduction over windows of [N, H, W, Cp] and its tail: LANES channels of one pixel stay in registers."""
-    schedule = Schedule(function)
+    schedule: Any = Schedule(function)
     out, acc = schedule.get_sblock(block), schedule.get_sblock(reduce_block)
     n, h, w, c = schedule.get_loops(out)
     sizes = extents(schedule, [n, h, w, c])

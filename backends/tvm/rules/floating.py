@@ -14,7 +14,7 @@ from ..kernels import convolution_f32, depthwise_f32, linear_f32, matmul_f32
 from ..kernels.convolution_f32 import pack_bias
 from ..kernels.float_base import NO_ACTIVATION, RELU, RELU6, Activation
 from ..lower import Lowering, rule
-from ..values import DTYPES, of_node
+from ..values import DTYPES, arguments, of_node
 from .generic import fallback
 from .operands import matmul_operands, planar
 
@@ -31,10 +31,10 @@ def _activation(lowering: Lowering, node: fx.Node) -> tuple[Activation, tuple[fx
         found = RELU
     elif reader.target is aten.relu6.default:
         found = RELU6
-    elif reader.target in (aten.clamp.default, aten.hardtanh.default) and len(reader.args) == 3:
-        low, high = reader.args[1:]
+    elif reader.target in (aten.clamp.default, aten.hardtanh.default) and len(arguments(reader)) == 3:
+        low, high = arguments(reader)[1:]
         if all(v is None or isinstance(v, (int, float)) for v in (low, high)):
-            found = Activation(*(None if v is None else float(v) for v in (low, high)))  # type: ignore[arg-type]
+            found = Activation(*(None if v is None else float(v) for v in (low, high)))
     return (NO_ACTIVATION, (node,)) if found is None else (found, (node, reader))
 
 
@@ -49,9 +49,9 @@ def _is_float32(*nodes: Any) -> bool:
 
 @rule(aten.convolution.default)
 def convolution(lowering: Lowering, node: fx.Node) -> None:
-    x, weight, bias, stride, padding, dilation, transposed, _, groups = node.args
+    x, weight, bias, stride, padding, dilation, transposed, _, groups = arguments(node)
     kernel, offset = _stored(lowering, weight), _stored(lowering, bias)
-    shape = None if kernel is None else planar(shape_of(x), kernel.shape, stride, padding, dilation, groups)  # type: ignore[arg-type]
+    shape = None if kernel is None else planar(shape_of(x), kernel.shape, stride, padding, dilation, groups)
     if kernel is None or shape is None or transposed or not _is_float32(x, weight) or (bias is not None and offset is None):
         fallback(lowering, node)
         return
@@ -59,7 +59,7 @@ def convolution(lowering: Lowering, node: fx.Node) -> None:
     module = depthwise_f32 if shape.depthwise else convolution_f32
     generator = depthwise_f32.depthwise if shape.depthwise else convolution_f32.convolution
     packed = module.pack_weight(shape, kernel.reshape(shape.filters, -1, *shape.kernel))
-    inputs = [lowering.channels(x), packed, pack_bias(shape.filters, offset)]  # type: ignore[arg-type]
+    inputs = [lowering.channels(x), packed, pack_bias(shape.filters, offset)]
     out = lowering.kernel(
         generator, shape, activation, lowering.float_level, inputs=inputs, nodes=nodes, macs=shape.macs,
         label=module.__name__.rsplit(".", 1)[-1],
@@ -69,15 +69,15 @@ def convolution(lowering: Lowering, node: fx.Node) -> None:
 
 @rule(aten.linear.default)
 def linear(lowering: Lowering, node: fx.Node) -> None:
-    x, weight, bias = (*node.args, None)[:3]
+    x, weight, bias = (*arguments(node), None)[:3]
     _linear(lowering, node, x, _stored(lowering, weight), bias)
 
 
 @rule(aten.addmm.default)
 def addmm(lowering: Lowering, node: fx.Node) -> None:
-    bias, x, weight = node.args
+    bias, x, weight = arguments(node)
     matrix = _stored(lowering, weight)
-    plain = not node.kwargs and len(shape_of(bias)) == 1  # type: ignore[arg-type]
+    plain = not node.kwargs and len(shape_of(bias)) == 1
     _linear(lowering, node, x, matrix.T if matrix is not None and plain else None, bias)
 
 
@@ -101,19 +101,19 @@ def _linear(lowering: Lowering, node: fx.Node, x: Any, matrix: np.ndarray | None
 
 @rule(aten.matmul.default, aten.bmm.default, aten.mm.default)
 def matmul(lowering: Lowering, node: fx.Node) -> None:
-    a, b = node.args
+    a, b = arguments(node)
     matrix = _stored(lowering, b)
     if matrix is not None and matrix.ndim == 2 and _stored(lowering, a) is None:
         _linear(lowering, node, a, matrix.T, None)
         return
-    operands = matmul_operands(a, b) if _is_float32(a, b) else None  # type: ignore[arg-type]
+    operands = matmul_operands(a, b) if _is_float32(a, b) else None
     if operands is None:
         fallback(lowering, node)
         return
     batch, rows, inner, columns, source, transposed = operands
     out = lowering.kernel(
         matmul_f32.matmul, (batch,), rows, inner, columns, transposed, lowering.float_level,
-        inputs=[lowering.dense(a), lowering.dense(source)], nodes=(node,), macs=batch * rows * inner * columns,  # type: ignore[arg-type]
+        inputs=[lowering.dense(a), lowering.dense(source)], nodes=(node,), macs=batch * rows * inner * columns,
         label="matmul_f32",
     )  # fmt: skip
     lowering.bind(node, of_node(node, dense=out))

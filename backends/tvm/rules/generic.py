@@ -6,6 +6,8 @@ island inside an integer program must round after every op, as torch does.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 from tvm import relax
@@ -13,21 +15,27 @@ from tvm.relax.frontend.torch.exported_program_translator import ExportedProgram
 
 from ....ir.program import shape_of
 from ..lower import Lowering, unsupported
-from ..values import DTYPES, Value, dtype_of_var, shape_of_var
+from ..values import DTYPES, Expr, Value, dtype_of_var, shape_of_var
 
 aten = torch.ops.aten
 
 #: Maps of one tensor, element by element: they run on any layout.
 UNARY = frozenset(
-    getattr(getattr(aten, name), "default")
-    for name in (
-        "abs ceil clamp clamp_min clamp_max cos elu erf exp floor gelu hardsigmoid hardswish hardtanh leaky_relu log log1p neg "
-        "reciprocal relu relu6 rsqrt sigmoid silu sin softplus sqrt tanh"
-    ).split()
-) | {aten.pow.Tensor_Scalar, aten.add.Scalar, aten.sub.Scalar, aten.mul.Scalar, aten.div.Scalar}
+    {
+        aten.abs.default, aten.ceil.default, aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default,
+        aten.cos.default, aten.elu.default, aten.erf.default, aten.exp.default, aten.floor.default, aten.gelu.default,
+        aten.hardsigmoid.default, aten.hardswish.default, aten.hardtanh.default, aten.leaky_relu.default, aten.log.default,
+        aten.log1p.default, aten.neg.default, aten.reciprocal.default, aten.relu.default, aten.relu6.default,
+        aten.rsqrt.default, aten.sigmoid.default, aten.silu.default, aten.sin.default, aten.softplus.default,
+        aten.sqrt.default, aten.tanh.default, aten.pow.Tensor_Scalar, aten.add.Scalar, aten.sub.Scalar, aten.mul.Scalar,
+        aten.div.Scalar,
+    }
+)  # fmt: skip
 
 #: Maps of two tensors of one shape, or of a tensor and a number.
-BINARY = frozenset({aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.maximum.default, aten.minimum.default})
+BINARY = frozenset(
+    {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.maximum.default, aten.minimum.default}
+)
 
 #: Ops that only move data; exact in every program.
 MOVES = frozenset(
@@ -43,15 +51,20 @@ MOVES = frozenset(
 class NodeImporter(ExportedProgramImporter):
     """TVM's table of converters, applied to one node whose inputs are Relax variables already."""
 
-    def convert(self, builder: relax.BlockBuilder, node: fx.Node, inputs: dict[fx.Node, relax.Expr]):
+    def convert(self, builder: relax.BlockBuilder, node: fx.Node, inputs: dict[fx.Node, Expr]):
         self.block_builder = builder
         self.env = inputs
-        return self.convert_map[node.target.__name__](node)  # type: ignore[union-attr,index]
+        return self.convert_map[op_name(node)](node)
+
+
+def op_name(node: fx.Node) -> str:
+    """An op as TVM's table names it, such as `add.Tensor`."""
+    return getattr(node.target, "__name__", "")
 
 
 def fallback(lowering: Lowering, node: fx.Node) -> None:
     importer = NodeImporter()
-    name = getattr(node.target, "__name__", "")
+    name = op_name(node)
     if name not in importer.convert_map:
         raise unsupported(node, "it has neither a designed kernel nor an entry in TVM's converter table")
     place = "channels" if _any_layout(lowering, node) else "dense"
@@ -62,7 +75,7 @@ def fallback(lowering: Lowering, node: fx.Node) -> None:
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise unsupported(node, f"TVM's converter rejects it: {reason}") from error
-    results = _results(lowering, node, result)
+    results = _results(lowering, result)
     expected = node.meta["val"]
     tensors = list(expected) if isinstance(expected, (tuple, list)) else [expected]
     values = []
@@ -91,18 +104,19 @@ def _aligned(shape: tuple[int, ...], out: tuple[int, ...]) -> bool:
     return shape == out or (len(shape) == len(out) == 4 and shape[1] == out[1] and set(shape[2:]) == {1})
 
 
-def _results(lowering: Lowering, node: fx.Node, result) -> list[relax.Expr]:
+def _results(lowering: Lowering, result: Any) -> list[Expr]:
     if isinstance(result, (tuple, list)):
         return list(result)
     if isinstance(result.ty, relax.TupleType):
-        return [lowering.builder.emit(relax.TupleGetItem(result, i)) for i in range(len(result.ty.fields))]
+        fields: Any = result.ty
+        return [lowering.builder.emit(relax.TupleGetItem(result, i)) for i in range(len(fields.fields))]
     return [result]
 
 
-def _checked(lowering: Lowering, node: fx.Node, var: relax.Expr, tensor: torch.Tensor, place: str) -> Value:
+def _checked(lowering: Lowering, node: fx.Node, var: Expr, tensor: torch.Tensor, place: str) -> Value:
     shape, dtype = tuple(tensor.shape), DTYPES[tensor.dtype]
     if place == "dense" and shape_of_var(var) != shape:
         raise unsupported(node, f"TVM's converter gives shape {shape_of_var(var)}, torch gives {shape}")
     if dtype_of_var(var) != dtype:
         raise unsupported(node, f"TVM's converter gives {dtype_of_var(var)}, torch gives {dtype}")
-    return Value(shape, dtype, **{place: var})
+    return Value(shape, dtype, channels=var) if place == "channels" else Value(shape, dtype, dense=var)

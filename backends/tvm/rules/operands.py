@@ -10,6 +10,7 @@ from torch import fx
 
 from ....ir.program import shape_of
 from ..kernels.base import Convolution
+from ..values import arguments
 
 aten = torch.ops.aten
 
@@ -58,9 +59,9 @@ def transposed_source(node: fx.Node) -> fx.Node | None:
     """The node whose last two axes `node` swaps; None where it does anything else."""
     rank = len(shape_of(node))
     if node.target is aten.transpose.int:
-        swapped = {int(d) % rank for d in node.args[1:3]}  # type: ignore[call-overload]
-        return node.args[0] if swapped == {rank - 1, rank - 2} else None  # type: ignore[return-value]
+        swapped = {int(d) % rank for d in arguments(node)[1:3]}
+        return arguments(node)[0] if swapped == {rank - 1, rank - 2} else None
     if node.target is aten.permute.default:
-        order = [int(d) % rank for d in node.args[1]]  # type: ignore[union-attr]
-        return node.args[0] if order == [*range(rank - 2), rank - 1, rank - 2] else None  # type: ignore[return-value]
+        order = [int(d) % rank for d in arguments(node)[1]]
+        return arguments(node)[0] if order == [*range(rank - 2), rank - 1, rank - 2] else None
     return None

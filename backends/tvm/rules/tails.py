@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from torch import fx
@@ -12,7 +11,7 @@ from ....ir.dialect import gw
 from ....ir.program import shape_of, single_user
 from ..kernels.base import ResidualAdd, Tail
 from ..lower import Lowering
-from ..values import DTYPES
+from ..values import DTYPES, arguments
 
 TAIL_OPS = (gw.rescale.default, gw.rescale_dyadic.default, gw.scale.default)
 
@@ -51,21 +50,23 @@ def expanded(value: np.ndarray, lanes: int) -> np.ndarray:
 def tail_of(lowering: Lowering, node: fx.Node) -> tuple[Tail, dict[str, np.ndarray], int] | None:
     """Tail, parameters and channel axis of a rescale node; None where a parameter is not a constant."""
     if node.target is gw.scale.default:
-        acc, scale, axis = node.args
+        acc, scale, axis = arguments(node)
         tensors, tail = {"scale": scale}, Tail("scale", "float32")
     elif node.target is gw.rescale.default:
-        acc, scale, zero_point, qmin, qmax, dtype, axis = node.args
-        tensors, tail = {"scale": scale}, Tail("rescale", DTYPES[dtype], zero_point, qmin, qmax)  # type: ignore[index,arg-type]
+        acc, scale, zero_point, qmin, qmax, dtype, axis = arguments(node)
+        tensors, tail = {"scale": scale}, Tail("rescale", DTYPES[dtype], zero_point, qmin, qmax)
     else:
-        acc, multiplier, shift, zero_point, qmin, qmax, dtype, axis = node.args
+        acc, multiplier, shift, zero_point, qmin, qmax, dtype, axis = arguments(node)
         tensors = {"multiplier": multiplier, "shift": shift}
-        tail = Tail("dyadic", DTYPES[dtype], zero_point, qmin, qmax)  # type: ignore[index,arg-type]
-    parameters = {name: lowering.program.parameter(t) for name, t in tensors.items()}
-    if any(p is None for p in parameters.values()):
-        return None
-    rank = len(shape_of(acc))  # type: ignore[arg-type]
-    arrays = {name: p.detach().cpu().numpy().reshape(-1) for name, p in parameters.items()}  # type: ignore[union-attr]
-    return tail, arrays, int(axis) % rank if rank else 0  # type: ignore[call-overload]
+        tail = Tail("dyadic", DTYPES[dtype], zero_point, qmin, qmax)
+    arrays: dict[str, np.ndarray] = {}
+    for name, argument in tensors.items():
+        parameter = lowering.program.parameter(argument)
+        if parameter is None:
+            return None
+        arrays[name] = parameter.detach().cpu().numpy().reshape(-1)
+    rank = len(shape_of(acc))
+    return tail, arrays, int(axis) % rank if rank else 0
 
 
 def find(lowering: Lowering, node: fx.Node, axis: int, residual: bool = False) -> Finish:
@@ -74,7 +75,7 @@ def find(lowering: Lowering, node: fx.Node, axis: int, residual: bool = False) -
     axis: the output axis along which the kernel's tail parameters run. residual: the kernel can also add a second tensor.
     """
     reader = single_user(node)
-    if reader is None or reader.target not in TAIL_OPS or reader.args[0] is not node:
+    if reader is None or reader.target not in TAIL_OPS or arguments(reader)[0] is not node:
         return Finish(NO_TAIL, {}, (node,))
     found = tail_of(lowering, reader)
     if found is None or (found[2] != axis and any(p.size > 1 for p in found[1].values())):
@@ -88,7 +89,7 @@ def _with_residual(lowering: Lowering, finish: Finish) -> Finish:
     add = single_user(finish.node)
     if add is None or add.target is not gw.add.default or finish.tail.kind == "scale":
         return finish
-    a, b, ma, mb, shift, za, zb, zero_point, qmin, qmax, dtype = _arguments(add)
+    a, b, ma, mb, shift, za, zb, zero_point, qmin, qmax, dtype = arguments(add)
     if a is b:
         return finish
     if b is finish.node:
@@ -97,7 +98,3 @@ def _with_residual(lowering: Lowering, finish: Finish) -> Finish:
         return finish
     fused = ResidualAdd(ma, mb, shift, za, zb, zero_point, qmin, qmax, DTYPES[b.meta["val"].dtype])
     return replace(finish, tail=replace(finish.tail, residual=fused), nodes=(*finish.nodes, add), residual=b)
-
-
-def _arguments(add: fx.Node) -> Any:
-    return add.args
