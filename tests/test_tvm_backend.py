@@ -76,7 +76,7 @@ def test_convolution_takes_each_tail():
 
     graph = program(every_tail, normal(2, 5, 9, 7), **convolution_parameters(20, 5, 3, 1e-3))
     names = kinds(check_bits(graph, (normal(2, 5, 9, 7),)))
-    assert names["convolution_int"] == 4 and names["quantize_to_channels"] == 1
+    assert names["convolution_int"] == 4 and names["quantize_image"] == 1
     assert "rescale" not in names
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 import tvm
+from graphwright.backends.host import X86_FLAGS, host_arch, host_flags
 from graphwright.backends.target import Target
-from graphwright.backends.tvm.kernels import elementwise_int8, layout, pooling_int8
+from graphwright.backends.tvm.kernels import elementwise_int8, layout, lookup_int8, pooling_int8, quantize_image
 from graphwright.backends.tvm.kernels.base import Tail, padded
 from graphwright.backends.tvm.strided import Strided
 from graphwright.backends.tvm.target import tvm_target
@@ -60,6 +61,28 @@ def test_quantize_dequantize_lookup(shape):
         q, table = codes(shape, dtype), codes((256,), "int8")
         expected = gw.lookup(torch_of(q), torch_of(table)).numpy()
         np.testing.assert_array_equal(run(elementwise_int8.lookup(shape, dtype, "int8"), q, table), expected)
+
+
+@pytest.mark.skipif(host_arch() != "x86" or not X86_FLAGS["avx512"] <= host_flags(), reason="this processor has no AVX-512 BW")
+@pytest.mark.parametrize("shape", [(32,), (2, 37), (256,), (7,)])
+@pytest.mark.parametrize("x_dtype", ["uint8", "int8"])
+@pytest.mark.parametrize("table_dtype", ["uint8", "int8"])
+def test_vector_lookup(shape, x_dtype, table_dtype):
+    x, table = codes(shape, x_dtype), codes((256,), table_dtype)
+    if shape == (256,):
+        x = np.arange(256, dtype=np.uint8).view(x_dtype)
+    expected = gw.lookup(torch_of(x), torch_of(table)).numpy()
+    np.testing.assert_array_equal(run(lookup_int8.lookup(shape, x_dtype, table_dtype, "avx512"), x, table), expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 5, 7), (2, 6, 4, 4), (1, 16, 3, 33)])
+@pytest.mark.parametrize(("dtype", "zero_point"), [("uint8", 118), ("int8", -3)])
+def test_quantize_image(shape, dtype, zero_point):
+    limits = (-128, 127) if dtype == "int8" else (0, 255)
+    x = (RANDOM.standard_normal(shape) * 10).astype(np.float32)
+    got = run(quantize_image.quantize_image(shape, 0.1, zero_point, *limits, dtype), x)
+    expected = gw.quantize(torch_of(x), 0.1, zero_point, *limits, getattr(torch, dtype)).numpy()
+    np.testing.assert_array_equal(got[..., : shape[1]], channels_last(expected)[..., : shape[1]])
 
 
 @pytest.mark.parametrize("shape", SHAPES)

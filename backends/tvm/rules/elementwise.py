@@ -7,8 +7,8 @@ from torch import fx
 from ....ir.dialect import gw
 from ....ir.program import shape_of
 from ..kernels import elementwise_int8 as kernels
-from ..kernels import layout
-from ..kernels.base import Tail, padded
+from ..kernels import layout, lookup_int8, quantize_image
+from ..kernels.base import LANES, Tail, padded
 from ..lower import Lowering, rule, unsupported
 from ..values import DTYPES, arguments, of_node, shape_of_var
 from .tails import TAIL_OPS, expanded, find, tail_of
@@ -29,7 +29,9 @@ def quantize(lowering: Lowering, node: fx.Node) -> None:
         value = lowering.value(x)
         shape = (*value.shape[:2], *value.spatial)
         source = lowering.dense(x)
-        out = lowering.kernel(layout.quantize_to_channels, shape, *spec, inputs=[source], nodes=(node,))
+        small = shape[1] <= quantize_image.MOST_CHANNELS and shape[2] * shape[3] >= LANES
+        generator = quantize_image.quantize_image if small else layout.quantize_to_channels
+        out = lowering.kernel(generator, shape, *spec, inputs=[source], nodes=(node,))
         lowering.bind(node, of_node(node, channels=out))
     else:
         out = lowering.kernel(kernels.quantize, shape_of(node), *spec, inputs=[lowering.dense(x)], nodes=(node,))
@@ -55,7 +57,8 @@ def dequantize(lowering: Lowering, node: fx.Node) -> None:
 def lookup(lowering: Lowering, node: fx.Node) -> None:
     x, table = arguments(node)
     place = lowering.dense(table)
-    _map(lowering, node, kernels.lookup, lowering.value(x).dtype, lowering.value(table).dtype, extra=(place,))
+    spec = lowering.value(x).dtype, lowering.value(table).dtype, lowering.float_level
+    _map(lowering, node, lookup_int8.lookup, *spec, extra=(place,))
 
 
 @rule(*TAIL_OPS)
