@@ -1,0 +1,93 @@
+"""The TVM backend: a Program in, one shared library out."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...ir.errors import TargetError
+from ...ir.program import Program, Stage
+from ...ir.verify import verify
+from ..base import Backend, Compiled, Progress
+from ..target import Target, TargetInfo
+from .lower import lower
+from .pipeline import build
+from .target import linker, require_emit, require_run, target_rows, tvm_target
+
+#: Stages that have a meaning in machine code.
+STAGES = (Stage.CANONICAL, Stage.COMPRESSED, Stage.INTEGER)
+
+WARM_UP_RUNS = 5
+
+
+class TVMBackend(Backend):
+    """Compiles through Relax and TIR: designed kernels where there are some, TVM's own lowering for the rest."""
+
+    name = "tvm"
+
+    def targets(self) -> list[TargetInfo]:
+        return target_rows()
+
+    def compile(self, program: Program, target: Target, progress: Progress | None = None) -> Compiled:
+        """Compiles a canonical, compressed or integer program to one shared library whose entry is `main`.
+
+        Raises:
+            TargetError: the target cannot be emitted here, a shape is symbolic, or the stage has no machine code.
+            UnsupportedOpError: an op has no lowering. VerificationError: the program is not valid.
+        """
+        if program.stage not in STAGES:
+            raise TargetError(
+                f"'{program.name}' is a {program.stage.label} program; the TVM backend compiles "
+                f"{', '.join(s.label for s in STAGES)} programs: run the canonicalizing passes (or lower-integer) first"
+            )
+        require_emit(target)
+        verify(program)
+        compiler_target = tvm_target(target)
+        lowered = lower(program, target, progress)
+        if progress is not None:
+            progress(1, 2, "generate machine code")
+        library = _export(build(lowered.module, compiler_target), target)
+        if progress is not None:
+            progress(2, 2, "done")
+        return Compiled(target, library, lowered.kernels, {"tvm_target": str(compiler_target)})
+
+    def latency(self, program: Program, target: Target, repeats: int = 50) -> float:
+        """Median milliseconds of one run on random inputs, the copies in and out included."""
+        require_run(target)
+        from .executor import load_bytes  # loads TVM's runtime; only where something runs
+
+        inputs = [x.numpy() for x in example_inputs(program)]
+        run = load_bytes(self.compile(program, target).library)
+        for _ in range(WARM_UP_RUNS):
+            run(*inputs)
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            run(*inputs)
+            times.append(time.perf_counter() - start)
+        return statistics.median(times) * 1e3
+
+
+def _export(executable: Any, target: Target) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="graphwright-") as folder:
+        path = Path(folder) / "model.so"
+        executable.export_library(str(path), cc=linker(target).command)
+        return path.read_bytes()
+
+
+def example_inputs(program: Program, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """Inputs to time a program with: standard normal floats, zeros for every other type (any index is then in range)."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = []
+    for spec in program.input_specs:
+        shape = [int(d) for d in spec.shape if d is not None]
+        floating = spec.dtype.is_floating_point
+        inputs.append(
+            torch.randn(shape, generator=generator, dtype=spec.dtype) if floating else torch.zeros(shape, dtype=spec.dtype)
+        )
+    return tuple(inputs)

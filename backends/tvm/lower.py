@@ -1,0 +1,314 @@
+"""Lowers a Program to a Relax module: one rule an op (in `rules/`), kernels called by `call_tir`, layouts followed per value.
+
+The walk is one pass over the graph in order. A rule may look ahead and cover the nodes that read its result (a rescale, a
+residual addition); those are then skipped. Every kernel is generated once for each distinct specification and shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+import tvm
+from torch import fx
+from tvm import relax as _relax
+from tvm import tirx
+
+from ...ir.errors import TargetError, UnsupportedOpError
+from ...ir.program import Program, Stage, origin_of, shape_of
+from ...ir.verify import neighbourhood
+from ..base import KernelRow, Progress
+from ..target import Target
+from .kernels import layout
+from .kernels.base import padded
+from .strided import Strided
+from .target import kernel_levels
+from .values import DTYPES, Expr, Value, dtype_of_var, item_size, of_node, shape_of_var
+
+#: Relax, untyped: the stubs know every expression only by its base class.
+relax: Any = _relax
+
+#: What `relax.const` makes.
+CONSTANT: Any = tvm.ir.expr.GenericConst
+
+Rule = Callable[["Lowering", fx.Node], None]
+
+#: op -> the function that emits it.
+RULES: dict[Any, Rule] = {}
+
+
+def rule(*ops: Any) -> Callable[[Rule], Rule]:
+    """Registers the decorated function for each of `ops`; a second rule for one op is a mistake."""
+
+    def register(function: Rule) -> Rule:
+        for op in ops:
+            if op in RULES:
+                raise ValueError(f"two lowering rules for {op}: {RULES[op].__name__} and {function.__name__}")
+            RULES[op] = function
+        return function
+
+    return register
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A Relax module whose function `main` is the program, and one row a launched kernel."""
+
+    module: tvm.IRModule
+    kernels: tuple[KernelRow, ...]
+
+
+def lower(program: Program, target: Target, progress: Progress | None = None) -> Lowered:
+    """Lowers a canonical, compressed or integer program.
+
+    Raises:
+        TargetError: a symbolic shape. UnsupportedOpError: an op without a rule, named with its node, origin and neighbours.
+    """
+    from . import rules  # registers the rules; they import this module
+
+    _require_static(program)
+    return Lowering(program, target, rules.fallback).run(progress)
+
+
+def _require_static(program: Program) -> None:
+    for spec in (*program.input_specs, *program.output_specs):
+        if None in spec.shape:
+            raise TargetError(
+                f"'{program.name}' has a symbolic dimension at '{spec}'; the TVM backend compiles static shapes: "
+                "capture with dynamic_batch=False and example inputs of the batch size to deploy"
+            )
+
+
+class Lowering:
+    """State of one lowering: the module under construction and the value of every node so far."""
+
+    def __init__(self, program: Program, target: Target, fallback: Rule) -> None:
+        self.program = program
+        self.target = target
+        self.int8_level, self.float_level = kernel_levels(target)
+        self.builder = relax.BlockBuilder()
+        self.rows: list[KernelRow] = []
+        self._fallback = fallback
+        self._values: dict[fx.Node, Value | list[Value]] = {}
+        self._functions: dict[Any, tuple[Any, Any]] = {}
+
+    @property
+    def integer(self) -> bool:
+        return self.program.stage is Stage.INTEGER
+
+    def run(self, progress: Progress | None) -> Lowered:
+        inputs = [
+            relax.Var(str(n.target), relax.TensorType(shape_of(n), DTYPES[n.meta["val"].dtype])) for n in self.program.inputs
+        ]
+        nodes = [n for n in self.program.nodes if n.op == "call_function"]
+        with self.builder.function("main", inputs):
+            with self.builder.dataflow():
+                for node, var in zip(self.program.inputs, inputs, strict=True):
+                    self.bind(node, of_node(node, dense=var))
+                for index, node in enumerate(nodes):
+                    if progress is not None:
+                        progress(index, len(nodes), f"lower {node.name}")
+                    if node not in self._values:
+                        self._emit(node)
+                outputs = [self._output(n) for n in self.program.outputs]
+            self.builder.emit_func_output(relax.Tuple(outputs))
+        return Lowered(self.builder.finalize(), tuple(self.rows))
+
+    def _emit(self, node: fx.Node) -> None:
+        RULES.get(node.target, self._fallback)(self, node)
+        if node not in self._values:
+            raise RuntimeError(f"the rule of {node.target} left '{node.name}' without a value")
+
+    def _output(self, node: fx.Node) -> Expr:
+        var = self.dense(node)
+        if isinstance(var, CONSTANT) or node.op == "placeholder":
+            var = self.builder.emit(relax.op.add(var, relax.const(np.zeros((), dtype_of_var(var)))))
+        return self.builder.emit_output(var)
+
+    # -- values ----------------------------------------------------------------------------------------------------------
+
+    def bind(self, node: fx.Node, value: Value | list[Value]) -> None:
+        if isinstance(value, Value) and value.shape != shape_of(node):
+            raise RuntimeError(f"'{node.name}' ({node.target}) was lowered to shape {value.shape}, not {shape_of(node)}")
+        self._values[node] = value
+
+    def bind_all(self, nodes: Sequence[fx.Node], value: Value) -> None:
+        """Binds the last of the nodes one kernel covers; the values before it exist nowhere, and nobody else reads them."""
+        for node in nodes[:-1]:
+            self._values[node] = []
+        self.bind(nodes[-1], value)
+
+    def value(self, node: fx.Node) -> Value:
+        """The value of a tensor node; parameters become constants on first use."""
+        found = self._values.get(node)
+        if found is None:
+            tensor = self.program.parameter(node)
+            if tensor is None:
+                raise RuntimeError(f"'{node.name}' is read before it is lowered")
+            found = of_node(node, dense=self.constant(tensor))
+            self._values[node] = found
+        if isinstance(found, list):
+            raise RuntimeError(f"'{node.name}' holds {len(found)} values; read them through getitem")
+        return found
+
+    def values(self, node: fx.Node) -> list[Value]:
+        """The values of a node with several results."""
+        found = self._values[node]
+        return found if isinstance(found, list) else [found]
+
+    def lowered(self, node: fx.Node) -> bool:
+        """Whether the node's value exists already (parameters and inputs always do)."""
+        return node in self._values or node.op == "get_attr"
+
+    def constant(self, tensor: torch.Tensor | np.ndarray) -> Expr:
+        if isinstance(tensor, torch.Tensor):
+            tensor = tensor.detach().cpu().contiguous()
+            if tensor.dtype is torch.bfloat16:
+                raise TargetError("bfloat16 parameters have no numpy form; convert the model to float32 before compiling")
+            tensor = tensor.numpy()
+        return relax.const(np.ascontiguousarray(tensor))
+
+    def is_channels(self, node: fx.Node) -> bool:
+        return node.op != "get_attr" and self.value(node).channels is not None
+
+    def dense(self, node: fx.Node) -> Expr:
+        """The value, row-major in its logical shape; converted on first use where it lives as Channels."""
+        value = self.value(node)
+        if value.dense is None:
+            value.dense = self._moved(value, node) if value.moved is not None else self._from_channels(value, node)
+        value.dense = self.reshape(value.dense, value.shape)
+        return value.dense
+
+    def channels(self, node: fx.Node) -> Expr:
+        """The value as [N, H, W, Cp]; converted on first use. Rank 3 and up; further axes count as one row."""
+        value = self.value(node)
+        if value.channels is None:
+            self.dense(node)
+            value.channels = self._to_channels(value, node)
+        shape = (value.shape[0], *value.spatial, padded(value.shape[1]))
+        value.channels = self.reshape(value.channels, shape)
+        return value.channels
+
+    def strided(self, node: fx.Node) -> tuple[Expr, Strided]:
+        """The value as an index map over a variable that exists; what data movement composes on."""
+        value = self.value(node)
+        if value.dense is None and value.moved is not None:
+            return value.moved
+        return self.dense(node), Strided.whole(value.shape)
+
+    def bind_moved(self, node: fx.Node, source: Expr, strided: Strided) -> None:
+        """Binds a movement of `source`; the copy is made when the dense form is read, and not at all where order is kept."""
+        self.bind(node, self.moved_value(source, strided))
+
+    def moved_value(self, source: Expr, strided: Strided) -> Value:
+        dtype = dtype_of_var(source)
+        if strided.moves_nothing:
+            return Value(strided.shape, dtype, dense=source)
+        return Value(strided.shape, dtype, moved=(source, strided))
+
+    def _moved(self, value: Value, node: fx.Node) -> Expr:
+        assert value.moved is not None
+        source, strided = value.moved
+        return self.kernel(layout.copy_strided, strided, value.dtype, inputs=[source], nodes=(node,))
+
+    def _from_channels(self, value: Value, node: fx.Node) -> Expr:
+        n, c = value.shape[:2]
+        pixels = prod(value.shape[2:])
+        if pixels == 1:
+            return self.rows_without_lanes(value.channels, n, c, node)
+        shape = (n, c, *value.spatial)
+        return self.kernel(layout.from_channels, shape, value.dtype, inputs=[value.channels], nodes=(node,))
+
+    def _to_channels(self, value: Value, node: fx.Node) -> Expr:
+        n, c = value.shape[:2]
+        if isinstance(value.dense, CONSTANT):
+            return relax.const(_packed(_array(value.dense).reshape(n, c, *value.spatial)))
+        if prod(value.shape[2:]) == 1:
+            return self.rows_with_lanes(value.dense, n, c, node)
+        shape = (n, c, *value.spatial)
+        return self.kernel(layout.to_channels, shape, value.dtype, inputs=[value.dense], nodes=(node,))
+
+    def rows_without_lanes(self, var: Expr, rows: int, channels: int, node: fx.Node) -> Expr:
+        """[rows, Cp] -> [rows, C]; free where nothing was padded."""
+        if channels == padded(channels):
+            return self.reshape(var, (rows, channels))
+        return self.kernel(layout.drop_lanes, rows, channels, dtype_of_var(var), inputs=[var], nodes=(node,))
+
+    def rows_with_lanes(self, var: Expr, rows: int, channels: int, node: fx.Node) -> Expr:
+        """[rows, C] -> [rows, Cp]; free where nothing must be padded."""
+        if channels == padded(channels):
+            return self.reshape(var, (rows, channels))
+        return self.kernel(layout.add_lanes, rows, channels, dtype_of_var(var), inputs=[var], nodes=(node,))
+
+    # -- emission --------------------------------------------------------------------------------------------------------
+
+    def reshape(self, var: Expr, shape: Sequence[int]) -> Expr:
+        """The same memory under another shape; emits nothing where the shape is already right."""
+        shape = tuple(shape)
+        if shape_of_var(var) == shape:
+            return var
+        if isinstance(var, CONSTANT):
+            return relax.const(_array(var).reshape(shape))
+        return self.builder.emit(relax.op.reshape(var, shape))
+
+    def kernel(
+        self,
+        generator: Callable[..., tirx.PrimFunc],
+        *spec: Any,
+        inputs: Sequence[Expr | np.ndarray],
+        nodes: Sequence[fx.Node],
+        macs: int = 0,
+        label: str = "",
+    ) -> Expr:
+        """Calls the kernel `generator(*spec)`; inputs are reshaped to its buffers. Returns its output.
+
+        label: name of the function in the library; the generator's own by default.
+        """
+        variable, function = self.function(generator, spec, label or generator.__name__)
+        *buffers, out = function.params
+        if len(buffers) != len(inputs):
+            raise RuntimeError(f"kernel {variable.name_hint} reads {len(buffers)} buffers, not {len(inputs)}")
+        arguments = []
+        for buffer, given in zip(buffers, inputs, strict=True):
+            var = self.constant(given) if isinstance(given, np.ndarray) else given
+            if dtype_of_var(var) != str(buffer.dtype):
+                raise RuntimeError(
+                    f"kernel {variable.name_hint} reads {buffer.dtype} at '{buffer.name}', not {dtype_of_var(var)}"
+                )
+            arguments.append(self.reshape(var, [int(d) for d in buffer.shape]))
+        shape = tuple(int(d) for d in out.shape)
+        result = self.builder.emit(relax.call_tir(variable, arguments, relax.TensorType(shape, str(out.dtype))))
+        self.record(variable.name_hint, nodes, "designed", [*arguments, result], macs)
+        return result
+
+    def function(self, generator: Callable[..., tirx.PrimFunc], spec: tuple[Any, ...], label: str):
+        """The module's function for one kernel specification, generated on first use."""
+        key = (generator, spec)
+        if key not in self._functions:
+            function = generator(*spec).without_attr("global_symbol").with_attr("tirx.is_scheduled", True)
+            self._functions[key] = (self.builder.add_func(function, label), function)
+        return self._functions[key]
+
+    def record(self, name: str, nodes: Sequence[fx.Node], kind: str, moved: Sequence[Expr], macs: int = 0) -> None:
+        sizes = [prod(shape_of_var(v)) * item_size(dtype_of_var(v)) for v in moved]
+        self.rows.append(KernelRow(name, tuple(n.name for n in nodes), kind, macs, sum(sizes)))
+
+
+def _array(constant: Expr) -> np.ndarray:
+    return constant.value.numpy()
+
+
+def _packed(array: np.ndarray) -> np.ndarray:
+    """[N, C, H, W] -> [N, H, W, Cp], zero in the lanes past C."""
+    missing = padded(array.shape[1]) - array.shape[1]
+    return np.ascontiguousarray(np.pad(array, ((0, 0), (0, missing), (0, 0), (0, 0))).transpose(0, 2, 3, 1))
+
+
+def unsupported(node: fx.Node, why: str) -> UnsupportedOpError:
+    return UnsupportedOpError(
+        f"the TVM backend cannot lower {node.target} at '{node.name}' (from {origin_of(node)}): {why}\n{neighbourhood(node)}"
+    )

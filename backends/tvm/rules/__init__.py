@@ -1,0 +1,8 @@
+"""Lowering rules, one module an op family. Importing this package fills `lower.RULES`."""
+
+from __future__ import annotations
+
+from . import data, elementwise, exact, floating, integer, pooling
+from .generic import fallback
+
+__all__ = ["data", "elementwise", "exact", "fallback", "floating", "integer", "pooling"]

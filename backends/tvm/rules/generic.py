@@ -1,0 +1,122 @@
+"""Everything without a designed kernel: TVM's own converter for one node at a time, in the breadth of its table.
+
+Each op stays a function of its own (the pipeline runs no fusion pass): LLVM contracts a * b + c within a function, and a float
+island inside an integer program must round after every op, as torch does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+from tvm import relax
+from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
+
+from ....ir.program import shape_of
+from ..lower import Lowering, unsupported
+from ..values import DTYPES, Expr, Value, dtype_of_var, shape_of_var
+
+aten = torch.ops.aten
+
+#: Maps of one tensor, element by element: they run on any layout.
+UNARY = frozenset(
+    {
+        aten.abs.default, aten.ceil.default, aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default,
+        aten.cos.default, aten.elu.default, aten.erf.default, aten.exp.default, aten.floor.default, aten.gelu.default,
+        aten.hardsigmoid.default, aten.hardswish.default, aten.hardtanh.default, aten.leaky_relu.default, aten.log.default,
+        aten.log1p.default, aten.neg.default, aten.reciprocal.default, aten.relu.default, aten.relu6.default,
+        aten.rsqrt.default, aten.sigmoid.default, aten.silu.default, aten.sin.default, aten.softplus.default,
+        aten.sqrt.default, aten.tanh.default, aten.pow.Tensor_Scalar, aten.add.Scalar, aten.sub.Scalar, aten.mul.Scalar,
+        aten.div.Scalar,
+    }
+)  # fmt: skip
+
+#: Maps of two tensors of one shape, or of a tensor and a number.
+BINARY = frozenset(
+    {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.maximum.default, aten.minimum.default}
+)
+
+#: Ops that only move data; exact in every program.
+MOVES = frozenset(
+    {
+        aten.permute.default, aten.transpose.int, aten.slice.Tensor, aten.select.int, aten.expand.default, aten.cat.default,
+        aten.stack.default, aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int,
+        aten.constant_pad_nd.default, aten.pad.default, aten.repeat.default, aten.flip.default, aten.index_select.default,
+        aten.embedding.default, aten.gather.default, aten.roll.default,
+    }
+)  # fmt: skip
+
+
+class NodeImporter(ExportedProgramImporter):
+    """TVM's table of converters, applied to one node whose inputs are Relax variables already."""
+
+    def convert(self, builder: relax.BlockBuilder, node: fx.Node, inputs: dict[fx.Node, Expr]):
+        self.block_builder = builder
+        self.env = inputs
+        return self.convert_map[op_name(node)](node)
+
+
+def op_name(node: fx.Node) -> str:
+    """An op as TVM's table names it, such as `add.Tensor`."""
+    return getattr(node.target, "__name__", "")
+
+
+def fallback(lowering: Lowering, node: fx.Node) -> None:
+    importer = NodeImporter()
+    name = op_name(node)
+    if name not in importer.convert_map:
+        raise unsupported(node, "it has neither a designed kernel nor an entry in TVM's converter table")
+    place = "channels" if _any_layout(lowering, node) else "dense"
+    read = lowering.channels if place == "channels" else lowering.dense
+    inputs = {n: read(n) for n in node.all_input_nodes}
+    try:
+        result = importer.convert(lowering.builder, node, inputs)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise unsupported(node, f"TVM's converter rejects it: {reason}") from error
+    results = _results(lowering, result)
+    expected = node.meta["val"]
+    tensors = list(expected) if isinstance(expected, (tuple, list)) else [expected]
+    values = []
+    for var, tensor in zip(results, tensors, strict=True):
+        values.append(_checked(lowering, node, var, tensor, place))
+    lowering.record(name, (node,), _kind(lowering, node), [*inputs.values(), *results])
+    lowering.bind(node, values if isinstance(expected, (tuple, list)) else values[0])
+
+
+def _kind(lowering: Lowering, node: fx.Node) -> str:
+    return "generic" if node.target in MOVES or not lowering.integer else "island"
+
+
+def _any_layout(lowering: Lowering, node: fx.Node) -> bool:
+    """Whether an element-wise op may run on the Channels form of its inputs as they stand."""
+    tensors = node.all_input_nodes
+    if len(shape_of(node)) < 3 or not any(lowering.is_channels(n) for n in tensors):
+        return False
+    if node.target in UNARY:
+        return len(tensors) == 1
+    return node.target in BINARY and all(_aligned(shape_of(n), shape_of(node)) for n in tensors)
+
+
+def _aligned(shape: tuple[int, ...], out: tuple[int, ...]) -> bool:
+    """Whether a tensor broadcasts to `out` along spatial axes only, so that it also does as [N, H, W, Cp]."""
+    return shape == out or (len(shape) == len(out) == 4 and shape[1] == out[1] and set(shape[2:]) == {1})
+
+
+def _results(lowering: Lowering, result: Any) -> list[Expr]:
+    if isinstance(result, (tuple, list)):
+        return list(result)
+    if isinstance(result.ty, relax.TupleType):
+        fields: Any = result.ty
+        return [lowering.builder.emit(relax.TupleGetItem(result, i)) for i in range(len(fields.fields))]
+    return [result]
+
+
+def _checked(lowering: Lowering, node: fx.Node, var: Expr, tensor: torch.Tensor, place: str) -> Value:
+    shape, dtype = tuple(tensor.shape), DTYPES[tensor.dtype]
+    if place == "dense" and shape_of_var(var) != shape:
+        raise unsupported(node, f"TVM's converter gives shape {shape_of_var(var)}, torch gives {shape}")
+    if dtype_of_var(var) != dtype:
+        raise unsupported(node, f"TVM's converter gives {dtype_of_var(var)}, torch gives {dtype}")
+    return Value(shape, dtype, channels=var) if place == "channels" else Value(shape, dtype, dense=var)

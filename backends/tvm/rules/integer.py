@@ -1,0 +1,116 @@
+"""Convolution, linear and matmul of the integer stage, with rescale and residual addition fused."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+from torch import fx
+
+from ....ir.dialect import gw
+from ....ir.errors import OptionError
+from ....ir.program import shape_of
+from ..kernels import convolution_int8, linear_int8, matmul_int8
+from ..kernels.base import Convolution
+from ..lower import Lowering, rule, unsupported
+from ..values import arguments, of_node
+from .operands import matmul_operands, planar
+from .tails import Finish, find
+
+
+def weight_of(lowering: Lowering, node: fx.Node, argument: fx.Node) -> np.ndarray:
+    """A weight or bias as numpy. Raises UnsupportedOpError where it is computed instead of stored."""
+    tensor = lowering.program.parameter(argument)
+    if tensor is None:
+        raise unsupported(node, f"'{argument}' is computed, not a parameter; packing needs its values at build time")
+    return tensor.detach().cpu().numpy()
+
+
+def bias_of(lowering: Lowering, node: fx.Node, argument: fx.Node | None) -> np.ndarray | None:
+    return None if argument is None else weight_of(lowering, node, argument)
+
+
+@rule(gw.convolution.default)
+def convolution(lowering: Lowering, node: fx.Node) -> None:
+    x, weight, bias, stride, padding, dilation, groups, zero_point = arguments(node)
+    kernel = weight_of(lowering, node, weight)
+    shape = planar(shape_of(x), kernel.shape, stride, padding, dilation, groups)
+    if shape is None:
+        raise unsupported(node, f"integer convolutions are 1-D or 2-D; this one has {len(shape_of(x)) - 2} spatial axes")
+    spec = convolution_int8.ConvolutionInt8(shape, lowering.value(x).dtype, int(zero_point))
+    finish = find(lowering, node, axis=1, residual=True)
+    kernel = kernel.reshape(shape.filters, -1, *shape.kernel)
+    level = lowering.int8_level
+    bias = bias_of(lowering, node, bias)
+    packed = convolution_int8.pack(spec, finish.tail, level, kernel, bias, **finish.parameters)
+    inputs = [lowering.channels(x), *_residual(lowering.channels, finish), *packed]
+    out = lowering.kernel(
+        convolution_int8.build,
+        spec,
+        finish.tail,
+        level,
+        inputs=inputs,
+        nodes=finish.nodes,
+        macs=shape.macs,
+        label=_label(shape),
+    )
+    lowering.bind_all(finish.nodes, of_node(finish.node, channels=out))
+
+
+def _label(shape: Convolution) -> str:
+    kind = "depthwise" if shape.depthwise else "convolution" if shape.groups == 1 else "grouped_convolution"
+    return f"{kind}_int8"
+
+
+def _residual(read, finish: Finish) -> list:
+    return [] if finish.residual is None else [read(finish.residual)]
+
+
+@rule(gw.linear.default)
+def linear(lowering: Lowering, node: fx.Node) -> None:
+    x, weight, bias, zero_point = arguments(node)
+    matrix = weight_of(lowering, node, weight)
+    outer, inner = matrix.shape
+    rows = prod(shape_of(x)[:-1])
+    spec = linear_int8.LinearInt8(rows, inner, outer, lowering.value(x).dtype, int(zero_point))
+    finish = find(lowering, node, axis=len(shape_of(node)) - 1, residual=True)
+    bias = bias_of(lowering, node, bias)
+    packed = linear_int8.pack(spec, finish.tail, lowering.int8_level, matrix, bias, **finish.parameters)
+    out = lowering.kernel(
+        linear_int8.build,
+        spec,
+        finish.tail,
+        lowering.int8_level,
+        inputs=[lowering.dense(x), *_residual(lowering.dense, finish), *packed],
+        nodes=finish.nodes,
+        macs=rows * inner * outer,
+        label="linear_int8",
+    )
+    lowering.bind_all(finish.nodes, of_node(finish.node, dense=out))
+
+
+@rule(gw.matmul.default)
+def matmul(lowering: Lowering, node: fx.Node) -> None:
+    a, b, za, zb = arguments(node)
+    operands = matmul_operands(a, b)
+    if operands is None:
+        raise unsupported(node, "its batch axes broadcast; expand the smaller operand first")
+    batch, rows, inner, columns, source, transposed = operands
+    types = lowering.value(a).dtype, lowering.value(b).dtype
+    spec = matmul_int8.MatmulInt8(batch, rows, inner, columns, types[0], int(za), types[1], int(zb), transposed)
+    finish = find(lowering, node, axis=len(shape_of(node)) - 1)
+    try:
+        packed = matmul_int8.pack(spec, finish.tail, lowering.int8_level, **finish.parameters)
+        out = lowering.kernel(
+            matmul_int8.build,
+            spec,
+            finish.tail,
+            lowering.int8_level,
+            inputs=[lowering.dense(a), lowering.dense(source), *packed],
+            nodes=finish.nodes,
+            macs=batch * rows * inner * columns,
+            label="matmul_int8",
+        )
+    except OptionError as error:
+        raise unsupported(node, str(error)) from error
+    lowering.bind_all(finish.nodes, of_node(finish.node, dense=out))

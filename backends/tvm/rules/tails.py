@@ -1,0 +1,100 @@
+"""Looks ahead from an s32 result for the rescale (and residual addition) that a kernel can do before it stores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import fx
+
+from ....ir.dialect import gw
+from ....ir.program import shape_of, single_user
+from ..kernels.base import ResidualAdd, Tail
+from ..lower import Lowering
+from ..values import DTYPES, arguments
+
+TAIL_OPS = (gw.rescale.default, gw.rescale_dyadic.default, gw.scale.default)
+
+#: The s32 accumulator is stored as it is.
+NO_TAIL = Tail("none", "int32")
+
+
+@dataclass(frozen=True)
+class Finish:
+    """How a kernel finishes: its tail, the tail's parameters ((1,) or (C,) each), and the nodes the kernel covers.
+
+    nodes: the accumulating node first; the last one's value is what the kernel stores.
+    residual: the node whose value a fused addition reads.
+    """
+
+    tail: Tail
+    parameters: dict[str, np.ndarray]
+    nodes: tuple[fx.Node, ...]
+    residual: fx.Node | None = None
+
+    @property
+    def node(self) -> fx.Node:
+        return self.nodes[-1]
+
+    def vectors(self, lanes: int) -> list[np.ndarray]:
+        """The parameters, each expanded to `lanes` entries. Entries nobody reads are 1, which every tail accepts."""
+        return [expanded(value, lanes) for value in self.parameters.values()]
+
+
+def expanded(value: np.ndarray, lanes: int) -> np.ndarray:
+    vector = np.ones(lanes, value.dtype)
+    vector[: lanes if value.size == 1 else value.size] = value
+    return vector
+
+
+def tail_of(lowering: Lowering, node: fx.Node) -> tuple[Tail, dict[str, np.ndarray], int] | None:
+    """Tail, parameters and channel axis of a rescale node; None where a parameter is not a constant."""
+    if node.target is gw.scale.default:
+        acc, scale, axis = arguments(node)
+        tensors, tail = {"scale": scale}, Tail("scale", "float32")
+    elif node.target is gw.rescale.default:
+        acc, scale, zero_point, qmin, qmax, dtype, axis = arguments(node)
+        tensors, tail = {"scale": scale}, Tail("rescale", DTYPES[dtype], zero_point, qmin, qmax)
+    else:
+        acc, multiplier, shift, zero_point, qmin, qmax, dtype, axis = arguments(node)
+        tensors = {"multiplier": multiplier, "shift": shift}
+        tail = Tail("dyadic", DTYPES[dtype], zero_point, qmin, qmax)
+    arrays: dict[str, np.ndarray] = {}
+    for name, argument in tensors.items():
+        parameter = lowering.program.parameter(argument)
+        if parameter is None:
+            return None
+        arrays[name] = parameter.detach().cpu().numpy().reshape(-1)
+    rank = len(shape_of(acc))
+    return tail, arrays, int(axis) % rank if rank else 0
+
+
+def find(lowering: Lowering, node: fx.Node, axis: int, residual: bool = False) -> Finish:
+    """The tail that the only reader of `node` asks for, or no tail.
+
+    axis: the output axis along which the kernel's tail parameters run. residual: the kernel can also add a second tensor.
+    """
+    reader = single_user(node)
+    if reader is None or reader.target not in TAIL_OPS or arguments(reader)[0] is not node:
+        return Finish(NO_TAIL, {}, (node,))
+    found = tail_of(lowering, reader)
+    if found is None or (found[2] != axis and any(p.size > 1 for p in found[1].values())):
+        return Finish(NO_TAIL, {}, (node,))
+    finish = Finish(found[0], found[1], (node, reader))
+    return _with_residual(lowering, finish) if residual else finish
+
+
+def _with_residual(lowering: Lowering, finish: Finish) -> Finish:
+    """Takes in a `gw::add` that reads the rescaled value and a tensor of the same shape that exists already."""
+    add = single_user(finish.node)
+    if add is None or add.target is not gw.add.default or finish.tail.kind == "scale":
+        return finish
+    a, b, ma, mb, shift, za, zb, zero_point, qmin, qmax, dtype = arguments(add)
+    if a is b:
+        return finish
+    if b is finish.node:
+        a, b, ma, mb, za, zb = b, a, mb, ma, zb, za
+    if shape_of(b) != shape_of(a) or not lowering.lowered(b) or b.op == "get_attr" or DTYPES[dtype] != finish.tail.dtype:
+        return finish
+    fused = ResidualAdd(ma, mb, shift, za, zb, zero_point, qmin, qmax, DTYPES[b.meta["val"].dtype])
+    return replace(finish, tail=replace(finish.tail, residual=fused), nodes=(*finish.nodes, add), residual=b)

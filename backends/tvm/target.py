@@ -1,0 +1,127 @@
+"""Targets as TVM understands them: processor, features, linker, and the kernel level of an instruction set."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from dataclasses import dataclass
+
+import tvm
+from tvm.target import codegen
+
+from ...ir.errors import TargetError
+from ..host import X86_FLAGS, host_arch, host_flags, host_threads
+from ..target import LEVELS, Target, TargetInfo
+
+TRIPLES = {"x86": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}
+LLVM_BACKENDS = {"x86": "x86_64", "arm64": "aarch64"}
+
+#: Oldest processor of each level, so that code for the level runs on every machine that has it.
+PROCESSORS = {
+    "x86:avx512-vnni": "cascadelake",
+    "x86:avx512": "skylake-avx512",
+    "x86:avx2": "haswell",
+    "arm64:cortex-a76": "cortex-a76",
+    "arm64:cortex-a72": "cortex-a72",
+    "arm64:cortex-a53": "cortex-a53",
+    "arm64:generic": "generic",
+}
+
+#: Features a level asks for beyond its processor's defaults.
+FEATURES = {
+    # 256-bit preference is a power heuristic of old parts; our kernels are written for whole 512-bit registers.
+    "x86:avx512-vnni": ("-prefer-256-bit",),
+    "x86:avx512": ("-prefer-256-bit",),
+    "arm64:cortex-a76": ("+dotprod",),
+}
+
+
+@dataclass(frozen=True)
+class Linker:
+    """The C++ compiler that links a target's shared library, and the Debian package that brings it."""
+
+    command: str
+    package: str
+
+    @property
+    def present(self) -> bool:
+        return shutil.which(self.command) is not None
+
+
+def linker(target: Target) -> Linker:
+    if target.arch == host_arch():
+        return Linker("g++", "g++")
+    triple = TRIPLES[target.arch]
+    return Linker(f"{triple}-g++", f"g++-{triple.replace('_', '-')}")
+
+
+@functools.cache
+def llvm_backends() -> frozenset[str]:
+    """Architectures the LLVM inside this TVM can emit."""
+    return frozenset(str(name) for name in codegen.llvm_get_targets())
+
+
+def kernel_levels(target: Target) -> tuple[str, str]:
+    """Levels of the (int8, float) designed kernels for a target."""
+    int8 = target.level if target.level == "avx512-vnni" else "portable"
+    return int8, "avx512" if target.level in ("avx512-vnni", "avx512") else "portable"
+
+
+def missing_to_emit(target: Target) -> str:
+    """What this installation lacks to compile for `target`; empty where nothing."""
+    if str(target) not in PROCESSORS:
+        return f"the TVM backend compiles for {', '.join(sorted(TRIPLES))}, not for {target.arch}"
+    if LLVM_BACKENDS[target.arch] not in llvm_backends():
+        return f"this build of TVM has no LLVM backend '{LLVM_BACKENDS[target.arch]}'; install the apache-tvm wheel from PyPI"
+    tool = linker(target)
+    if not tool.present:
+        return f"'{tool.command}' is not on the PATH; install it (Debian: apt-get install {tool.package})"
+    return ""
+
+
+def missing_to_run(target: Target) -> str:
+    """What this machine lacks to run code for `target`; empty where nothing."""
+    if target.arch != host_arch():
+        return f"this machine is {host_arch()}"
+    if target.arch == "x86":
+        absent = X86_FLAGS[target.level] - host_flags()
+        return f"this processor lacks {', '.join(sorted(absent))}" if absent else ""
+    if target.level == "cortex-a76" and "asimddp" not in host_flags():
+        return "this processor lacks asimddp (the dot product instructions)"
+    return ""
+
+
+def target_rows() -> list[TargetInfo]:
+    rows = []
+    for arch in TRIPLES:
+        for level in LEVELS[arch]:
+            target = Target(arch, level)
+            emit, run = missing_to_emit(target), missing_to_run(target)
+            rows.append(TargetInfo(target, not emit, not run, "; ".join(filter(None, (emit, run)))))
+    return rows
+
+
+def require_emit(target: Target) -> None:
+    missing = missing_to_emit(target)
+    if missing:
+        raise TargetError(f"cannot compile for {target}: {missing}")
+
+
+def require_run(target: Target) -> None:
+    missing = missing_to_run(target)
+    if missing:
+        raise TargetError(f"cannot run {target} here: {missing}")
+
+
+def tvm_target(target: Target) -> tvm.target.Target:
+    """The LLVM target of a level. Raises TargetError where this installation cannot emit it."""
+    require_emit(target)
+    options: dict[str, object] = {
+        "kind": "llvm",
+        "mtriple": TRIPLES[target.arch],
+        "mcpu": PROCESSORS[str(target)],
+        "num-cores": host_threads(),
+    }
+    if str(target) in FEATURES:
+        options["mattr"] = list(FEATURES[str(target)])
+    return tvm.target.Target(options)

@@ -1,0 +1,74 @@
+"""Where the value of a graph node lives in the compiled program, and under which physical layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import fx
+
+from ...ir.program import dtype_of, shape_of
+from .strided import Strided
+
+#: torch dtype -> TVM dtype of every type a lowered program may hold.
+DTYPES = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.uint8: "uint8",
+    torch.int8: "int8",
+    torch.int16: "int16",
+    torch.int32: "int32",
+    torch.int64: "int64",
+    torch.bool: "bool",
+}
+
+#: A Relax expression. TVM's stubs type every field of it as its base class, which knows neither shape nor dtype.
+Expr = Any
+
+
+@dataclass
+class Value:
+    """A node's value. At least one form exists: `dense` row-major, `channels` as [N, spatial..., Cp], or `moved`.
+
+    shape: the logical shape; channels holds axis 1 of it last, padded to LANES. A view changes `shape` and moves nothing:
+    the Relax variable keeps the shape its kernel gave it, and is reshaped (free) where a kernel asks for another.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    dense: Any | None = None
+    channels: Any | None = None
+    #: The dense form as an index map over another variable, not copied yet: (variable, map).
+    moved: tuple[Any, Strided] | None = None
+
+    @property
+    def spatial(self) -> tuple[int, int]:
+        """(H, W) of a Channels value of rank 3 or more; further axes are flattened into W."""
+        inner = self.shape[2:]
+        return (inner[0], inner[1]) if len(inner) == 2 else (1, prod(inner))
+
+
+def arguments(node: fx.Node) -> Any:
+    """The positional arguments of a call node. Their types follow from the op's schema, which no checker reads."""
+    return node.args
+
+
+def item_size(dtype: str) -> int:
+    """Bytes of one element."""
+    return 1 if dtype == "bool" else int("".join(c for c in dtype if c.isdigit())) // 8
+
+
+def of_node(node: fx.Node, **places: Any) -> Value:
+    return Value(shape_of(node), DTYPES[dtype_of(node)], **places)
+
+
+def shape_of_var(var: Expr) -> tuple[int, ...]:
+    return tuple(int(d) for d in var.ty.shape)
+
+
+def dtype_of_var(var: Expr) -> str:
+    return str(var.ty.dtype)
