@@ -73,16 +73,20 @@ def shape_inputs(model: onnx.ModelProto) -> set[str]:
 
 @cache
 def cases() -> dict[str, Case]:
-    """Every node test whose operator (for an expanded test, that of the test it expands) is in our list."""
+    """Every node test of one operator in our list.
+
+    The `_expanded` variants, which replace an operator by its function body in the standard, are left out: they test no
+    operator that the plain tests do not, and there are enough of them to double the time.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loaded = {case.name: case for case in loader.load_model_tests(kind="node")}
     claimed = {*OPERATORS, *UNSUPPORTED_OPERATORS}
     chosen = {}
     for case in loaded.values():
-        base = loaded.get(re.sub(r"_expanded.*$", "", case.name), case)
-        operators = {node.op_type for node in base.model.graph.node if node.domain in ("", "ai.onnx")}
-        if len(base.model.graph.node) != 1 or not operators or not operators <= claimed:
+        nodes = case.model.graph.node
+        operators = {node.op_type for node in nodes if node.domain in ("", "ai.onnx")} & claimed
+        if len(nodes) != 1 or not operators or "_expanded" in case.name:
             continue
         inputs, expected = case.data_sets[0]
         names = [value.name for value in case.model.graph.input]
@@ -163,7 +167,7 @@ def test_pass_rate():
     total = len(cases())
     passed = total - len(failing())
     print(f"{passed} of {total} node tests pass ({passed / total:.1%})")
-    assert total > 1000
+    assert total > 900
     assert passed / total >= 0.70
 
 

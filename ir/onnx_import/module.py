@@ -21,7 +21,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..errors import CaptureError, GraphwrightError
-from .reader import Model, describe, input_shape
+from .reader import Model, describe, input_shape, join_biases
 from .registry import Call, Operator, attributes_of, lookup, schema
 from .weights import to_torch
 
@@ -105,12 +105,13 @@ class Plan:
         self.output_names = [value.name for value in model.graph.output]
         self._fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._live: dict[str, torch.Tensor] = {}
-        self._readers = Counter(name for node in model.graph.node for name in node.input)
+        nodes = join_biases(model)
+        self._readers = Counter(name for node in nodes for name in node.input)
         self._readers.update(self.output_names)
         self._opset = model.opsets.get("", model.opsets.get("ai.onnx", 0))
         self.inputs = self._feed(shapes, known)
         model.initializers = {}  # the plan owns them: those it rewrites or folds are dropped on the way
-        for node in model.graph.node:
+        for node in nodes:
             self._visit(node)
 
     def _feed(self, shapes: Mapping[str, Sequence[int] | int], known: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:

@@ -16,25 +16,37 @@ def _heads(x: torch.Tensor, heads: int | None) -> torch.Tensor:
     return x if x.dim() == 4 or not heads else x.reshape(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)
 
 
-def _masked(
-    call: Call, shape: tuple[int, int], past: int, mask: torch.Tensor | None, lengths: torch.Tensor | None, dtype: torch.dtype
+def _additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, -math.inf)
+
+
+def _bias(
+    call: Call, shape: tuple[int, int], past: int | None, mask: torch.Tensor | None, lengths: torch.Tensor | None, dtype: torch.dtype
 ) -> torch.Tensor | None:
-    """The additive mask: the caller's, plus causal order, plus keys beyond each sequence's length."""
+    """The additive mask: the caller's, plus causal order, a window, and keys beyond each sequence's length."""
     queries, keys = shape
-    bias = None
+    parts = []
     if mask is not None:
-        bias = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else mask
-        if bias.shape[-1] < keys:
-            bias = F.pad(bias, (0, keys - bias.shape[-1]), value=-math.inf)
-    if call.attr("is_causal", 0):
-        ahead = torch.arange(keys)[None, :] > torch.arange(queries)[:, None] + past
-        causal = torch.zeros(queries, keys, dtype=dtype).masked_fill(ahead, -math.inf)
-        bias = causal if bias is None else bias + causal
+        bias = _additive(mask, dtype) if mask.dtype == torch.bool else mask
+        parts.append(F.pad(bias, (0, keys - bias.shape[-1]), value=-math.inf) if bias.shape[-1] < keys else bias)
+    left, right = (call.attr(f"{side}_window_size", -1) for side in ("left", "right"))
+    if call.attr("is_causal", 0) or left >= 0 or right >= 0:
+        # Distance from each query to each key; with a cache the first query stands behind the cached keys.
+        distance = torch.arange(keys)[None, :] - torch.arange(queries)[:, None]
+        if past is None and lengths is not None:
+            distance = distance - (lengths.to(torch.int64) - queries).reshape(-1, 1, 1, 1)
+        else:
+            distance = distance - (past or 0)
+        if call.attr("is_causal", 0):
+            parts.append(_additive(distance <= 0, dtype))
+        if left >= 0:
+            parts.append(_additive(distance >= -left, dtype))
+        if right >= 0:
+            parts.append(_additive(distance <= right, dtype))
     if lengths is not None:
-        beyond = torch.arange(keys)[None, :] >= lengths.to(torch.int64)[:, None]
-        padding = torch.zeros_like(beyond, dtype=dtype).masked_fill(beyond, -math.inf)[:, None, None, :]
-        bias = padding if bias is None else bias + padding
-    return bias
+        inside = torch.arange(keys)[None, :] < lengths.to(torch.int64)[:, None]
+        parts.append(_additive(inside, dtype)[:, None, None, :])
+    return sum(parts[1:], parts[0]) if parts else None
 
 
 @op("Attention")
@@ -51,7 +63,7 @@ def attention(
     """Scaled dot product attention with grouped key heads, a cache, soft capping and a view of the scores."""
     flat = q.dim() == 3
     q, k, v = _heads(q, call.attr("q_num_heads")), _heads(k, call.attr("kv_num_heads")), _heads(v, call.attr("kv_num_heads"))
-    past = 0
+    past = None
     if past_key is not None and past_value is not None:
         past = past_key.shape[2]
         k, v = torch.cat([past_key, k], 2), torch.cat([past_value, v], 2)
@@ -60,7 +72,7 @@ def attention(
         repeat = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
     scale = call.attr("scale") or 1.0 / math.sqrt(q.shape[-1])
-    bias = _masked(call, (q.shape[2], k.shape[2]), past, mask, lengths, q.dtype)
+    bias = _bias(call, (q.shape[2], k.shape[2]), past, mask, lengths, q.dtype)
     scores_wanted = len(call.wanted) > 3 and call.wanted[3]
     if scores_wanted or call.attr("softcap", 0.0) or call.attr("softmax_precision"):
         y, scores = _spelled_out(call, q, k, v, bias, scale)
@@ -78,13 +90,12 @@ def _spelled_out(
     stages = [torch.matmul(q, k.transpose(-1, -2)) * scale]
     capped = torch.tanh(stages[0] / cap) * cap if cap else stages[0]
     masked = capped if bias is None else capped + bias
-    # Opset 24 put the soft cap before the mask and renumbered the stages accordingly.
-    stages += [masked, capped] if call.version < 24 else [capped, masked]
     precision = call.attr("softmax_precision")
     wide = masked.to(torch_type(precision, call.name)) if precision else masked
     weights = torch.softmax(wide, -1).to(q.dtype)
-    stages.append(weights)
-    return torch.matmul(weights, v), stages[mode]
+    if bias is not None:  # a query that may see no key gets zeros
+        weights = weights.masked_fill((masked == -math.inf).all(-1, keepdim=True), 0.0)
+    return torch.matmul(weights, v), (stages[0], capped, masked, weights)[mode]
 
 
 @op("RotaryEmbedding")

@@ -18,8 +18,9 @@ def _transpose_matrix(call: Call, known: list[torch.Tensor | None]) -> dict[int,
 
 
 @op("MatMul", prepare=_transpose_matrix)
-def matmul(call: Call, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return F.linear(a, b) if call.attr("prepared") else _exact(torch.matmul, a, b)
+def matmul(call: Call, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`bias` is not in the standard: the reader puts the Add of a bias after a product with a constant matrix here."""
+    return F.linear(a, b, bias) if call.attr("prepared") else _exact(torch.matmul, a, b)
 
 
 def _exact(function, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -35,8 +35,10 @@ def constant(call: Call) -> torch.Tensor:
 @op("ConstantOfShape", static=(0,))
 def constant_of_shape(call: Call, shape: Any) -> torch.Tensor:
     given = call.attr("value")
-    value = torch.zeros(1) if given is None else read_inline(given)
-    return torch.full(call.ints(0) or [], value.reshape(-1)[0].item(), dtype=value.dtype)
+    if given is None:
+        return torch.zeros(call.ints(0) or [])
+    value = onnx.numpy_helper.to_array(given).reshape(-1)[0].item()
+    return torch.full(call.ints(0) or [], value, dtype=torch_type(given.data_type, call.name))
 
 
 @op("Shape", shape_only=True)

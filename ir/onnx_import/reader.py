@@ -187,6 +187,36 @@ def _expand_functions(model: Model) -> onnx.ModelProto:
     return _expand_functions(checked)
 
 
+def join_biases(model: Model) -> list[onnx.NodeProto]:
+    """MatMul(x, W) -> Add(., b) with constant W (K, N) and b (N,): one MatMul with b as its third input.
+
+    It is how exporters write a linear layer; joined, both capture roads end in the same `aten.linear`.
+    """
+    readers: dict[str, list[int]] = {}
+    for index, node in enumerate(model.graph.node):
+        for name in node.input:
+            readers.setdefault(name, []).append(index)
+    returned = {value.name for value in model.graph.output}
+    nodes: list[onnx.NodeProto | None] = list(model.graph.node)
+    for index, node in enumerate(model.graph.node):
+        if node.op_type != "MatMul" or node.domain not in ("", "ai.onnx") or node.output[0] in returned:
+            continue
+        reader = readers.get(node.output[0], [])
+        weight = model.initializers.get(node.input[1])
+        add = model.graph.node[reader[0]] if len(reader) == 1 else None
+        if weight is None or weight.dim() != 2 or not weight.is_floating_point() or add is None or add.op_type != "Add":
+            continue
+        name = add.input[1] if add.input[0] == node.output[0] else add.input[0]
+        bias = model.initializers.get(name)
+        if bias is not None and bias.shape == weight.shape[1:]:
+            joined = onnx.NodeProto()
+            joined.CopyFrom(node)
+            joined.input.append(name)
+            joined.output[0] = add.output[0]
+            nodes[index], nodes[reader[0]] = joined, None
+    return [node for node in nodes if node is not None]
+
+
 def input_shape(value: onnx.ValueInfoProto, shapes: Mapping[str, Sequence[int] | int], model: str) -> tuple[list[int], torch.dtype]:
     """The shape and type of a graph input. The batch (a free first dimension) is 1 unless `shapes` says otherwise."""
     kind = value.type.WhichOneof("value")
