@@ -177,7 +177,16 @@ def _translate_graph(program: Program, opset: int) -> ir.Model:
 
 
 def _name_interface(graph: ir.Graph, inputs: list[str], outputs: list[str]) -> None:
-    """Names the model's inputs and outputs; an inner value that has such a name gives way."""
+    """Names the model's inputs and outputs; an inner value that has such a name gives way.
+
+    A name that an input has already (of an input that is returned as it is) or that comes twice gets the ending `_output`.
+    """
+    unique: list[str] = []
+    for name in outputs:
+        while name in inputs or name in unique:
+            name = f"{name}_output"
+        unique.append(name)
+    outputs = unique
     for index, value in enumerate(graph.outputs):
         if value.is_graph_input() or value.is_initializer() or value in graph.outputs[:index]:
             copy = ir.node("Identity", [value])
@@ -185,6 +194,8 @@ def _name_interface(graph: ir.Graph, inputs: list[str], outputs: list[str]) -> N
             graph.outputs[index] = copy.outputs[0]
             copy.outputs[0].shape, copy.outputs[0].type = value.shape, value.type
     taken = {*inputs, *outputs}
+    for value in graph.inputs:
+        value.name = f"{value.name}_input"
     for value in [*graph.initializers.values(), *(v for node in graph for v in node.outputs)]:
         if value.name in taken:
             value.name = f"{value.name}_inner"
