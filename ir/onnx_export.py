@@ -29,7 +29,7 @@ from torch.export import Dim
 
 from . import dialect  # noqa: F401  (defines gw::fake_quantize)
 from .errors import OutputError, PassError, UnsupportedOpError
-from .program import Program, Stage, origin_of, shape_of
+from .program import Program, Stage, origin_of
 
 #: The exporter's operator library is written for this opset; newer ones come by its version converter.
 OLDEST_OPSET = 18
@@ -86,7 +86,9 @@ def storage_type(qmin: int, qmax: int, opset: int, where: str) -> StorageType:
     encoding = f"{'s' if qmin < 0 else 'u'}{bits} encoding [{qmin}, {qmax}] of '{where}'"
     fitting = next((s for s in STORAGE if s.low <= qmin and qmax <= s.high), None)
     if fitting is None or bits < NARROWEST - 1:
-        raise UnsupportedOpError(f"the {encoding} has no ONNX type; quantize it to 4, 8 or 16 bits, or compile it with graphwright")
+        raise UnsupportedOpError(
+            f"the {encoding} has no ONNX type; quantize it to 4, 8 or 16 bits, or compile it with graphwright"
+        )
     if fitting.opset > opset:
         raise UnsupportedOpError(f"the {encoding} needs opset {fitting.opset} for {fitting.dtype.name}, not {opset}")
     return fitting
@@ -258,7 +260,14 @@ def _encoding(node: ir.Node, opset: int) -> _Encoding:
     scale, zero = (_constant(node.inputs[i], node).reshape(-1 if per_axis else ()) for i in (1, 2))
     if per_axis and zero.size == 1:
         zero = np.broadcast_to(zero, scale.shape)
-    return _Encoding(scale.astype(np.float32), zero, qmin, qmax, axis if per_axis else None, storage_type(qmin, qmax, opset, node.attributes["name"].as_string()))
+    return _Encoding(
+        scale.astype(np.float32),
+        zero,
+        qmin,
+        qmax,
+        axis if per_axis else None,
+        storage_type(qmin, qmax, opset, node.attributes["name"].as_string()),
+    )
 
 
 def _constant(value: ir.Value | None, node: ir.Node) -> np.ndarray:
@@ -272,7 +281,7 @@ def _initializer(graph: ir.Graph, name: str, values: np.ndarray, dtype: ir.DataT
         name += "_"
     numpy_type = values.dtype if dtype is None else dtype.numpy()
     tensor = ir.tensor(np.asarray(values, order="C").astype(numpy_type), name=name)
-    value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(name=name, shape=ir.Shape(values.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
 
@@ -306,7 +315,10 @@ def _lower_activation(graph: ir.Graph, node: ir.Node, opset: int) -> None:
                 f"the encoding [{encoding.qmin}, {encoding.qmax}] of '{name}' is narrower than {storage.dtype.name}, "
                 "and ONNX cannot clip that type; quantize the activation to a full range"
             )
-        bounds = [_initializer(graph, f"{name}_{k}", np.array(v), storage.dtype) for k, v in (("qmin", encoding.qmin), ("qmax", encoding.qmax))]
+        bounds = [
+            _initializer(graph, f"{name}_{k}", np.array(v), storage.dtype)
+            for k, v in (("qmin", encoding.qmin), ("qmax", encoding.qmax))
+        ]
         steps.append(_node("Clip", [steps[-1].outputs[0], *bounds], f"{name}_clip"))
     steps.append(_node("DequantizeLinear", [steps[-1].outputs[0], scale, zero], f"{name}_dequantize", axis))
     _replace(graph, node, steps)
@@ -335,7 +347,9 @@ def quantize_weight(values: np.ndarray, encoding: _Encoding) -> np.ndarray:
     shape = [1] * values.ndim
     if encoding.axis is not None:
         shape[encoding.axis] = -1
-    scale, zero = (v.astype(np.float32).reshape(shape if encoding.axis is not None else ()) for v in (encoding.scale, encoding.zero_point))
+    scale, zero = (
+        v.astype(np.float32).reshape(shape if encoding.axis is not None else ()) for v in (encoding.scale, encoding.zero_point)
+    )
     steps = np.clip(values.astype(np.float32) * (np.float32(1) / scale), encoding.qmin - zero, encoding.qmax - zero)
     return (np.rint(steps) + zero).astype(np.int32)
 

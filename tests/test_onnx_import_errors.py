@@ -70,11 +70,13 @@ def test_every_truncation_is_an_error(tmp_path: Path):
 def test_garbage(tmp_path: Path, content: bytes):
     path = tmp_path / "garbage.onnx"
     path.write_bytes(content)
-    with pytest.raises(CaptureError, match="not an ONNX model|is empty"):
+    with pytest.raises(CaptureError, match=r"not an ONNX model|is empty"):
         capture_onnx(path)
 
 
-@pytest.mark.parametrize("location", ["../secret.bin", "/etc/hostname", "a/../../secret.bin", "..\\secret.bin", "C:\\secret.bin", ""])
+@pytest.mark.parametrize(
+    "location", ["../secret.bin", "/etc/hostname", "a/../../secret.bin", "..\\secret.bin", "C:\\secret.bin", ""]
+)
 def test_external_data_outside_the_folder(tmp_path: Path, location: str):
     folder = tmp_path / "model"
     folder.mkdir()
@@ -191,7 +193,7 @@ def test_shape_that_depends_on_data():
 def test_training_mode_is_refused():
     nodes = [helper.make_node("BatchNormalization", ["x", "s", "s", "s", "s"], ["y", "m", "v"], name="bn", training_mode=1)]
     scale = numpy_helper.from_array(np.ones(3, np.float32), "s")
-    with pytest.raises(CaptureError, match="BatchNormalization node 'bn'.* training mode"):
+    with pytest.raises(CaptureError, match=r"BatchNormalization node 'bn'.* training mode"):
         capture_onnx(model(nodes, [value("x", [1, 3, 2, 2])], [value("y", [1, 3, 2, 2]), value("m", [3])], [scale]))
 
 
@@ -204,7 +206,7 @@ def test_opset_out_of_range(opset: int):
 
 def test_graph_that_is_not_well_formed():
     node = helper.make_node("Add", ["x", "ghost"], ["y"], name="sum")
-    with pytest.raises(CaptureError, match="Add node 'sum' .* reads 'ghost'"):
+    with pytest.raises(CaptureError, match=r"Add node 'sum' .* reads 'ghost'"):
         capture_onnx(model([node], [value("x", [1])], [value("y", [1])]))
     node = helper.make_node("Relu", ["x"], ["z"], name="act")
     with pytest.raises(CaptureError, match="returns 'y', which no node makes"):

@@ -21,7 +21,12 @@ def _additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _bias(
-    call: Call, shape: tuple[int, int], past: int | None, mask: torch.Tensor | None, lengths: torch.Tensor | None, dtype: torch.dtype
+    call: Call,
+    shape: tuple[int, int],
+    past: int | None,
+    mask: torch.Tensor | None,
+    lengths: torch.Tensor | None,
+    dtype: torch.dtype,
 ) -> torch.Tensor | None:
     """The additive mask: the caller's, plus causal order, a window, and keys beyond each sequence's length."""
     queries, keys = shape

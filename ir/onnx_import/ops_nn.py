@@ -40,7 +40,8 @@ def pads_of(call: Call, sizes: list[int], kernel: list[int], strides: list[int],
         return [0] * rank, [0] * rank
     if auto in ("SAME_UPPER", "SAME_LOWER"):
         totals = [
-            max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0) for n, k, s, d in zip(sizes, kernel, strides, dilations, strict=True)
+            max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0)
+            for n, k, s, d in zip(sizes, kernel, strides, dilations, strict=True)
         ]
         small = [t // 2 for t in totals]
         large = [t - t // 2 for t in totals]

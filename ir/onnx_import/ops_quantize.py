@@ -10,7 +10,7 @@ import torch
 from .ops_nn import CONV, pad_spatial, pads_of, spatial
 from .registry import Call, op, torch_type
 
-RANGES = {onnx.TensorProto.INT4: (-8, 7), onnx.TensorProto.UINT4: (0, 15)}
+RANGES: dict[int, tuple[int, int]] = {onnx.TensorProto.INT4: (-8, 7), onnx.TensorProto.UINT4: (0, 15)}
 
 
 def _along(value: torch.Tensor, x: torch.Tensor, axis: int, block: int) -> torch.Tensor:
@@ -23,7 +23,9 @@ def _along(value: torch.Tensor, x: torch.Tensor, axis: int, block: int) -> torch
     return value.reshape([-1 if i == axis else 1 for i in range(x.dim())])
 
 
-def _quantize(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, dtype: torch.dtype, low: int, high: int) -> torch.Tensor:
+def _quantize(
+    x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, dtype: torch.dtype, low: int, high: int
+) -> torch.Tensor:
     steps = torch.round(x / scale.to(x.dtype))
     if zero is not None:
         steps = steps + zero.to(steps.dtype)

@@ -57,7 +57,9 @@ def _log(x: torch.Tensor) -> torch.Tensor:
 
 
 def _log_sum_exp(x: torch.Tensor, axes: list[int], keep: bool) -> torch.Tensor:
-    return torch.logsumexp(x, axes, keep) if x.is_floating_point() else torch.logsumexp(x.to(torch.float64), axes, keep).to(x.dtype)
+    return (
+        torch.logsumexp(x, axes, keep) if x.is_floating_point() else torch.logsumexp(x.to(torch.float64), axes, keep).to(x.dtype)
+    )
 
 
 REDUCTIONS: dict[str, tuple[int, Reduction]] = {

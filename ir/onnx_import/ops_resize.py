@@ -84,7 +84,9 @@ def weights(axis: Axis, call: Call) -> np.ndarray:
     return matrix
 
 
-def _axes(call: Call, x: torch.Tensor, scales: list[float] | None, sizes: list[int] | None, roi: list[float] | None) -> list[Axis]:
+def _axes(
+    call: Call, x: torch.Tensor, scales: list[float] | None, sizes: list[int] | None, roi: list[float] | None
+) -> list[Axis]:
     chosen = [a % x.dim() for a in call.attr("axes") or range(x.dim())]
     if sizes:
         factors = [s / x.shape[a] for s, a in zip(sizes, chosen, strict=True)]
@@ -112,7 +114,10 @@ def _native(call: Call, x: torch.Tensor, axes: list[Axis]) -> torch.Tensor | Non
     scales, outs = [1.0] * rank, list(x.shape[2:])
     for axis in axes:
         scales[axis.index - 2], outs[axis.index - 2] = axis.scale, axis.out
-    mode, place = call.attr("mode"), call.attr("coordinate_transformation_mode", "asymmetric" if call.version < 10 else "half_pixel")
+    mode, place = (
+        call.attr("mode"),
+        call.attr("coordinate_transformation_mode", "asymmetric" if call.version < 10 else "half_pixel"),
+    )
     exact = all(o == n * s for o, n, s in zip(outs, x.shape[2:], scales, strict=True))
     linear = {1: "linear", 2: "bilinear", 3: "trilinear"}[rank]
     if mode == "nearest" and place == "asymmetric" and call.attr("nearest_mode", "floor") == "floor" and exact:
@@ -182,7 +187,8 @@ def _floats(call: Call, index: int) -> list[float] | None:
 
 @op("GridSample")
 def grid_sample(call: Call, x: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
-    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(call.attr("mode"), call.attr("mode"))
+    given = str(call.attr("mode"))
+    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(given, given)
     return F.grid_sample(x, grid, mode, call.attr("padding_mode"), bool(call.attr("align_corners")))
 
 

@@ -142,7 +142,7 @@ def _split(call: Call, x: torch.Tensor, sizes: list[int] | None) -> tuple[torch.
     if not sizes:
         parts = call.attr("num_outputs") or len(call.wanted)
         chunk = -(-x.shape[axis] // parts)
-        sizes = [chunk] * (parts - 1) + [x.shape[axis] - chunk * (parts - 1)]
+        return torch.split(x, [chunk] * (parts - 1) + [x.shape[axis] - chunk * (parts - 1)], axis)
     return torch.split(x, sizes, axis)
 
 
@@ -328,7 +328,7 @@ def einsum(call: Call, *inputs: torch.Tensor) -> torch.Tensor:
 
 @op("Compress", static=(1,))
 def compress(call: Call, x: torch.Tensor, condition: Any = None) -> torch.Tensor:
-    keep = np.flatnonzero(call.value(1)).astype(np.int64)
+    keep = np.flatnonzero(np.asarray(call.value(1))).astype(np.int64)
     axis = call.attr("axis")
     return torch.index_select(x.reshape(-1) if axis is None else x, axis or 0, call.buffer("kept", lambda: keep))
 

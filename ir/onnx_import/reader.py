@@ -95,7 +95,9 @@ def _check_header(proto: onnx.ModelProto, opsets: Mapping[str, int], name: str) 
 def _read_initializers(model: Model, folder: Path | None, spans: Sequence[Span | None] | None) -> None:
     graph = model.graph
     if graph.sparse_initializer:
-        raise CaptureError(f"'{model.name}' holds the sparse initializer '{graph.sparse_initializer[0].values.name}'; make it dense")
+        raise CaptureError(
+            f"'{model.name}' holds the sparse initializer '{graph.sparse_initializer[0].values.name}'; make it dense"
+        )
     external = {t.name: external_span(t, folder) for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL}
     for index, tensor in enumerate(graph.initializer):
         if tensor.name in model.initializers:
@@ -131,14 +133,14 @@ def describe(node: onnx.NodeProto) -> str:
 def expands(node: onnx.NodeProto, opset: int) -> bool:
     """Whether the standard itself defines the operator by simpler ones, which are imported in its place."""
     found = schema(node.op_type, opset, node.domain)
-    return found is not None and (found.has_function or found.has_context_dependent_function)
+    return found is not None and (found.has_function or found.has_context_dependent_function)  # type: ignore[attr-defined]
 
 
 def _check_operator(model: Model, node: onnx.NodeProto) -> None:
     if node.op_type in CONTROL_FLOW and node.domain in ("", "ai.onnx"):
         raise CaptureError(
-            f"{describe(node)} of '{model.name}' is control flow; a Program is straight-line code: export each branch on its own, "
-            "or export the model with the condition fixed"
+            f"{describe(node)} of '{model.name}' is control flow; a Program is straight-line code: export each branch "
+            "on its own, or export the model with the condition fixed"
         )
     opset = model.opsets.get(node.domain or "", model.opsets.get("ai.onnx" if not node.domain else node.domain, 0))
     found = schema(node.op_type, opset, node.domain) if opset else None
@@ -217,7 +219,9 @@ def join_biases(model: Model) -> list[onnx.NodeProto]:
     return [node for node in nodes if node is not None]
 
 
-def input_shape(value: onnx.ValueInfoProto, shapes: Mapping[str, Sequence[int] | int], model: str) -> tuple[list[int], torch.dtype]:
+def input_shape(
+    value: onnx.ValueInfoProto, shapes: Mapping[str, Sequence[int] | int], model: str
+) -> tuple[list[int], torch.dtype]:
     """The shape and type of a graph input. The batch (a free first dimension) is 1 unless `shapes` says otherwise."""
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
@@ -229,7 +233,9 @@ def input_shape(value: onnx.ValueInfoProto, shapes: Mapping[str, Sequence[int] |
     if given is not None and not isinstance(given, int):
         if any(int(d) < 0 for d in given):
             raise CaptureError(f"input_shapes gives '{value.name}' the shape {list(given)}; dimensions cannot be negative")
-        fixed = [d.dim_value if d.HasField("dim_value") else None for d in declared] if declared is not None else [None] * len(given)
+        fixed = (
+            [d.dim_value if d.HasField("dim_value") else None for d in declared] if declared is not None else [None] * len(given)
+        )
         if len(fixed) != len(given) or any(f is not None and f != g for f, g in zip(fixed, given, strict=True)):
             raise CaptureError(f"input_shapes gives '{value.name}' the shape {list(given)}, but the model declares {fixed}")
         return [int(d) for d in given], dtype
@@ -238,7 +244,9 @@ def input_shape(value: onnx.ValueInfoProto, shapes: Mapping[str, Sequence[int] |
     return [_dimension(value.name, axis, dim, shapes, model) for axis, dim in enumerate(declared)], dtype
 
 
-def _dimension(name: str, axis: int, dim: onnx.TensorShapeProto.Dimension, shapes: Mapping[str, Sequence[int] | int], model: str) -> int:
+def _dimension(
+    name: str, axis: int, dim: onnx.TensorShapeProto.Dimension, shapes: Mapping[str, Sequence[int] | int], model: str
+) -> int:
     if dim.HasField("dim_value"):
         return dim.dim_value
     size = shapes.get(dim.dim_param) if dim.dim_param else None

@@ -29,7 +29,7 @@ VIEWED = {"bfloat16": torch.bfloat16} | {
     f"float8_{kind}": getattr(torch, f"float8_{kind}") for kind in ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz")
 }
 NARROW = {"int4": np.int8, "uint4": np.uint8}
-NUMPY_TYPES = {
+NUMPY_TYPES: dict[int, type[np.generic]] = {
     onnx.TensorProto.FLOAT: np.float32,
     onnx.TensorProto.DOUBLE: np.float64,
     onnx.TensorProto.FLOAT16: np.float16,
