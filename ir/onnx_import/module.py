@@ -22,13 +22,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..errors import CaptureError, GraphwrightError
 from .reader import Model, describe, input_shape, join_biases
-from .registry import Call, Operator, attributes_of, lookup, schema
+from .registry import NARROW_TYPES, Call, Operator, attributes_of, lookup, schema
 from .weights import to_torch
 
 #: A node whose inputs are all known is computed at import when its result has at most this many bytes or is only a view:
 #: larger results (a dequantized weight) stay nodes, so that import never makes a model larger than its file.
 FOLD_BYTES = 1 << 20
-VIEWS = ("Identity", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Dropout")
+VIEWS: tuple[str, ...] = ("Identity", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Dropout")
+#: Operators whose result has the element type of their first input, and may be 4-bit.
+KEEP_TYPE = (*VIEWS, "Concat", "Gather", "Pad", "Slice", "Split", "Tile")
 #: Known values are handed to operator functions up to this many elements.
 KNOWN_ELEMENTS = 1 << 16
 
@@ -109,6 +111,9 @@ class Plan:
         self._readers = Counter(name for node in nodes for name in node.input)
         self._readers.update(self.output_names)
         self._opset = model.opsets.get("", model.opsets.get("ai.onnx", 0))
+        self._narrow = {t.name: t.data_type for t in model.graph.initializer if t.data_type in NARROW_TYPES}
+        types = ((value.name, value.type.tensor_type.elem_type) for value in model.graph.input)
+        self._narrow.update((name, kind) for name, kind in types if kind in NARROW_TYPES)
         self.inputs = self._feed(shapes, known)
         model.initializers = {}  # the plan owns them: those it rewrites or folds are dropped on the way
         for node in nodes:
@@ -145,7 +150,11 @@ class Plan:
             attributes_of(node, found),
             tuple(bool(name) and self._readers[name] > 0 for name in node.output),
             tuple(self._known(name, index in operator.static) for index, name in enumerate(names)),
+            tuple(self._narrow.get(name, 0) for name in names),
         )
+        kind = _result_type(call)
+        if kind in NARROW_TYPES:
+            self._narrow.update((name, kind) for name in node.output)
         self._check_static(call, operator, names)
         results = self._fold(call, operator, names, inputs)
         if results is not None:
@@ -232,6 +241,19 @@ class Plan:
             shapes = [None if v is None else f"{str(v.dtype).removeprefix('torch.')}{list(v.shape)}" for v in inputs]
             reason = str(error).strip().split("\n")[0]
             raise call.fail(f"torch rejects it on inputs {shapes}: {type(error).__name__}: {reason}") from error
+
+
+def _result_type(call: Call) -> int:
+    """The ONNX element type of a node's result where that may be a 4-bit one, else 0."""
+    if call.op == "Cast":
+        return call.attr("to")
+    if call.op == "Constant" and isinstance(call.attr("value"), onnx.TensorProto):
+        return call.attr("value").data_type
+    if call.op == "QuantizeLinear":
+        return call.attr("output_dtype") or call.narrow(2)
+    if call.op == "CastLike":
+        return call.narrow(1)
+    return call.narrow(0) if call.op in KEEP_TYPE else 0
 
 
 def _numpy(value: torch.Tensor) -> np.ndarray:

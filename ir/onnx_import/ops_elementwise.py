@@ -92,7 +92,8 @@ def _divide(a: torch.Tensor, b: Any) -> torch.Tensor:
 
 
 def _right_shift(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return torch.where(b >= 64, torch.zeros_like(a), torch.bitwise_right_shift(a, b))
+    # Shifting by the width or more leaves the sign; C, and so torch, leaves that undefined.
+    return torch.bitwise_right_shift(a, torch.clamp(b, max=8 * a.element_size() - 1))
 
 
 def _and(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -314,9 +315,10 @@ def hardmax(call: Call, x: torch.Tensor) -> torch.Tensor:
     return softmax_rows(one_hot, call, x)
 
 
-@op("Dropout")
-def dropout(call: Call, x: torch.Tensor, ratio: torch.Tensor | None = None, training: torch.Tensor | None = None) -> Any:
-    if training is not None and (call.value(2) is None or bool(call.value(2))) and call.value(1) != 0:
+@op("Dropout", static=(1, 2))
+def dropout(call: Call, x: torch.Tensor, ratio: Any = None, training: Any = None) -> Any:
+    ratio, training = call.value(1), call.value(2)
+    if training is not None and bool(training) and (ratio is None or float(ratio) != 0):
         raise call.fail("it is in training mode; export the model for inference")
     if len(call.wanted) > 1 and call.wanted[1]:
         return x, torch.ones_like(x, dtype=torch.bool if call.version >= 10 else x.dtype)
@@ -348,6 +350,8 @@ def cast(call: Call, x: torch.Tensor) -> torch.Tensor:
 
 @op("CastLike")
 def cast_like(call: Call, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    if call.narrow(1):
+        return cast_to(x, call.narrow(1), False, call.name)
     if like.dtype.itemsize == 1 and like.is_floating_point() and call.attr("saturate", 1):
         largest = torch.finfo(like.dtype).max
         return torch.clamp(x.to(torch.float32), -largest, largest).to(like.dtype)

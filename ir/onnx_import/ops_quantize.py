@@ -34,7 +34,7 @@ def _quantize(
 
 @op("QuantizeLinear")
 def quantize_linear(call: Call, x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None) -> torch.Tensor:
-    element = call.attr("output_dtype") or 0
+    element = call.attr("output_dtype") or call.narrow(2)
     dtype = zero.dtype if zero is not None else torch_type(element, call.name) if element else torch.uint8
     axis, block = call.attr("axis", 1), call.attr("block_size", 0)
     if call.version < 13:

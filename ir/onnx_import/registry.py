@@ -44,6 +44,7 @@ TORCH_TYPES: dict[int, torch.dtype] = {
     onnx.TensorProto.FLOAT8E5M2FNUZ: torch.float8_e5m2fnuz,
 }
 
+NARROW_TYPES = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
 CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
 
 
@@ -132,7 +133,8 @@ class Call:
     """One ONNX node as its operator function sees it.
 
     name: the node's name; version: schema version of the operator; wanted: which outputs anyone reads; values: for each
-    input the value known at import (None where it is computed, or large and not needed); buffers: constants made on the fly.
+    input the value known at import (None where it is computed, or large and not needed); narrow_types: for each input its
+    ONNX type where it is a 4-bit type, else 0; buffers: constants made on the fly.
     """
 
     op: str
@@ -141,6 +143,7 @@ class Call:
     attributes: Mapping[str, Any]
     wanted: tuple[bool, ...]
     values: tuple[np.ndarray | None, ...]
+    narrow_types: tuple[int, ...] = ()
     buffers: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def attr(self, name: str, default: Any = None) -> Any:
@@ -153,6 +156,10 @@ class Call:
 
     def value(self, index: int) -> np.ndarray | None:
         return self.values[index] if index < len(self.values) else None
+
+    def narrow(self, index: int) -> int:
+        """The ONNX type of input `index` where it is INT4 or UINT4, which torch holds one value a byte; 0 for all others."""
+        return self.narrow_types[index] if index < len(self.narrow_types) else 0
 
     def scalar(self, index: int) -> int | float | None:
         """Input `index` as a Python number where it is a known single number, else None."""

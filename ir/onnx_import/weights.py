@@ -194,7 +194,10 @@ def to_torch(values: np.ndarray) -> torch.Tensor:
     if kind in VIEWED:
         whole = np.int16 if values.dtype.itemsize == 2 else np.uint8
         return torch.from_numpy(np.array(values).view(whole)).view(VIEWED[kind])
-    return torch.from_numpy(np.array(values, dtype=NARROW.get(kind, values.dtype)))
+    try:
+        return torch.from_numpy(np.array(values, dtype=NARROW.get(kind, values.dtype)))
+    except TypeError as error:
+        raise CaptureError(f"an array of type {kind} has no torch type") from error
 
 
 def _count(tensor: onnx.TensorProto) -> int:
