@@ -151,6 +151,7 @@ class Plan:
             tuple(bool(name) and self._readers[name] > 0 for name in node.output),
             tuple(self._known(name, index in operator.static) for index, name in enumerate(names)),
             tuple(self._narrow.get(name, 0) for name in names),
+            tuple(None if value is None else value.dtype for value in inputs),
         )
         kind = _result_type(call)
         if kind in NARROW_TYPES:

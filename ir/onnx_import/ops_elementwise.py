@@ -328,16 +328,23 @@ def dropout(call: Call, x: torch.Tensor, ratio: Any = None, training: Any = None
 # -- casts -------------------------------------------------------------------------------------------------------------------
 
 
+def _to_float8(x: torch.Tensor, dtype: torch.dtype, saturate: bool) -> torch.Tensor:
+    if saturate:
+        largest = torch.finfo(dtype).max
+        return torch.clamp(x, -largest, largest).to(dtype)
+    if dtype == torch.float8_e4m3fn:  # torch saturates here; from the middle to the next step on, the standard wants NaN
+        x = x.masked_fill(torch.abs(x) > 464.0, math.nan)
+    return x.to(dtype)
+
+
 def cast_to(x: torch.Tensor, element_type: int, saturate: bool, who: str) -> torch.Tensor:
     """The standard's cast. Float8: out-of-range values saturate (or become NaN or infinity); 4 bits: wrap."""
     dtype = torch_type(element_type, who)
     if element_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4):
         nibble = torch.bitwise_and(x.to(torch.int32), 15)
         return (torch.bitwise_xor(nibble, 8) - 8 if element_type == onnx.TensorProto.INT4 else nibble).to(dtype)
-    if dtype.itemsize == 1 and dtype.is_floating_point and saturate:
-        x = x.to(torch.float32)
-        largest = torch.finfo(dtype).max
-        return torch.clamp(x, -largest, largest).to(dtype)
+    if dtype.itemsize == 1 and dtype.is_floating_point:
+        return _to_float8(x.to(torch.float32), dtype, saturate)
     if x.is_floating_point() and dtype in WIDE_UNSIGNED:
         return x.to(torch.int64).to(dtype)
     return x.to(dtype)
@@ -352,7 +359,6 @@ def cast(call: Call, x: torch.Tensor) -> torch.Tensor:
 def cast_like(call: Call, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     if call.narrow(1):
         return cast_to(x, call.narrow(1), False, call.name)
-    if like.dtype.itemsize == 1 and like.is_floating_point() and call.attr("saturate", 1):
-        largest = torch.finfo(like.dtype).max
-        return torch.clamp(x.to(torch.float32), -largest, largest).to(like.dtype)
+    if like.dtype.itemsize == 1 and like.is_floating_point():
+        return _to_float8(x.to(torch.float32), like.dtype, bool(call.attr("saturate", 1)))
     return x.to(torch.int64).to(like.dtype) if x.is_floating_point() and like.dtype in WIDE_UNSIGNED else x.to(like.dtype)

@@ -77,8 +77,9 @@ def weights(axis: Axis, call: Call) -> np.ndarray:
     for row, center in enumerate(x):
         taps = np.arange(math.floor(center - support) + 1, math.ceil(center + support) + 1)
         values = _kernel(kind, a, (taps - center) * shrink)
-        if call.attr("exclude_outside", 0) or call.attr("antialias", 0):
+        if call.attr("exclude_outside", 0):
             values = np.where((taps < 0) | (taps >= axis.size), 0.0, values)
+        if call.attr("exclude_outside", 0) or call.attr("antialias", 0):
             values = values / values.sum()
         np.add.at(matrix[row], np.clip(taps, 0, axis.size - 1), values)
     return matrix

@@ -57,7 +57,8 @@ def arange(call: Call, *_: Any) -> torch.Tensor:
     if start is None or limit is None or delta is None:
         raise call.fail("it needs start, limit and delta")
     values = np.arange(start.item(), limit.item(), delta.item()).astype(start.dtype)
-    return call.buffer("range", lambda: values)
+    # numpy has no bfloat16; the known values are float32 then.
+    return call.buffer("range", lambda: values).to(call.dtypes[0])
 
 
 @op("EyeLike")

@@ -134,7 +134,7 @@ class Call:
 
     name: the node's name; version: schema version of the operator; wanted: which outputs anyone reads; values: for each
     input the value known at import (None where it is computed, or large and not needed); narrow_types: for each input its
-    ONNX type where it is a 4-bit type, else 0; buffers: constants made on the fly.
+    ONNX type where it is a 4-bit type, else 0; dtypes: the torch types of the inputs; buffers: constants made on the fly.
     """
 
     op: str
@@ -144,6 +144,7 @@ class Call:
     wanted: tuple[bool, ...]
     values: tuple[np.ndarray | None, ...]
     narrow_types: tuple[int, ...] = ()
+    dtypes: tuple[torch.dtype | None, ...] = ()
     buffers: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def attr(self, name: str, default: Any = None) -> Any:
