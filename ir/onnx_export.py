@@ -1,0 +1,381 @@
+"""ONNX export: float programs as they are, annotated programs as QDQ that ONNX Runtime runs to the same answers.
+
+ATen -> ONNX is PyTorch's own exporter (torch.onnx, onnxscript's operator library); only `gw::fake_quantize` is ours:
+
+    x -> fake_quantize            QuantizeLinear -> DequantizeLinear           (with a Clip between them for a narrow range)
+    weight -> fake_quantize       int8 initializer -> DequantizeLinear         (so the file is really smaller)
+    weight -> fake_quantize -> t  transposed int8 initializer -> DequantizeLinear
+
+ONNX divides by the scale where fake_quantize multiplies by its reciprocal: a value that lies within one float rounding of the
+middle between two steps can land one step away. Biases stay float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from torch.export import Dim
+
+from . import dialect  # noqa: F401  (defines gw::fake_quantize)
+from .errors import OutputError, PassError, UnsupportedOpError
+from .program import Program, Stage, origin_of
+
+#: The exporter's operator library is written for this opset; newer ones come by its version converter.
+OLDEST_OPSET = 18
+#: From this opset on, QuantizeLinear and DequantizeLinear know 16-bit and 4-bit types.
+WIDE_TYPES_OPSET = 21
+PROTOBUF_LIMIT = 2**31 - 1
+
+DOMAIN = "graphwright.export"
+
+
+def _opaque(
+    x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, qmin: int, qmax: int, axis: int, name: str
+) -> torch.Tensor:
+    """Stands for fake_quantize while torch traces: unlike that op, which decomposes, it stays one node."""
+    return torch.onnx.ops.symbolic(
+        f"{DOMAIN}::FakeQuantize",
+        (x, scale, zero_point),
+        {"qmin": qmin, "qmax": qmax, "axis": axis, "name": name},
+        dtype=x.dtype,
+        shape=x.shape,
+        version=1,
+    )
+
+
+@dataclass(frozen=True)
+class StorageType:
+    """An ONNX integer type and its range."""
+
+    dtype: ir.DataType
+    low: int
+    high: int
+    opset: int
+
+
+#: Tried in order: the first that holds the range. 4-bit types are only taken for ranges of at most 16 values.
+STORAGE = (
+    StorageType(ir.DataType.INT4, -8, 7, WIDE_TYPES_OPSET),
+    StorageType(ir.DataType.UINT4, 0, 15, WIDE_TYPES_OPSET),
+    StorageType(ir.DataType.INT8, -128, 127, 10),
+    StorageType(ir.DataType.UINT8, 0, 255, 10),
+    StorageType(ir.DataType.INT16, -32768, 32767, WIDE_TYPES_OPSET),
+    StorageType(ir.DataType.UINT16, 0, 65535, WIDE_TYPES_OPSET),
+)
+NARROWEST = 4  # bits
+
+
+def storage_type(qmin: int, qmax: int, opset: int, where: str) -> StorageType:
+    """The ONNX type that holds [qmin, qmax].
+
+    Raises:
+        UnsupportedOpError: ONNX has no type for this range at this opset.
+    """
+    bits = (qmax - qmin).bit_length()
+    encoding = f"{'s' if qmin < 0 else 'u'}{bits} encoding [{qmin}, {qmax}] of '{where}'"
+    fitting = next((s for s in STORAGE if s.low <= qmin and qmax <= s.high), None)
+    if fitting is None or bits < NARROWEST - 1:
+        raise UnsupportedOpError(
+            f"the {encoding} has no ONNX type; quantize it to 4, 8 or 16 bits, or compile it with graphwright"
+        )
+    if fitting.opset > opset:
+        raise UnsupportedOpError(f"the {encoding} needs opset {fitting.opset} for {fitting.dtype.name}, not {opset}")
+    return fitting
+
+
+def export_onnx(program: Program, path: str | os.PathLike[str] | None = None, opset: int = WIDE_TYPES_OPSET) -> onnx.ModelProto:
+    """Exports a float or annotated program to ONNX.
+
+    Args:
+        program: any stage but integer. A symbolic batch stays symbolic.
+        path: where to write the file (through a temporary name, so it is never half-written); None writes nothing.
+        opset: 18 or newer. 4-bit and 16-bit encodings need 21.
+
+    Returns:
+        The model; inputs and outputs carry the program's names.
+
+    Raises:
+        PassError: the program is in the integer stage, or `opset` is too old. UnsupportedOpError: an operator or an encoding
+            that ONNX cannot hold, named with its node and origin. OutputError: `path` cannot be written.
+    """
+    if program.stage is Stage.INTEGER:
+        raise PassError(f"'{program.name}' is in the integer stage; export the annotated program to ONNX instead")
+    newest = onnx.defs.onnx_opset_version()
+    if not OLDEST_OPSET <= opset <= newest:
+        raise PassError(f"export_onnx writes opset {OLDEST_OPSET} to {newest}, not {opset}")
+    target = None if path is None else _check_target(Path(path))
+    opaque = program.clone()
+    for node in opaque.nodes:
+        if node.target is torch.ops.gw.fake_quantize.default:
+            _make_opaque(opaque, node, opset)
+    opaque.graph_module.recompile()
+    model = _translate_graph(opaque, opset)
+    _lower_fake_quantize(model, opset)
+    model.graph.name = program.name
+    model.producer_name, model.producer_version = "graphwright", None
+    proto = ir.to_proto(model)
+    if proto.ByteSize() > PROTOBUF_LIMIT:
+        raise OutputError(f"'{program.name}' takes {proto.ByteSize()} bytes in ONNX, more than the 2 GiB one file can hold")
+    onnx.checker.check_model(proto)
+    if target is not None:
+        _write(proto, target)
+    return proto
+
+
+def _make_opaque(program: Program, node: torch.fx.Node, opset: int) -> None:
+    x, scale, zero_point, qmin, qmax, *rest = node.args
+    axis = rest[0] if rest else node.kwargs.get("axis")
+    storage_type(int(qmin), int(qmax), opset, f"{node.name} (from {origin_of(node)})")  # type: ignore[arg-type]
+    for what, value in (("scale", scale), ("zero point", zero_point)):
+        if program.parameter(value) is None:
+            raise UnsupportedOpError(
+                f"the {what} of '{node.name}' (from {origin_of(node)}) is computed while the model runs; QDQ needs a constant"
+            )
+    per_axis = axis is not None and program.parameter(scale).numel() > 1  # type: ignore[union-attr]
+    node.target = _opaque
+    node.args = (x, scale, zero_point, qmin, qmax, int(axis) if per_axis else NO_AXIS, str(x.name))  # type: ignore[arg-type, union-attr]
+    node.kwargs = {}
+
+
+#: Stands for "one scale for the whole tensor" in the opaque op.
+NO_AXIS = -1000
+
+
+def _translate_graph(program: Program, opset: int) -> ir.Model:
+    specs = program.input_specs
+    examples = tuple(torch.zeros([2 if d is None else d for d in s.shape], dtype=s.dtype) for s in specs)
+    dynamic = tuple({i: Dim.DYNAMIC for i, d in enumerate(s.shape) if d is None} for s in specs)
+    module = program.graph_module.eval()
+    try:
+        with _quiet(), torch.no_grad():
+            exported = torch.export.export(module, examples, dynamic_shapes=dynamic if any(dynamic) else None, strict=False)
+            made = torch.onnx.export(
+                exported,
+                dynamo=True,
+                opset_version=opset,
+                verbose=False,
+                optimize=True,
+            )
+    except Exception as error:
+        raise UnsupportedOpError(f"'{program.name}' has no ONNX form: {_root_cause(error)}") from error
+    model = made.model  # type: ignore[union-attr]
+    if model.opset_imports.get("") != opset:
+        raise UnsupportedOpError(
+            f"'{program.name}' could not be converted to opset {opset}; the exporter left it at {model.opset_imports.get('')}"
+        )
+    _name_interface(model.graph, [s.name for s in specs], [s.name for s in program.output_specs])
+    return model
+
+
+def _name_interface(graph: ir.Graph, inputs: list[str], outputs: list[str]) -> None:
+    """Names the model's inputs and outputs; an inner value that has such a name gives way.
+
+    A name that an input has already (of an input that is returned as it is) or that comes twice gets the ending `_output`.
+    """
+    unique: list[str] = []
+    for name in outputs:
+        while name in inputs or name in unique:
+            name = f"{name}_output"
+        unique.append(name)
+    outputs = unique
+    for index, value in enumerate(graph.outputs):
+        if value.is_graph_input() or value.is_initializer() or value in graph.outputs[:index]:
+            copy = ir.node("Identity", [value])
+            graph.append(copy)
+            graph.outputs[index] = copy.outputs[0]
+            copy.outputs[0].shape, copy.outputs[0].type = value.shape, value.type
+    taken = {*inputs, *outputs}
+    for value in graph.inputs:
+        value.name = f"{value.name}_input"
+    for value in [*graph.initializers.values(), *(v for node in graph for v in node.outputs)]:
+        if value.name in taken:
+            value.name = f"{value.name}_inner"
+    for value, name in [*zip(graph.inputs, inputs, strict=True), *zip(graph.outputs, outputs, strict=True)]:
+        value.name = name
+
+
+def _root_cause(error: BaseException) -> str:
+    """The exporter wraps the error that matters, which names the node, in ones that give advice."""
+    while error.__cause__ is not None and "Error when translating node" not in str(error):
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:500]}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter logs about packages it does not find; that is no business of whoever exports a Program."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.onnx._internal.exporter", "onnxscript", "onnx_ir")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+# -- fake quantization ---------------------------------------------------------------------------------------------------------
+
+
+def _lower_fake_quantize(model: ir.Model, opset: int) -> None:
+    for node in list(model.graph):
+        if node.domain == DOMAIN:
+            x = node.inputs[0]
+            if x is not None and x.const_value is not None:
+                _lower_weight(model.graph, node, opset)
+            else:
+                _lower_activation(model.graph, node, opset)
+    model.opset_imports.pop(DOMAIN, None)
+    model.functions.clear()
+    _drop_unused(model.graph)
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    scale: np.ndarray
+    zero_point: np.ndarray
+    qmin: int
+    qmax: int
+    axis: int | None
+    storage: StorageType
+
+
+def _encoding(node: ir.Node, opset: int) -> _Encoding:
+    qmin, qmax, axis = (node.attributes[key].as_int() for key in ("qmin", "qmax", "axis"))
+    per_axis = axis != NO_AXIS
+    scale, zero = (_constant(node.inputs[i], node).reshape(-1 if per_axis else ()) for i in (1, 2))
+    if per_axis and zero.size == 1:
+        zero = np.broadcast_to(zero, scale.shape)
+    return _Encoding(
+        scale.astype(np.float32),
+        zero,
+        qmin,
+        qmax,
+        axis if per_axis else None,
+        storage_type(qmin, qmax, opset, node.attributes["name"].as_string()),
+    )
+
+
+def _constant(value: ir.Value | None, node: ir.Node) -> np.ndarray:
+    if value is None or value.const_value is None:
+        raise UnsupportedOpError(f"'{node.name}' has a scale or zero point that is no constant; QDQ needs a constant")
+    return value.const_value.numpy()
+
+
+def _initializer(graph: ir.Graph, name: str, values: np.ndarray, dtype: ir.DataType | None = None) -> ir.Value:
+    while name in graph.initializers:
+        name += "_"
+    numpy_type = values.dtype if dtype is None else dtype.numpy()
+    tensor = ir.tensor(np.asarray(values, order="C").astype(numpy_type), name=name)
+    value = ir.Value(name=name, shape=ir.Shape(values.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def _scale_and_zero(graph: ir.Graph, name: str, encoding: _Encoding) -> tuple[ir.Value, ir.Value]:
+    scale = _initializer(graph, f"{name}_scale", encoding.scale)
+    return scale, _initializer(graph, f"{name}_zero_point", encoding.zero_point, encoding.storage.dtype)
+
+
+def _replace(graph: ir.Graph, node: ir.Node, new: list[ir.Node]) -> None:
+    """Puts `new` (its last node makes the value) in the place of `node`."""
+    old, made = node.outputs[0], new[-1].outputs[0]
+    made.name, made.shape, made.type = old.name, old.shape, old.type
+    ir.convenience.replace_nodes_and_values(graph, node, [node], new, [old], [made])
+
+
+def _node(op: str, inputs: list[ir.Value], name: str, attributes: dict[str, int] | None = None) -> ir.Node:
+    return ir.node(op, inputs, attributes or {}, name=name)
+
+
+def _lower_activation(graph: ir.Graph, node: ir.Node, opset: int) -> None:
+    x, encoding = node.inputs[0], _encoding(node, opset)
+    name = node.attributes["name"].as_string()
+    scale, zero = _scale_and_zero(graph, name, encoding)
+    axis = {} if encoding.axis is None else {"axis": encoding.axis}
+    steps = [_node("QuantizeLinear", [x, scale, zero], f"{name}_quantize", axis)]  # type: ignore[list-item]
+    storage = encoding.storage
+    if (encoding.qmin, encoding.qmax) != (storage.low, storage.high):
+        if storage.dtype not in (ir.DataType.INT8, ir.DataType.UINT8):
+            raise UnsupportedOpError(
+                f"the encoding [{encoding.qmin}, {encoding.qmax}] of '{name}' is narrower than {storage.dtype.name}, "
+                "and ONNX cannot clip that type; quantize the activation to a full range"
+            )
+        bounds = [
+            _initializer(graph, f"{name}_{k}", np.array(v), storage.dtype)
+            for k, v in (("qmin", encoding.qmin), ("qmax", encoding.qmax))
+        ]
+        steps.append(_node("Clip", [steps[-1].outputs[0], *bounds], f"{name}_clip"))
+    steps.append(_node("DequantizeLinear", [steps[-1].outputs[0], scale, zero], f"{name}_dequantize", axis))
+    _replace(graph, node, steps)
+
+
+def _lower_weight(graph: ir.Graph, node: ir.Node, opset: int) -> None:
+    weight, encoding = node.inputs[0], _encoding(node, opset)
+    name = str(weight.name)  # type: ignore[union-attr]
+    values = quantize_weight(_constant(weight, node), encoding)
+    axis, replaced = encoding.axis, node
+    readers = [use.node for use in node.outputs[0].uses()]
+    if len(readers) == 1 and readers[0].op_type == "Transpose" and not node.outputs[0].is_graph_output():
+        order = list(readers[0].attributes["perm"].as_ints())
+        values, replaced = values.transpose(order), readers[0]
+        axis = None if axis is None else order.index(axis % values.ndim)
+    scale, zero = _scale_and_zero(graph, name, encoding)
+    stored = _initializer(graph, f"{name}_quantized", values, encoding.storage.dtype)
+    attributes = {} if axis is None else {"axis": axis}
+    _replace(graph, replaced, [_node("DequantizeLinear", [stored, scale, zero], f"{name}_dequantize", attributes)])
+    if replaced is not node:
+        graph.remove(node, safe=True)
+
+
+def quantize_weight(values: np.ndarray, encoding: _Encoding) -> np.ndarray:
+    """The integers of a weight: exactly the grid points gw::fake_quantize holds it on (float32 arithmetic)."""
+    shape = [1] * values.ndim
+    if encoding.axis is not None:
+        shape[encoding.axis] = -1
+    scale, zero = (
+        v.astype(np.float32).reshape(shape if encoding.axis is not None else ()) for v in (encoding.scale, encoding.zero_point)
+    )
+    steps = np.clip(values.astype(np.float32) * (np.float32(1) / scale), encoding.qmin - zero, encoding.qmax - zero)
+    return (np.rint(steps) + zero).astype(np.int32)
+
+
+def _drop_unused(graph: ir.Graph) -> None:
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]
+
+
+# -- writing -------------------------------------------------------------------------------------------------------------------
+
+
+def _check_target(path: Path) -> Path:
+    if path.is_dir():
+        raise OutputError(f"cannot write ONNX to '{path}': it is a folder; give a file name")
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write ONNX to '{path}': the folder '{path.parent}' does not exist")
+    return path
+
+
+def _write(proto: onnx.ModelProto, path: Path) -> None:
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            file.write(proto.SerializeToString())
+        Path(file.name).chmod(0o644)
+        Path(file.name).replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write ONNX to '{path}': {error.strerror or error}") from error
