@@ -11,6 +11,7 @@ from torch import fx
 
 from ....ir.program import shape_of, single_user
 from ..kernels import convolution_f32, depthwise_f32, linear_f32, matmul_f32
+from ..kernels.base import LANES
 from ..kernels.convolution_f32 import pack_bias
 from ..kernels.float_base import NO_ACTIVATION, RELU, RELU6, Activation
 from ..lower import Lowering, rule
@@ -56,14 +57,18 @@ def convolution(lowering: Lowering, node: fx.Node) -> None:
         fallback(lowering, node)
         return
     activation, nodes = _activation(lowering, node)
-    module = depthwise_f32 if shape.depthwise else convolution_f32
-    generator = depthwise_f32.depthwise if shape.depthwise else convolution_f32.convolution
-    packed = module.pack_weight(shape, kernel.reshape(shape.filters, -1, *shape.kernel))
-    inputs = [lowering.channels(x), packed, pack_bias(shape.filters, offset)]
-    out = lowering.kernel(
-        generator, shape, activation, lowering.float_level, inputs=inputs, nodes=nodes, macs=shape.macs,
-        label=module.__name__.rsplit(".", 1)[-1],
-    )  # fmt: skip
+    kernel = kernel.reshape(shape.filters, -1, *shape.kernel)
+    if shape.depthwise:
+        generator, label, packed = depthwise_f32.depthwise, "depthwise_f32", depthwise_f32.pack_weight(shape, kernel)
+        spec, source = (shape, activation, lowering.float_level), lowering.channels(x)
+    else:
+        generator, label, packed = convolution_f32.convolution, "convolution_f32", convolution_f32.pack_weight(shape, kernel)
+        # The image a network is given is planar, with few channels: a first layer reads it as it is.
+        planar_input = shape.channels <= LANES and not lowering.is_channels(x) and len(x.users) == 1
+        source = lowering.dense(x) if planar_input else lowering.channels(x)
+        spec = (shape, activation, lowering.float_level, None, planar_input)
+    inputs = [source, packed, pack_bias(shape.filters, offset)]
+    out = lowering.kernel(generator, *spec, inputs=inputs, nodes=nodes, macs=shape.macs, label=label)
     lowering.bind_all(nodes, of_node(nodes[-1], channels=out))
 
 
