@@ -20,8 +20,8 @@ from .lower_rules import rule_of
 #: Largest change against the annotated program, relative to the largest output. Both round the same real numbers to the same
 #: grids; they part by one step only where a value lies within float error (or half a bias step) of the middle between two codes.
 #: Once codes differ, later layers round on their own, so the worst case is two quantizations of one model, whose distance is
-#: about the quantization error: 0.02 to 0.05 on the reference CNNs and ViT, 0.12 on MiniLM. A wrong scale, zero point, axis or clamp
-#: moves outputs by their own size.
+#: about the quantization error: 0.02 to 0.05 on the reference CNNs and ViT, 0.12 on MiniLM. A wrong scale, zero point, axis or
+#: clamp moves outputs by their own size.
 TOLERANCE = 0.25
 
 
