@@ -29,13 +29,15 @@ class CorrectBias(Pass):
     quantization bypassed: annotation leaves the weights untouched, so that is the float model. Both programs run side by side,
     node by node over all samples, and each value is dropped after its last reader: one run, a few activations in memory.
 
-    Meant for min-max ranges or few weight bits. Where an observer clips (mse, percentile), the mean error comes from the few
-    samples that saturate, and the correction moves all the others: on ResNet-20 with mse, 8-bit logits lost 7 dB.
+    Where an observer clips (mse, percentile), the mean error can come from the few samples that saturate, and correcting it moves
+    all the others: on ResNet-20 with mse, 8-bit logits lost 7 dB, while EfficientNet-lite0 with min-max gained 4 dB. So the
+    corrections are kept only where they bring the model's outputs on the same samples closer to the float ones.
 
     Options:
         samples: calibration samples used at most.
 
-    Stats: layers corrected, and the largest correction relative to the standard deviation of its layer's output.
+    Stats: layers corrected, the largest correction relative to the standard deviation of its layer's output, and the squared
+    error of the outputs before and after, relative to the float outputs.
     """
 
     name: ClassVar[str] = "correct-bias"
@@ -53,11 +55,35 @@ class CorrectBias(Pass):
     def run(self, program: Program, context: PassContext) -> PassResult:
         calibration = context.require_calibration(self.name)
         corrections = measure(program, calibration, self.samples, context.progress)
-        shifts = [c.relative for c in corrections]
+        original = program.clone()
         for correction in corrections:
             _add_to_bias(program, correction)
-        stats = {"layers": len(corrections), "largest_relative": round(max(shifts, default=0.0), 4)}
-        return PassResult(program, any(bool(c.shift.any()) for c in corrections), stats)
+        program.sweep()
+        before, after = _output_errors(original, program, calibration.samples[: self.samples])
+        better = after < before
+        stats = {
+            "layers": len(corrections) if better else 0,
+            "largest_relative": round(max((c.relative for c in corrections), default=0.0), 4),
+            "error_before": before,
+            "error_after": after,
+        }
+        return PassResult(program if better else original, better, stats)
+
+
+def _output_errors(original: Program, corrected: Program, samples: tuple[Sample, ...]) -> tuple[float, float]:
+    """Squared error of both programs' outputs against the float outputs, relative to the squared float outputs."""
+    exact = original.clone()
+    for node in list(exact.nodes):
+        if is_fake_quantize(node):
+            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+    exact.sweep()
+    signal, errors = 0.0, [0.0, 0.0]
+    for sample in samples:
+        expected = [o.to(torch.float64) for o in exact(*sample)]
+        signal += sum(float(e.square().sum()) for e in expected)
+        for index, program in enumerate((original, corrected)):
+            errors[index] += sum(float((o - e).square().sum()) for o, e in zip(program(*sample), expected, strict=True))
+    return errors[0] / max(signal, 1e-300), errors[1] / max(signal, 1e-300)
 
 
 @dataclass(frozen=True)

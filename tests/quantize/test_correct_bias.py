@@ -2,6 +2,8 @@ import pytest
 import torch
 from graphwright.ir.errors import OptionError, PassError
 from graphwright.ir.program import origin_of
+from graphwright.passes.quantize import correct_bias
+from graphwright.passes.quantize.correct_bias import Correction, is_quantized_layer
 from graphwright.passes.quantize.encoding import is_fake_quantize
 from graphwright.passes.quantize.operators import CONVOLUTION, LINEAR
 from quantize_models import Block, ConvNet, prepare, prepared, run, seeded
@@ -84,3 +86,18 @@ def test_takes_annotated_programs_only():
     program, context = prepared(ConvNet, (1, 3, 9, 9))
     with pytest.raises(PassError, match="takes a program in stage annotated"):
         run(program, "correct-bias", context)
+
+
+def test_corrections_that_move_the_outputs_away_are_dropped(monkeypatch):
+    program, context = prepared(ConvNet, (1, 3, 9, 9))
+    annotated = run(program, COARSE, context).program
+
+    def harmful(program, *rest):
+        return [Correction(n, torch.ones(n.meta["val"].shape[1]), 1.0) for n in program.nodes if is_quantized_layer(n)]
+
+    monkeypatch.setattr(correct_bias, "measure", harmful)
+    result = run(annotated, "correct-bias", context)
+    row = result.certificate[0]
+    assert not row.modified and row.stats["layers"] == 0 and row.stats["error_after"] > row.stats["error_before"]
+    sample = context.calibration.samples[0]
+    assert torch.equal(result.program(*sample)[0], annotated(*sample)[0])
