@@ -11,7 +11,7 @@ from torch import fx
 from torch.export import Dim, ExportedProgram
 
 from .errors import CaptureError, UnsupportedOpError
-from .program import Program, Stage, dict_root, flatten_inputs, unique_attribute
+from .program import Program, Stage, flatten_inputs, register_tensor, unique_attribute
 
 aten = torch.ops.aten
 
@@ -109,7 +109,7 @@ def _flatten(exported: ExportedProgram, name: str) -> Program:
         raise CaptureError(
             f"{name} writes to {', '.join(changed)} while it runs; a Program is a pure function: remove the update"
         )
-    attributes: dict[str, torch.Tensor] = {}
+    root = torch.nn.Module()
     attribute_of: dict[str, str] = {}  # placeholder name -> attribute name
     state = dict(exported.state_dict) | dict(exported.constants)
     for spec in signature.input_specs:
@@ -118,8 +118,8 @@ def _flatten(exported: ExportedProgram, name: str) -> Program:
         value = state[spec.target]
         if not isinstance(value, torch.Tensor):
             raise CaptureError(f"{name} holds '{spec.target}', a {type(value).__name__}; only tensors can be captured")
-        attribute = unique_attribute(dict_root(attributes), spec.target)
-        attributes[attribute] = value.detach()
+        attribute = unique_attribute(root, spec.target)
+        register_tensor(root, attribute, value.detach())
         attribute_of[spec.arg.name] = attribute
     graph = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
@@ -135,7 +135,7 @@ def _flatten(exported: ExportedProgram, name: str) -> Program:
             copied = graph.node_copy(node, lambda n: mapping[n])
             copied.meta = {"val": node.meta.get("val"), "origin": _module_path(node)}
         mapping[node] = copied
-    program = Program(fx.GraphModule(dict_root(attributes), graph, class_name="Program"), Stage.CAPTURED, name)
+    program = Program(fx.GraphModule(root, graph, class_name="Program"), Stage.CAPTURED, name)
     _check(program)
     _single_output_batch_norm(program)
     program.sweep()

@@ -178,7 +178,8 @@ def test_pass_rate():
 
 def test_docs_list_the_registry():
     text = DOCS.read_text().split("## Supported operators", 1)[1].split("\n## ", 1)[0]
-    listed = set(re.findall(r"`([A-Z]\w+)`", text))
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    listed = set(re.findall(r"`([A-Z]\w+)`", "\n".join(rows)))
     assert listed == set(OPERATORS)
 
 
@@ -189,7 +190,8 @@ def test_unsupported_operators_are_not_registered():
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 
 
-@pytest.mark.parametrize("path", sorted(LIGHT.glob("*.onnx")), ids=lambda path: path.stem)
+#: DenseNet-121 is left out: it captures too, but has 900 nodes of the kinds that the others have.
+@pytest.mark.parametrize("path", sorted(p for p in LIGHT.glob("*.onnx") if "densenet" not in p.stem), ids=lambda path: path.stem)
 def test_light_models_capture(path: Path):
     program = capture_onnx(path)
     assert len(program.output_specs) == 1

@@ -53,7 +53,7 @@ class TVMBackend(Backend):
             progress(1, 2, "generate machine code")
         library = _export(build(lowered.module, compiler_target), target)
         if progress is not None:
-            progress(2, 2, "done")
+            progress(2, 2, "generate machine code")
         return Compiled(target, library, lowered.kernels, {"tvm_target": str(compiler_target)})
 
     def latency(self, program: Program, target: Target, repeats: int = 50) -> float:

@@ -111,7 +111,7 @@ class Lowering:
                     self.bind(node, of_node(node, dense=var))
                 for index, node in enumerate(nodes):
                     if progress is not None:
-                        progress(index, len(nodes), f"lower {node.name}")
+                        progress(index + 1, len(nodes), "lower to kernels")
                     if node not in self._values:
                         self._emit(node)
                 outputs = [self._output(n) for n in self.program.outputs]

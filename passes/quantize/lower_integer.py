@@ -19,9 +19,10 @@ from .lower_rules import rule_of
 
 #: Largest change against the annotated program, relative to the largest output. Both round the same real numbers to the same
 #: grids; they part by one step only where a value lies within float error (or half a bias step) of the middle between two codes.
-#: Such steps are rare and have either sign, so after tens of layers logits move by a few percent of their largest value. A wrong
-#: scale, zero point, axis or clamp moves them by their own size.
-TOLERANCE = 0.15
+#: Once codes differ, later layers round on their own, so the worst case is two quantizations of one model, whose distance is
+#: about the quantization error: 0.02 to 0.05 on the reference CNNs and ViT, 0.12 on MiniLM. A wrong scale, zero point, axis or
+#: clamp moves outputs by their own size.
+TOLERANCE = 0.25
 
 
 @register

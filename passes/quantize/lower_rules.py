@@ -15,7 +15,7 @@ from ...ir.errors import PassError
 from ...ir.program import Program, origin_of, shape_of
 from . import operators as ops
 from .encoding import Encoding, read_encoding
-from .lower_forms import Accumulator, Builder, Codes, Concat, Form, Real, Sum, Table, require_integer
+from .lower_forms import Accumulator, Builder, Codes, Concat, Form, Real, Sum, Table, is_float, require_integer
 
 aten = torch.ops.aten
 
@@ -172,11 +172,36 @@ def lower_mean(b: Builder, node: fx.Node) -> Form | str:
 
 def _float_mean(b: Builder, node: fx.Node, dims: list[int], keep: bool) -> Form:
     b.island(node, "it averages float values")
-    value = b.real(node.args[0])
+    count = math.prod(shape_of(node.args[0])[d] for d in dims)  # type: ignore[arg-type]
+    return Real(b.emit(aten.mul.Tensor, _float_sum(b, b.real(node.args[0]), dims, keep), 1.0 / count))
+
+
+def _float_sum(b: Builder, value: fx.Node, dims: list[int], keep: bool) -> fx.Node:
+    """A float sum in the fixed order of `gw::reduce_sum`, last axis first."""
     for d in reversed(dims):
         value = b.emit(gw.reduce_sum.default, value, d, keep)
-    count = math.prod(shape_of(node.args[0])[d] for d in dims)  # type: ignore[arg-type]
-    return Real(b.emit(aten.mul.Tensor, value, 1.0 / count))
+    return value
+
+
+def lower_sum(b: Builder, node: fx.Node) -> Form | str:
+    """A sum stays float, but in a fixed order."""
+    value, dims, keep = (*node.args, False)[:3]
+    if not dims or node.kwargs or not is_float(value):  # type: ignore[arg-type]
+        return "it has no integer form"
+    b.island(node, "it sums float values")
+    axes = sorted(int(d) % len(shape_of(value)) for d in dims)  # type: ignore[arg-type, union-attr]
+    return Real(_float_sum(b, b.real(value), axes, bool(keep)))
+
+
+def lower_norm(b: Builder, node: fx.Node) -> Form | str:
+    """A Euclidean norm stays float: sqrt of the sum of squares, in a fixed order."""
+    value, order, dims, keep = (*node.args, *(2, None, False)[len(node.args) - 1 :])[:4]
+    if order != 2 or not dims or node.kwargs:
+        return "it has no integer form"
+    b.island(node, "it is the norm of float values")
+    axes = sorted(int(d) % len(shape_of(value)) for d in dims)  # type: ignore[arg-type, union-attr]
+    x = b.real(value)
+    return Real(b.emit(aten.sqrt.default, _float_sum(b, b.emit(aten.mul.Tensor, x, x), axes, bool(keep))))
 
 
 def lower_average_pool(b: Builder, node: fx.Node) -> Form | str:
@@ -226,5 +251,7 @@ RULES: dict[Any, Rule] = {
     ops.ADAPTIVE_POOL: lower_mean,
     ops.AVERAGE_POOL: lower_average_pool,
     ops.LAYER_NORM: lower_layer_norm,
+    aten.sum.dim_IntList: lower_sum,
+    aten.linalg_vector_norm.default: lower_norm,
     **dict.fromkeys(ops.SOFTMAX, lower_softmax),
 }

@@ -2,7 +2,7 @@
 
     python -m graphwright.tools.bench.kernels --network efficientnet-lite0 --level avx512-vnni --threads 2
     python -m graphwright.tools.bench.kernels --dtype float32 --threads 2
-    python -m graphwright.tools.bench.kernels --convolution 1,96,56,56,24,1,1 --repeats 500
+    python -m graphwright.tools.bench.kernels --convolution 96,56,24,1,1,0 --repeats 500
 
 Each distinct layer is compiled alone and timed in a warm loop; the figure is the least of `--repeats` batches, which on a shared
 machine is the one least disturbed. Operands come from the cache, so a network's sum is a lower bound of its latency.

@@ -88,6 +88,10 @@ def _pack_second(spec: MatmulInt8, b: Any, isa: Isa, pitch: int) -> tuple[Any, A
         sums = accumulator()
         store(sums, 0, splat(T.int32(0)))
         base = bind(image * (spec.inner * spec.columns) + T.int32(0))
+        if isa.vnni and spec.transposed and spec.inner == pitch:
+            _pack_words(spec, b, base, panel, weights, task * (LANES * pitch), sums, isa)
+            store(bias, task * LANES, sums.vload([0], f"int32x{LANES}") * splat(T.int32(-zero_point)))
+            return weights, bias
         with loop(steps) as k, T.serial(0, LANES) as lane:
             column = bind(T.min(panel * LANES + lane, spec.columns - 1))  # padding lanes repeat the last column
             for s in range(isa.step):
@@ -98,3 +102,16 @@ def _pack_second(spec: MatmulInt8, b: Any, isa: Isa, pitch: int) -> tuple[Any, A
                 T.buffer_store(sums, sums.vload([lane]) + T.Cast("int32", value), [lane])
         store(bias, task * LANES, sums.vload([0], f"int32x{LANES}") * splat(T.int32(-zero_point)))
     return weights, bias
+
+
+def _pack_words(spec: MatmulInt8, b: Any, base: Any, panel: Any, weights: Any, target: Any, sums: Any, isa: Isa) -> None:
+    """One panel of a transposed B whose K is a multiple of the step: whole words move, and the dot instruction adds them up."""
+    size = isa.step * LANES
+    ones = T.reinterpret(f"int8x{size}", T.Broadcast(T.uint8(1), size))
+    columns = [bind(base + T.min(panel * LANES + lane, spec.columns - 1) * spec.inner) for lane in range(LANES)]
+    with loop(spec.inner // isa.step) as k:
+        for lane, column in enumerate(columns):
+            word = b.vload([column + k * isa.step], f"int8x{isa.step}")
+            store(weights, target + k * size + lane * isa.step, word, isa.step)
+        packed = weights.vload([target + k * size], f"int8x{size}")
+        store(sums, 0, isa.dot(sums.vload([0], f"int32x{LANES}"), ones, packed))
