@@ -329,7 +329,7 @@ def test_progress_and_kernel_rows():
     seen = []
     graph = program(lambda p, x: gw.lookup(gw.lookup(x, p.t), p.t), codes(4, 8), t=codes(256))
     result = TVMBackend().compile(graph, HERE, progress=lambda done, total, what: seen.append(what))
-    assert [s.split()[0] for s in seen] == ["lower", "lower", "generate", "done"]
+    assert [s.split()[0] for s in seen] == ["lower", "lower", "generate", "generate"]
     assert [(r.kind, r.bytes) for r in result.kernels] == [("designed", 32 + 256 + 32)] * 2
     assert sum(r.macs for r in result.kernels) == 0
 
