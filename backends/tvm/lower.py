@@ -118,6 +118,16 @@ class Lowering:
             self.builder.emit_func_output(relax.Tuple(outputs))
         return Lowered(self.builder.finalize(), tuple(self.rows))
 
+    def inline(self, module: fx.GraphModule, inputs: dict[fx.Node, fx.Node]) -> None:
+        """Lowers the nodes of another graph among this one's. inputs: placeholder there -> node here."""
+        for node in module.graph.nodes:
+            if node.op == "placeholder":
+                self.bind(node, self.value(inputs[node]))
+            elif node.op == "get_attr":
+                self.bind(node, of_node(node, dense=self.constant(getattr(module, str(node.target)))))
+            elif node.op == "call_function" and node not in self._values:
+                self._emit(node)
+
     def _emit(self, node: fx.Node) -> None:
         RULES.get(node.target, self._fallback)(self, node)
         if node not in self._values:

@@ -6,8 +6,8 @@ from typing import Any
 
 import tvm
 from tvm import tirx
-from tvm.relax import transform
-from tvm.s_tir import Schedule
+from tvm.relax import backend, transform
+from tvm.s_tir import SBlockRealize, Schedule
 from tvm.s_tir.schedule import ScheduleError
 
 from .kernels.base import LANES
@@ -20,6 +20,8 @@ REDUCTION_COST = 16
 def relax_passes() -> list[Any]:
     """No FuseOps and no FuseTIR: designed kernels are fused by design, and islands must round after every op."""
     return [
+        backend.DispatchSampling(),
+        backend.DispatchSortScan(),
         # A reshape stays an operator: the memory plan knows it as a view, and the runtime makes it one.
         transform.LegalizeOps({"relax.reshape": lambda _builder, call: call}),
         transform.DeadCodeElimination(),
@@ -56,7 +58,10 @@ def schedule_generic(module: tvm.IRModule, _context: Any) -> tvm.IRModule:
     return module
 
 
-def default_schedule(function: tirx.PrimFunc) -> tirx.PrimFunc:
+def default_schedule(function: Any) -> Any:
+    if not isinstance(function.body, SBlockRealize) or function.body.block.name_hint != "root":
+        # One opaque call, such as a sort of the runtime: there are no loops to schedule.
+        return function
     schedule: Any = Schedule(function)
     for block in schedule.get_child_blocks(schedule.get_sblock("root")):
         try:

@@ -6,16 +6,19 @@ island inside an integer program must round after every op, as torch does.
 
 from __future__ import annotations
 
+import functools
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.proxy_tensor import make_fx
 from tvm import relax
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
 from ....ir.program import shape_of
 from ..lower import Lowering, unsupported
-from ..values import DTYPES, Expr, Value, dtype_of_var, shape_of_var
+from ..values import DTYPES, Expr, Value, arguments, dtype_of_var, shape_of_var
 
 aten = torch.ops.aten
 
@@ -66,7 +69,8 @@ def fallback(lowering: Lowering, node: fx.Node) -> None:
     importer = NodeImporter()
     name = op_name(node)
     if name not in importer.convert_map:
-        raise unsupported(node, "it has neither a designed kernel nor an entry in TVM's converter table")
+        _expand(lowering, node)
+        return
     place = "channels" if _any_layout(lowering, node) else "dense"
     read = lowering.channels if place == "channels" else lowering.dense
     inputs = {n: read(n) for n in node.all_input_nodes}
@@ -78,11 +82,44 @@ def fallback(lowering: Lowering, node: fx.Node) -> None:
     results = _results(lowering, result)
     expected = node.meta["val"]
     tensors = list(expected) if isinstance(expected, (tuple, list)) else [expected]
+    if len(results) < len(tensors) and any(arguments(user)[1] >= len(results) for user in node.users):
+        raise unsupported(node, f"TVM's converter gives {len(results)} of its {len(tensors)} results, and others are read")
     values = []
-    for var, tensor in zip(results, tensors, strict=True):
+    for var, tensor in zip(results, tensors, strict=False):
         values.append(_checked(lowering, node, var, tensor, place))
     lowering.record(name, (node,), _kind(lowering, node), [*inputs.values(), *results])
     lowering.bind(node, values if isinstance(expected, (tuple, list)) else values[0])
+
+
+@functools.cache
+def _decompositions() -> dict[Any, Any]:
+    return torch._decomp.core_aten_decompositions()  # type: ignore[return-value]
+
+
+def _expand(lowering: Lowering, node: fx.Node) -> None:
+    """Lowers an op that TVM's table lacks as the simpler ops torch defines it by."""
+    if node.target not in _decompositions():
+        raise unsupported(
+            node, "it has no designed kernel, no entry in TVM's converter table, and torch defines it by nothing simpler"
+        )
+    tensors = node.all_input_nodes
+
+    def call(*values: torch.Tensor) -> Any:
+        given = dict(zip(tensors, values, strict=True))
+        args, kwargs = fx.map_arg((node.args, node.kwargs), given.__getitem__)  # type: ignore[misc]
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    simpler = make_fx(call, decomposition_table=_decompositions())(*(n.meta["val"] for n in tensors))
+    inner = [n for n in simpler.graph.nodes if n.op == "call_function"]
+    if any(n.target is node.target for n in inner):
+        raise unsupported(node, "torch defines it by itself")
+    first = len(lowering.rows)
+    lowering.inline(simpler, dict(zip(simpler.graph.find_nodes(op="placeholder"), tensors, strict=True)))
+    (returned,) = simpler.graph.output_node().args
+    several = isinstance(returned, (tuple, list))
+    results: Any = [lowering.value(n) for n in returned] if several else lowering.value(returned)  # type: ignore[arg-type]
+    lowering.bind(node, results)
+    lowering.rows[first:] = [replace(row, nodes=(node.name,)) for row in lowering.rows[first:]]
 
 
 def _kind(lowering: Lowering, node: fx.Node) -> str:
@@ -92,11 +129,11 @@ def _kind(lowering: Lowering, node: fx.Node) -> str:
 def _any_layout(lowering: Lowering, node: fx.Node) -> bool:
     """Whether an element-wise op may run on the Channels form of its inputs as they stand."""
     tensors = node.all_input_nodes
-    if len(shape_of(node)) < 3 or not any(lowering.is_channels(n) for n in tensors):
+    if node.target not in UNARY | BINARY or len(shape_of(node)) < 3 or not any(lowering.is_channels(n) for n in tensors):
         return False
     if node.target in UNARY:
         return len(tensors) == 1
-    return node.target in BINARY and all(_aligned(shape_of(n), shape_of(node)) for n in tensors)
+    return all(_aligned(shape_of(n), shape_of(node)) for n in tensors)
 
 
 def _aligned(shape: tuple[int, ...], out: tuple[int, ...]) -> bool:
