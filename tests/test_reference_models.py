@@ -1,0 +1,107 @@
+"""The main job on every reference model: accuracy kept, the artifact equal to the torch reference in every bit, QDQ export."""
+
+import functools
+import itertools
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from graphwright import load, optimize
+from graphwright.backends.artifact import Artifact
+from graphwright.backends.target import Target
+from graphwright.backends.tvm.backend import TVMBackend
+from graphwright.ir import Calibration, capture
+from graphwright.ir.onnx_export import export_onnx
+from graphwright.passes.base import PassContext
+from graphwright.passes.manager import PassManager
+from graphwright.passes.pipeline import parse
+from graphwright.tools import zoo
+from runner import infer
+
+#: Model -> inputs compared here, and under the emulator (a hundred times slower).
+INPUTS = {"resnet20": (40, 3), "mobilenetv2": (40, 3), "vit-tiny": (20, 2), "efficientnet-lite0": (4, 1), "minilm-l6": (3, 1)}
+#: Largest loss of top-1 on the first 1,000 test images, in points (one image is 0.1); docs/BENCHMARKS.md has all 10,000.
+LOSS = {"resnet20": 0.4, "mobilenetv2": 0.4, "vit-tiny": 0.6}
+
+
+@functools.cache
+def reference(name):
+    return zoo.load(name)
+
+
+@functools.cache
+def result(name):
+    model = reference(name)
+    samples = model.calibration(32 if name in ("efficientnet-lite0", "minilm-l6") else 128)
+    return optimize(model.model, example_inputs=model.example_inputs, calibration=samples, measure=False)
+
+
+def single_samples(name, count):
+    """The first `count` evaluation inputs, batch size 1."""
+    batches = (zip(*(x.split(1) for x in inputs), strict=True) for inputs, _ in reference(name).evaluation(count))
+    return list(itertools.islice(itertools.chain.from_iterable(batches), count))
+
+
+@pytest.fixture(scope="module", params=INPUTS)
+def name(request):
+    return request.param
+
+
+def test_the_artifact_equals_the_reference_here(name, tmp_path):
+    path = tmp_path / "model.gw"
+    result(name).artifact.save(path)
+    model = load(path)
+    for sample in single_samples(name, INPUTS[name][0]):
+        assert torch.equal(model(*sample), result(name).program(*sample)[0])
+
+
+def test_the_artifact_equals_the_reference_on_aarch64(name, tmp_path):
+    program = result(name).program
+    samples = single_samples(name, INPUTS[name][1])
+    path = tmp_path / "model.gw"
+    Artifact.build(program, [TVMBackend().compile(program, Target.parse("arm64:cortex-a76"))]).save(path)
+    columns = [torch.stack(column).numpy() for column in zip(*samples, strict=True)]
+    (outputs,) = infer(path, columns, tmp_path, arch="aarch64")
+    for index, sample in enumerate(samples):
+        assert np.array_equal(outputs[index], program(*sample)[0].numpy())
+
+
+@pytest.mark.parametrize("model", LOSS)
+def test_int8_keeps_the_accuracy(model, tmp_path):
+    path = tmp_path / "model.gw"
+    result(model).artifact.save(path)
+    loaded, data = load(path), reference(model)
+
+    def predict(inputs):
+        return torch.cat([loaded(x) for x in inputs[0].split(1)])
+
+    with torch.inference_mode():
+        before = data.evaluate(lambda inputs: data.model(*inputs), 1000)
+    assert data.evaluate(predict, 1000) >= before - LOSS[model] / 100
+
+
+@pytest.mark.parametrize("model", ["resnet20", "mobilenetv2"])
+def test_the_qdq_export_answers_alike_in_onnx_runtime(model, tmp_path):
+    """Same class on every image; logits within what one step of the last quantized activation can do."""
+    data = reference(model)
+    program = capture(data.model, data.example_inputs, name=model)
+    context = PassContext(calibration=Calibration.for_program(program, data.calibration(64)))
+    annotated = PassManager().run(program, parse("canonicalize,equalize,quantize"), context).program
+    export_onnx(annotated, tmp_path / "qdq.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "qdq.onnx", providers=["CPUExecutionProvider"])
+    feed = session.get_inputs()[0].name
+    for (sample,) in single_samples(model, 100):
+        (actual,) = session.run(None, {feed: sample.numpy()})
+        expected = annotated(sample)[0].numpy()
+        assert actual.argmax() == expected.argmax()
+        assert np.abs(actual - expected).max() <= one_step(annotated)
+
+
+@functools.cache
+def one_step(annotated):
+    """Largest change of a logit when one code of the classifier's input moves by one: its scale times the largest weight."""
+    layer = next(n for n in reversed(list(annotated.nodes)) if n.target is torch.ops.aten.linear.default)
+    activation, weight = layer.args[0], layer.args[1]
+    scale = annotated.parameter(activation.args[1])
+    return float(scale.max() * annotated.parameter(weight.args[0]).abs().max())
