@@ -48,7 +48,7 @@ def test_optimize_writes_everything(files):
     assert "<html" in (files / "report.html").read_text()
     assert json.loads((files / "plan.json").read_text())["pipeline"].startswith("canonicalize")
     dumps = sorted(p.name for p in (files / "dump").iterdir())
-    assert dumps[0] == "000_input.txt" and dumps[-1] == "004_lower-integer.txt"
+    assert dumps[0] == "000_input.txt" and dumps[-1] == "005_lower-integer.txt"
 
 
 def test_run_and_inspect(files):

@@ -83,25 +83,26 @@ def test_int8_keeps_the_accuracy(model, tmp_path):
 
 @pytest.mark.parametrize("model", ["resnet20", "mobilenetv2"])
 def test_the_qdq_export_answers_alike_in_onnx_runtime(model, tmp_path):
-    """Same class on every image; logits within what one step of the last quantized activation can do."""
+    """Same class on every image, and most logits equal to float error.
+
+    A value that lies in the middle between two codes may round either way, as the two libraries add in another order; such a
+    step then travels through the layers behind it. The rest of the difference is bounded by that: 3% of the largest logit.
+    """
     data = reference(model)
     program = capture(data.model, data.example_inputs, name=model)
     context = PassContext(calibration=Calibration.for_program(program, data.calibration(64)))
     annotated = PassManager().run(program, parse("canonicalize,equalize,quantize"), context).program
     export_onnx(annotated, tmp_path / "qdq.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "qdq.onnx", providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    # The file as written: with optimizations ONNX Runtime swaps in its integer kernels, whose rescaling is its own.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(tmp_path / "qdq.onnx", options, providers=["CPUExecutionProvider"])
     feed = session.get_inputs()[0].name
+    differences = []
     for (sample,) in single_samples(model, 100):
         (actual,) = session.run(None, {feed: sample.numpy()})
         expected = annotated(sample)[0].numpy()
         assert actual.argmax() == expected.argmax()
-        assert np.abs(actual - expected).max() <= one_step(annotated)
-
-
-@functools.cache
-def one_step(annotated):
-    """Largest change of a logit when one code of the classifier's input moves by one: its scale times the largest weight."""
-    layer = next(n for n in reversed(list(annotated.nodes)) if n.target is torch.ops.aten.linear.default)
-    activation, weight = layer.args[0], layer.args[1]
-    scale = annotated.parameter(activation.args[1])
-    return float(scale.max() * annotated.parameter(weight.args[0]).abs().max())
+        differences.append(np.abs(actual - expected).max() / np.abs(expected).max())
+    assert max(differences) < 0.03
+    assert np.mean(np.array(differences) < 1e-5) > 0.6
