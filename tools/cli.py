@@ -295,16 +295,25 @@ def bench(
     evaluate: Annotated[int, typer.Option(help="Evaluation samples; 0: all.")] = 0,
     as_json: Annotated[Path | None, typer.Option("--json", help="Write the rows.")] = None,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Measure accuracy and latency of float, ours and peers in one interleaved run."""
     from ..ir.files import check_output, write_atomically
-    from .bench import run_bench, table
+    from .bench import check_peers, run_bench, table
     from .progress import TerminalProgress
+    from .sources import resolve
 
     if as_json is not None:
         check_output(as_json, overwrite)
+    names = [p for p in peers.split(",") if p]
+    check_peers(names)
+    _settings("bench", model=model, peers=", ".join(names) or "none", threads=threads, rounds=rounds, evaluate=evaluate or "all")
+    if dry_run:
+        resolve(model)
+        err.print("dry run: nothing was measured or written")
+        return
     with TerminalProgress(err) as progress:
-        rows = run_bench(model, [p for p in peers.split(",") if p], threads, rounds, samples, evaluate or None, progress)
+        rows = run_bench(model, names, threads, rounds, samples, evaluate or None, progress)
     out.print(table(rows))
     if as_json is not None:
         write_atomically(as_json, (json.dumps([dataclasses.asdict(r) for r in rows], indent=2) + "\n").encode())

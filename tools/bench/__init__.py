@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,12 @@ from ...passes.manager import PassManager
 from ...passes.pipeline import parse
 from ..optimize import Result, optimize
 from ..sources import resolve
+from ..zoo import ReferenceModel
 from .systems import PEERS
 from .worker import Worker
+
+#: Pause before each timing; TVM's workers spin for about 60 ms after a run, other runtimes for less.
+SETTLE_SECONDS = 0.15
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,13 @@ class Row:
     size_bytes: int
 
 
+def check_peers(names: Sequence[str]) -> None:
+    """Raises UnknownNameError for a peer that does not exist, with the nearest name."""
+    for name in names:
+        if name not in PEERS:
+            raise UnknownNameError("peer", name, PEERS)
+
+
 def run_bench(
     model: str,
     peers: Sequence[str],
@@ -60,12 +72,9 @@ def run_bench(
         evaluate: bounds the evaluation samples; None takes all of them.
         keep: a folder that receives the int8 artifact and its HTML report, named after the model.
     """
-    for peer in peers:
-        if peer not in PEERS:
-            raise UnknownNameError("peer", peer, PEERS)
+    check_peers(peers)
     source = resolve(model)
     batches = source.calibration(None, samples)
-    score = source.evaluate(evaluate)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         result = _prepare(source.program, batches, folder, progress)
@@ -78,7 +87,7 @@ def run_bench(
                 progress(index, 2 + len(peers), "build systems")
                 workers.append(Worker(system, folder, threads))
             progress(2 + len(peers), 2 + len(peers), "build systems")
-            scores = [score(w.predict) if score else None for w in workers]
+            scores = _scores(source.reference, workers, evaluate)
             latencies = _interleave(workers, rounds, progress)
         finally:
             for worker in workers:
@@ -108,6 +117,12 @@ def _prepare(program: Program, batches: list | None, folder: Path, progress) -> 
     return result
 
 
+def _scores(reference: ReferenceModel | None, workers: Sequence[Worker], count: int | None) -> list[float | None]:
+    if reference is None:
+        return [None] * len(workers)
+    return list(reference.evaluate_all([lambda inputs, w=w: w.predict(*inputs) for w in workers], count))
+
+
 def _interleave(workers: Sequence[Worker], rounds: int, progress) -> list[list[float]]:
     """Times every system once a round, in turn, so that a drift of the machine's speed hits all alike."""
     times: list[list[float]] = [[] for _ in workers]
@@ -116,6 +131,8 @@ def _interleave(workers: Sequence[Worker], rounds: int, progress) -> list[list[f
     for index in range(rounds):
         progress(index, rounds, "time systems")
         for worker, collected in zip(workers, times, strict=True):
+            # Idle worker threads of the system before spin for a while and would take a core from this one.
+            time.sleep(SETTLE_SECONDS)
             collected.extend(worker.time(warm_up=3, runs=10))
     progress(rounds, rounds, "time systems")
     return times

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -60,16 +60,30 @@ class ReferenceModel:
         Raises:
             DataError: `predict` gives outputs of another shape than the model, or values that are not finite.
         """
-        outputs: list[torch.Tensor] = []
+        return self.evaluate_all([predict], count)[0]
+
+    def evaluate_all(self, predicts: Sequence[Predict], count: int | None = None) -> list[float]:
+        """`evaluate` for several systems in one pass over the samples, which are made once for all of them."""
+        outputs: list[list[torch.Tensor]] = [[] for _ in predicts]
         labels: list[torch.Tensor] = []
+        references: list[torch.Tensor] = []
+        wants_float = self.metric is not Metric.TOP1 and count not in self._float_outputs
         for inputs, batch_labels in self.evaluation(count):
-            outputs.append(self._checked(predict(inputs), inputs))
+            for predict, collected in zip(predicts, outputs, strict=True):
+                collected.append(self._checked(predict(inputs), inputs))
             if batch_labels is not None:
                 labels.append(batch_labels)
-        predicted = torch.cat(outputs)
+            if wants_float:
+                with torch.no_grad():
+                    references.append(self.model(*inputs))
+        if wants_float:
+            self._float_outputs[count] = torch.cat(references)
+        return [self._score(torch.cat(collected), labels, count) for collected in outputs]
+
+    def _score(self, predicted: torch.Tensor, labels: list[torch.Tensor], count: int | None) -> float:
         if self.metric is Metric.TOP1:
             return _share_equal(predicted.argmax(1), torch.cat(labels))
-        expected = self._float(count)
+        expected = self._float_outputs[count]
         if self.metric is Metric.TOP1_AGREEMENT:
             return _share_equal(predicted.argmax(1), expected.argmax(1))
         return similarity_spearman(predicted, expected)
@@ -83,12 +97,6 @@ class ReferenceModel:
         if not torch.isfinite(output).all():
             raise DataError(f"predict returned values that are not finite for {self.name}")
         return output.detach().to("cpu", torch.float32)
-
-    def _float(self, count: int | None) -> torch.Tensor:
-        if count not in self._float_outputs:
-            with torch.no_grad():
-                self._float_outputs[count] = torch.cat([self.model(*inputs) for inputs, _ in self.evaluation(count)])
-        return self._float_outputs[count]
 
 
 def _share_equal(left: torch.Tensor, right: torch.Tensor) -> float:
