@@ -270,7 +270,8 @@ def run(
             )
         return
     buffer = io.BytesIO()
-    np.savez(buffer, **{f"output{i}": v for i, v in enumerate(results)})
+    named: dict[str, Any] = {f"output{i}": v for i, v in enumerate(results)}
+    np.savez(buffer, **named)
     write_atomically(output, buffer.getvalue())
 
 
@@ -313,10 +314,12 @@ def bench(
         err.print("dry run: nothing was measured or written")
         return
     with TerminalProgress(err) as progress:
-        rows = run_bench(model, names, threads, rounds, samples, evaluate or None, progress)
-    out.print(table(rows))
+        result = run_bench(model, names, threads, rounds, samples, evaluate or None, progress)
+    out.print(table(result))
+    for peer, reason in result.failures.items():
+        err.print(f"{peer} did not run: {reason}", markup=False, highlight=False)
     if as_json is not None:
-        write_atomically(as_json, (json.dumps([dataclasses.asdict(r) for r in rows], indent=2) + "\n").encode())
+        write_atomically(as_json, (json.dumps([dataclasses.asdict(r) for r in result.rows], indent=2) + "\n").encode())
 
 
 def main() -> None:

@@ -30,8 +30,10 @@ def demo(folder: Path, console: Console) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for model, evaluate in MODELS:
         with TerminalProgress(Console(stderr=True)) as progress:
-            rows = run_bench(model, ["ort", "ort-int8"], 2, 20, 512, evaluate, progress, keep=folder)
-        console.print(table(rows))
+            bench = run_bench(model, ["ort", "ort-int8"], 2, 20, 512, evaluate, progress, keep=folder)
+        console.print(table(bench))
+        for peer, reason in bench.failures.items():
+            console.print(f"{peer} did not run: {reason}", markup=False, highlight=False)
         console.print(f"artifact {folder / model}.gw, report {folder / model}.html\n")
     run_without_python(folder / "mobilenetv2.gw", console)
 

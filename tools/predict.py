@@ -38,6 +38,18 @@ def batched(run: Callable[..., tuple[torch.Tensor, ...]], specs: Sequence[Tensor
     return predict
 
 
+def single_output(predict: Predict) -> Callable[[tuple[torch.Tensor, ...]], torch.Tensor]:
+    """The form reference models score: a tuple of inputs in, the only output out. Raises DataError where there are several."""
+
+    def run(inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        output = predict(*inputs)
+        if not isinstance(output, torch.Tensor):
+            raise DataError(f"the metric scores one output, but the model returns {len(output)}")
+        return output
+
+    return run
+
+
 def program_predict(program: Program) -> Predict:
     """Predictions of the torch reference."""
     return batched(program, program.input_specs)

@@ -15,7 +15,7 @@ from ..ir.errors import CalibrationError, OptionError
 from ..ir.load import load_program
 from ..ir.program import Program
 from . import zoo
-from .predict import Predict
+from .predict import Predict, single_output
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Source:
         reference = self.reference
         if reference is None:
             return None
-        return lambda predict: reference.evaluate(lambda inputs: predict(*inputs), count)
+        return lambda predict: reference.evaluate(single_output(predict), count)
 
 
 def resolve(model: str, input_shapes: dict[str, tuple[int, ...]] | None = None) -> Source:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,10 +25,11 @@ from ...ir.program import Program
 from ...passes.manager import PassManager
 from ...passes.pipeline import parse
 from ..optimize import Result, optimize
+from ..predict import single_output
 from ..sources import resolve
 from ..zoo import ReferenceModel
 from .systems import PEERS
-from .worker import Worker
+from .worker import Worker, WorkerError
 
 #: Pause before each timing; TVM's workers spin for about 60 ms after a run, other runtimes for less.
 SETTLE_SECONDS = 0.15
@@ -49,6 +51,14 @@ class Row:
     size_bytes: int
 
 
+@dataclass(frozen=True)
+class Bench:
+    """Rows of the systems that ran, and for each peer that could not be built the reason."""
+
+    rows: tuple[Row, ...]
+    failures: dict[str, str]
+
+
 def check_peers(names: Sequence[str]) -> None:
     """Raises UnknownNameError for a peer that does not exist, with the nearest name."""
     for name in names:
@@ -65,8 +75,8 @@ def run_bench(
     evaluate: int | None,
     progress: Callable[[int, int, str], None],
     keep: Path | None = None,
-) -> list[Row]:
-    """Builds, scores and times every system.
+) -> Bench:
+    """Builds, scores and times every system. A peer that fails on the model is reported beside the rows, not in them.
 
     Args:
         evaluate: bounds the evaluation samples; None takes all of them.
@@ -81,11 +91,15 @@ def run_bench(
         if keep is not None:
             result.artifact.save(keep / f"{model}.gw", overwrite=True)
             result.report.save_html(keep / f"{model}.html")
-        workers: list[Worker] = []
+        workers = [Worker(system, folder, threads) for system in ("graphwright-float", "graphwright-int8")]
+        failures: dict[str, str] = {}
         try:
-            for index, system in enumerate(["graphwright-float", "graphwright-int8", *peers]):
+            for index, peer in enumerate(peers, 2):
                 progress(index, 2 + len(peers), "build systems")
-                workers.append(Worker(system, folder, threads))
+                try:
+                    workers.append(Worker(peer, folder, threads))
+                except WorkerError as error:
+                    failures[peer] = str(error)
             progress(2 + len(peers), 2 + len(peers), "build systems")
             scores = _scores(source.reference, workers, evaluate)
             latencies = _interleave(workers, rounds, progress)
@@ -94,13 +108,14 @@ def run_bench(
                 worker.close()
         batch = source.program.input_specs[0].shape[0] or 1
         metric = source.reference.metric_name if source.reference else ""
-        return [
+        rows = [
             Row(
                 source.program.name, w.system_name, w.precision, batch, threads, metric, s, scores[0],
                 round(statistics.median(t), 4), w.size_bytes,
             )
             for w, s, t in zip(workers, scores, latencies, strict=True)
         ]  # fmt: skip
+    return Bench(tuple(rows), failures)
 
 
 def _prepare(program: Program, batches: list | None, folder: Path, progress) -> Result:
@@ -110,7 +125,8 @@ def _prepare(program: Program, batches: list | None, folder: Path, progress) -> 
     data = Calibration.for_program(program, batches or [])
     names = [spec.name for spec in program.input_specs]
     columns = [torch.stack(column).numpy() for column in zip(*data.samples, strict=True)]
-    np.savez(folder / "samples.npz", **dict(zip(names, columns, strict=True)))
+    arrays: dict[str, Any] = dict(zip(names, columns, strict=True))
+    np.savez(folder / "samples.npz", **arrays)
     optimize(program, pipeline="canonicalize", measure=False, progress=progress).artifact.save(folder / "float.gw")
     result = optimize(program, calibration=batches, measure=False, progress=progress)
     result.artifact.save(folder / "int8.gw")
@@ -120,7 +136,7 @@ def _prepare(program: Program, batches: list | None, folder: Path, progress) -> 
 def _scores(reference: ReferenceModel | None, workers: Sequence[Worker], count: int | None) -> list[float | None]:
     if reference is None:
         return [None] * len(workers)
-    return list(reference.evaluate_all([lambda inputs, w=w: w.predict(*inputs) for w in workers], count))
+    return list(reference.evaluate_all([single_output(w.predict) for w in workers], count))
 
 
 def _interleave(workers: Sequence[Worker], rounds: int, progress) -> list[list[float]]:
@@ -138,8 +154,9 @@ def _interleave(workers: Sequence[Worker], rounds: int, progress) -> list[list[f
     return times
 
 
-def table(rows: Sequence[Row]) -> Table:
+def table(bench: Bench) -> Table:
     """The rows with ratios to our int8 artifact (above 1: slower than ours)."""
+    rows = bench.rows
     result = Table(title=f"{rows[0].model}, batch {rows[0].batch}, {rows[0].threads} threads")
     for column in ("system", "precision", rows[0].metric or "score", "latency", "vs ours", "size"):
         result.add_column(column, justify="left" if column in ("system", "precision") else "right")

@@ -57,11 +57,14 @@ def peers(
     """Accuracy and latency of float, int8 and the peers, one interleaved run a model."""
     for model in models:
         with TerminalProgress() as progress:
-            rows = run_bench(model, [p for p in peers.split(",") if p], threads, rounds, 512, evaluate or None, progress)
+            bench = run_bench(model, [p for p in peers.split(",") if p], threads, rounds, 512, evaluate or None, progress)
+        rows = bench.rows
         ours = next(r for r in rows if (r.system, r.precision) == ("graphwright", "int8")).latency_ms
         body = [_peer_row(r, ours) for r in rows]
         typer.echo(f"\n{model}, batch {rows[0].batch}, {threads} threads; {machine()}\n")
         typer.echo(markdown(["system", "precision", rows[0].metric, "latency (ms)", "vs ours int8", "size (MB)"], body))
+        for peer, reason in bench.failures.items():
+            typer.echo(f"\n{peer} did not run: {reason}")
 
 
 def _peer_row(row: Row, ours: float) -> list[str]:
