@@ -71,8 +71,7 @@ class Canonicalize(Pass):
     def run(self, program: Program, context: PassContext) -> PassResult:
         stats: dict[str, int] = {}
         captured = program.stage is Stage.CAPTURED
-        for round_index in range(self.max_rounds):
-            context.progress(round_index, self.max_rounds, self.name)
+        for _ in range(self.max_rounds):
             changed = [step.name for step in STEPS if _step(step, program, context)]
             for name in changed:
                 stats[name] = stats.get(name, 0) + 1

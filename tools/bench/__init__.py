@@ -10,7 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from ...passes.manager import PassManager
 from ...passes.pipeline import parse
 from ..optimize import Result, optimize
 from ..predict import single_output
+from ..report import Measurement
 from ..sources import resolve
 from ..zoo import ReferenceModel
 from .systems import PEERS
@@ -88,9 +89,6 @@ def run_bench(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         result = _prepare(source.program, batches, folder, progress)
-        if keep is not None:
-            result.artifact.save(keep / f"{model}.gw", overwrite=True)
-            result.report.save_html(keep / f"{model}.html")
         workers = [Worker(system, folder, threads) for system in ("graphwright-float", "graphwright-int8")]
         failures: dict[str, str] = {}
         try:
@@ -115,6 +113,10 @@ def run_bench(
             )
             for w, s, t in zip(workers, scores, latencies, strict=True)
         ]  # fmt: skip
+    if keep is not None:
+        result.artifact.save(keep / f"{model}.gw", overwrite=True)
+        measured = tuple(Measurement(f"{r.system} {r.precision}", r.score, r.size_bytes, r.latency_ms) for r in rows)
+        replace(result.report, rows=measured, notes=()).save_html(keep / f"{model}.html")
     return Bench(tuple(rows), failures)
 
 
