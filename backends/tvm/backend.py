@@ -14,6 +14,7 @@ from ...ir.errors import TargetError
 from ...ir.program import Program, Stage
 from ...ir.verify import verify
 from ..base import Backend, Compiled, Progress
+from ..interrupt import deferred_interrupt
 from ..target import Target, TargetInfo
 from .lower import lower
 from .pipeline import build
@@ -51,7 +52,9 @@ class TVMBackend(Backend):
         lowered = lower(program, target, progress)
         if progress is not None:
             progress(1, 2, "generate machine code")
-        library = _export(build(lowered.module, compiler_target), target)
+        with deferred_interrupt():
+            executable = build(lowered.module, compiler_target)
+        library = _export(executable, target)
         if progress is not None:
             progress(2, 2, "generate machine code")
         return Compiled(target, library, lowered.kernels, {"tvm_target": str(compiler_target)})
