@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from torch.export import Dim
 
 from . import dialect  # noqa: F401  (defines gw::fake_quantize)
 from .errors import OutputError, PassError, UnsupportedOpError
+from .files import check_output, write_atomically
 from .program import Program, Stage, origin_of
 
 #: The exporter's operator library is written for this opset; newer ones come by its version converter.
@@ -114,7 +114,9 @@ def export_onnx(program: Program, path: str | os.PathLike[str] | None = None, op
     newest = onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest:
         raise PassError(f"export_onnx writes opset {OLDEST_OPSET} to {newest}, not {opset}")
-    target = None if path is None else _check_target(Path(path))
+    target = None if path is None else Path(path)
+    if target is not None:
+        check_output(target, overwrite=True)
     opaque = program.clone()
     for node in opaque.nodes:
         if node.target is torch.ops.gw.fake_quantize.default:
@@ -129,7 +131,7 @@ def export_onnx(program: Program, path: str | os.PathLike[str] | None = None, op
         raise OutputError(f"'{program.name}' takes {proto.ByteSize()} bytes in ONNX, more than the 2 GiB one file can hold")
     onnx.checker.check_model(proto)
     if target is not None:
-        _write(proto, target)
+        write_atomically(target, proto.SerializeToString())
     return proto
 
 
@@ -358,24 +360,3 @@ def _drop_unused(graph: ir.Graph) -> None:
     for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
             del graph.initializers[name]
-
-
-# -- writing -------------------------------------------------------------------------------------------------------------------
-
-
-def _check_target(path: Path) -> Path:
-    if path.is_dir():
-        raise OutputError(f"cannot write ONNX to '{path}': it is a folder; give a file name")
-    if not path.parent.is_dir():
-        raise OutputError(f"cannot write ONNX to '{path}': the folder '{path.parent}' does not exist")
-    return path
-
-
-def _write(proto: onnx.ModelProto, path: Path) -> None:
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            file.write(proto.SerializeToString())
-        Path(file.name).chmod(0o644)
-        Path(file.name).replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write ONNX to '{path}': {error.strerror or error}") from error

@@ -133,7 +133,7 @@ def rewrite(
     from ..passes.manager import Dump as DumpInstrument
     from ..passes.manager import PassManager, PrintAfter
     from ..passes.pipeline import parse
-    from .optimize import _PassProgress
+    from .optimize import PassProgress
     from .plan import Plan
     from .progress import TerminalProgress
     from .sources import parse_shapes, resolve
@@ -155,7 +155,7 @@ def rewrite(
         err.print("dry run: nothing was written")
         return
     with TerminalProgress(err) as progress:
-        instruments = [_PassProgress(progress), PrintAfter(print_after, write=lambda t: out.print(t, markup=False))]
+        instruments = [PassProgress(progress), PrintAfter(print_after, write=lambda t: out.print(t, markup=False))]
         if dump is not None:
             instruments.append(DumpInstrument(dump))
         context = PassContext(calibration=data, seed=seed, progress=progress)

@@ -102,7 +102,7 @@ def optimize(
     source = as_program(model, example_inputs)
     samples = None if calibration is None else Calibration.for_program(source, calibration)
     context = PassContext(calibration=samples, seed=seed, progress=progress)
-    outcome = PassManager((*instruments, _PassProgress(progress))).run(source, passes, context)
+    outcome = PassManager((*instruments, PassProgress(progress))).run(source, passes, context)
     compiled = backend.compile(outcome.program, chosen, progress)
     plan = Plan(str(passes), str(chosen), source.name, limits, seed)
     rows = [row.to_json() for row in outcome.certificate]
@@ -179,7 +179,9 @@ def _notes(outcome: PipelineResult, compiled: Compiled, evaluate: object, runs_h
     return tuple(notes)
 
 
-class _PassProgress(Instrument):
+class PassProgress(Instrument):
+    """Reports each pass to a `progress` callable."""
+
     def __init__(self, progress: Callable[[int, int, str], None]) -> None:
         self._progress = progress
 

@@ -10,10 +10,8 @@ import ctypes
 import functools
 import importlib.util
 import os
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,18 +52,6 @@ class Executor:
         """One run on TVM tensors that are already in place; this is what gets timed."""
         result = self._main(*inputs)
         return [result] if hasattr(result, "__dlpack__") else list(result)
-
-    def median_milliseconds(self, inputs: Sequence[np.ndarray], repeats: int, warm_up: int = 5) -> float:
-        """Median wall time of one run, inputs in place, outputs left in place."""
-        tensors = [to_tvm(x) for x in inputs]
-        for _ in range(warm_up):
-            self.run(tensors)
-        times = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            self.run(tensors)
-            times.append(time.perf_counter() - start)
-        return statistics.median(times) * 1e3
 
 
 def load_library(path: str | Path, threads: int | None = None) -> Executor:
