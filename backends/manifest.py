@@ -12,7 +12,7 @@ from ..ir.errors import ArtifactError
 from ..ir.program import TensorSpec
 
 FORMAT = "graphwright-artifact"
-VERSION = 1
+VERSION = 2
 
 #: Element types of inputs and outputs; the C++ runner knows the same ones.
 DTypeName = Literal["float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"]
@@ -59,7 +59,7 @@ class Manifest(_Strict):
     """The whole manifest. `format` and `version` come first in the file, so that a tool can tell what it holds."""
 
     format: Literal["graphwright-artifact"] = FORMAT
-    version: Literal[1] = VERSION
+    version: Literal[2] = VERSION
     name: str
     stage: str
     created_by: str

@@ -101,7 +101,7 @@ def test_every_truncation_and_every_addition_is_noticed(artifact):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda m, f: m.update(version=2), "format version 2; this graphwright reads version 1"),
+        (lambda m, f: m.update(version=3), "format version 3; this graphwright reads version 2"),
         (lambda m, f: m.update(format="other"), "not a graphwright artifact"),
         (lambda m, f: m.pop("inputs"), "wrong at 'inputs'"),
         (lambda m, f: m["inputs"][0].update(dtype="float33"), "wrong at 'inputs.0.dtype'"),

@@ -96,7 +96,7 @@ def test_truncated_and_flipped_artifacts(path, x, tmp_path):
 @pytest.mark.parametrize(
     ("edit", "code", "message"),
     [
-        (lambda m: m.update(version=2), ARTIFACT, "format version 2; this gw-run reads version 1"),
+        (lambda m: m.update(version=3), ARTIFACT, "format version 3; this gw-run reads version 2"),
         (lambda m: m.pop("targets"), ARTIFACT, "wrong at 'targets'"),
         (lambda m: [t["requires"].append("avx99") for t in m["targets"]], CPU, "this CPU lacks avx99"),
         (lambda m: m["targets"].pop(0), CPU, "arm64:generic needs asimd, fp, and this CPU is x86"),

@@ -8,7 +8,7 @@
 namespace gw {
 namespace {
 
-constexpr int64_t kVersion = 1;
+constexpr int64_t kVersion = 2;
 
 std::vector<TensorSpec> ParseSpecs(const Json& list, std::string_view where) {
   std::vector<TensorSpec> specs;

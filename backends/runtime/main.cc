@@ -28,6 +28,7 @@ constexpr const char* kUsage =
   --each-sample   every input holds many samples, stacked along a new first dimension: run one by one, stack the results
   --repeat N      run N times and print the median and minimum latency (default 1, not printed)
   --warmup W      runs before those, not counted (default 10 with --repeat, else 0)
+  --profile       with --repeat: print the median time of every step of the program, too
   --threads N     worker threads (default: every core this process may use)
   --info          print what the artifact holds and whether this CPU can run it
   --help          this text
@@ -40,7 +41,7 @@ struct Options {
   std::vector<std::string> inputs;
   int repeat = 0, threads = 0;
   std::optional<int> warmup;
-  bool info = false, help = false, each_sample = false;
+  bool info = false, help = false, each_sample = false, profile = false;
 };
 
 [[noreturn]] void BadUsage(const std::string& reason) { throw Failure(Exit::kUsage, reason + "; see gw-run --help"); }
@@ -72,6 +73,8 @@ Options ParseOptions(const std::vector<std::string>& words) {
       options.threads = Number(word, value(), 1);
     } else if (word == "--each-sample") {
       options.each_sample = true;
+    } else if (word == "--profile") {
+      options.profile = true;
     } else if (word == "--info") {
       options.info = true;
     } else if (word == "--help" || word == "-h") {
@@ -88,6 +91,7 @@ Options ParseOptions(const std::vector<std::string>& words) {
   if (options.model.empty()) BadUsage("no model given");
   if (!options.info && options.output.empty() && options.repeat == 0) BadUsage("nothing to do: give --output, --repeat or --info");
   if (options.each_sample && options.repeat > 0) BadUsage("--repeat times one sample; leave --each-sample out");
+  if (options.profile && options.repeat == 0) BadUsage("--profile takes medians over runs; give --repeat N, too");
   return options;
 }
 
@@ -148,6 +152,11 @@ std::vector<std::string> OutputPaths(const std::string& path, size_t count) {
   return paths;
 }
 
+double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return (values[(values.size() - 1) / 2] + values[values.size() / 2]) / 2;
+}
+
 void Measure(Model* model, int repeat, int warmup, int threads) {
   using Clock = std::chrono::steady_clock;
   std::vector<double> milliseconds;
@@ -156,10 +165,25 @@ void Measure(Model* model, int repeat, int warmup, int threads) {
     model->Run();
     milliseconds.push_back(std::chrono::duration<double, std::milli>(Clock::now() - start).count());
   }
-  std::sort(milliseconds.begin(), milliseconds.end());
-  const double median = (milliseconds[(milliseconds.size() - 1) / 2] + milliseconds[milliseconds.size() / 2]) / 2;
-  std::printf("latency ms: median %.4f min %.4f (%d runs after %d, %d threads)\n", median, milliseconds.front(), repeat, warmup,
+  const double least = *std::min_element(milliseconds.begin(), milliseconds.end());
+  std::printf("latency ms: median %.4f min %.4f (%d runs after %d, %d threads)\n", Median(milliseconds), least, repeat, warmup,
               threads);
+}
+
+// A table of every step's median time. The wait for the slowest thread belongs to the step it waits in.
+void Profile(Model* model, int repeat) {
+  std::vector<std::string> names;
+  std::vector<std::vector<double>> times;
+  for (int i = 0; i < repeat; ++i) {
+    const std::vector<Step> steps = model->Profile();
+    times.resize(steps.size());
+    names.clear();
+    for (size_t s = 0; s < steps.size(); ++s) {
+      names.push_back(steps[s].name);
+      times[s].push_back(steps[s].microseconds);
+    }
+  }
+  for (size_t s = 0; s < names.size(); ++s) std::printf("%10.2f us  %s\n", Median(times[s]), names[s].c_str());
 }
 
 // Runs the samples stacked in `inputs` one by one and stacks their outputs.
@@ -200,6 +224,7 @@ void RunModel(const Artifact& artifact, const Options& options) {
     for (int i = 0; i < warmup; ++i) model.Run();
     if (options.repeat > 0) {
       Measure(&model, options.repeat, warmup, threads);
+      if (options.profile) Profile(&model, options.repeat);
     } else {
       model.Run();
     }

@@ -13,20 +13,20 @@
 #include <cstring>
 
 #include "failure.h"
+#include "json.h"
 
 namespace gw {
 namespace ffi = tvm::ffi;
 namespace {
 
 constexpr size_t kAlignment = 64;
-constexpr int kPooledAllocator = 2;
 // ThreadGroup::kSpecifyThreadShareAllCore: workers float over the cores given instead of being pinned to one each.
 constexpr int kShareCores = -3;
 
 struct AlignedAllocator {
   void AllocData(DLTensor* tensor) {
     tensor->data = std::aligned_alloc(kAlignment, (ffi::GetDataSize(*tensor) / kAlignment + 1) * kAlignment);
-    if (!tensor->data) throw Failure(Exit::kInput, "out of memory for an input");
+    if (!tensor->data) throw Failure(Exit::kInternal, "out of memory for a tensor");
   }
   void FreeData(DLTensor* tensor) { std::free(tensor->data); }
 };
@@ -79,6 +79,14 @@ std::string Reason(const std::exception& error) {
   return newline == std::string::npos ? text : text.substr(newline + 1);
 }
 
+// 64-byte aligned, as every kernel expects.
+ffi::Tensor Allocate(DLDataType dtype, const std::vector<int64_t>& shape) {
+  const ffi::ShapeView view(shape.data(), shape.size());
+  return ffi::Tensor::FromNDAlloc(AlignedAllocator(), view, dtype, DLDevice{kDLCPU, 0});
+}
+
+DLDataType TypeOf(const DType* dtype) { return DLDataType{dtype->code, dtype->bits, 1}; }
+
 ffi::Function Required(const ffi::Module& module, const char* name) {
   ffi::Optional<ffi::Function> function = module->GetFunction(name);
   if (!function.has_value()) throw Failure(Exit::kArtifact, "the library has no function '" + std::string(name) + "'");
@@ -91,11 +99,13 @@ struct Model::State {
   explicit State(std::string_view code) : file(code) {}
 
   MemoryFile file;  // open as long as the code is mapped: the dynamic linker knows libraries by path
-  ffi::Optional<ffi::Module> library, machine;  // the machine calls into the library: it goes first
-  ffi::Function main;
-  std::vector<ffi::Tensor> inputs;
+  ffi::Optional<ffi::Module> library;
+  ffi::Function main, profile;
+  std::vector<std::string> steps;
+  std::vector<ffi::Tensor> inputs, outputs;
+  ffi::Tensor arena, times;
+  // The arena, the inputs, the outputs; the profile's times come before them.
   std::vector<ffi::AnyView> arguments;
-  ffi::Any result;
 };
 
 Model::Model(std::string_view library, int threads) {
@@ -108,12 +118,27 @@ Model::Model(std::string_view library, int threads) {
     ConfigureThreads(threads);
     const ffi::Function load = ffi::Function::GetGlobalRequired("ffi.Module.load_from_file.so");
     state_->library = load(state_->file.Path(), "so").cast<ffi::Module>();
-    state_->machine = Required(*state_->library, "vm_load_executable")().cast<ffi::Module>();
-    Required(*state_->machine, "vm_initialization")(static_cast<int>(kDLCPU), 0, kPooledAllocator);
-    state_->main = Required(*state_->machine, "main");
+    state_->main = Required(*state_->library, "main");
+    state_->profile = Required(*state_->library, "profile");
+    Plan(Required(*state_->library, "describe")().cast<std::string>());
   } catch (const ffi::Error& error) {
     throw Failure(Exit::kArtifact, "TVM's runtime cannot load the library: " + Reason(error));
   }
+}
+
+void Model::Plan(const std::string& description) {
+  const Json plan = ParseJson(description);
+  state_->arena = Allocate(DLDataType{kDLUInt, 8, 1}, {plan.At("arena").Count("arena")});
+  for (const Json& output : plan.At("outputs").Items("outputs")) {
+    const std::string name = output.At("dtype").String("dtype");
+    const DType* dtype = FindDType(name);
+    if (!dtype) throw Failure(Exit::kArtifact, "an output of the library is " + name + ", which .npy files do not have");
+    std::vector<int64_t> shape;
+    for (const Json& extent : output.At("shape").Items("shape")) shape.push_back(extent.Count("shape"));
+    state_->outputs.push_back(Allocate(TypeOf(dtype), shape));
+  }
+  for (const Json& step : plan.At("steps").Items("steps")) state_->steps.push_back(step.Items("steps")[0].String("steps"));
+  state_->times = Allocate(DLDataType{kDLInt, 64, 1}, {static_cast<int64_t>(state_->steps.size()) + 1});
 }
 
 Model::~Model() = default;
@@ -121,41 +146,42 @@ Model::Model(Model&&) noexcept = default;
 
 void Model::SetInputs(const std::vector<Array>& inputs) {
   state_->inputs.clear();
-  state_->arguments.clear();
   for (const Array& array : inputs) {
-    const DLDataType dtype{array.dtype()->code, array.dtype()->bits, 1};
-    const ffi::ShapeView shape(array.shape().data(), array.shape().size());
-    ffi::Tensor tensor = ffi::Tensor::FromNDAlloc(AlignedAllocator(), shape, dtype, DLDevice{kDLCPU, 0});
-    std::memcpy(tensor.data_ptr(), array.data(), array.bytes());
-    state_->inputs.push_back(std::move(tensor));
+    state_->inputs.push_back(Allocate(TypeOf(array.dtype()), array.shape()));
+    if (array.bytes() != 0) std::memcpy(state_->inputs.back().data_ptr(), array.data(), array.bytes());
   }
-  for (const ffi::Tensor& tensor : state_->inputs) state_->arguments.emplace_back(tensor);
+  state_->arguments = {state_->times, state_->arena};
+  state_->arguments.insert(state_->arguments.end(), state_->inputs.begin(), state_->inputs.end());
+  state_->arguments.insert(state_->arguments.end(), state_->outputs.begin(), state_->outputs.end());
 }
 
-void Model::Run() {
+void Model::Run() { Call(state_->main, 1); }
+
+std::vector<Step> Model::Profile() {
+  Call(state_->profile, 0);
+  const auto* times = static_cast<const int64_t*>(state_->times.data_ptr());
+  std::vector<Step> steps;
+  for (size_t i = 0; i < state_->steps.size(); ++i) {
+    steps.push_back({state_->steps[i], static_cast<double>(times[i + 1] - times[i]) / 1e3});
+  }
+  return steps;
+}
+
+void Model::Call(const ffi::Function& function, size_t first) {
+  ffi::Any nothing;
   try {
-    state_->main.CallPacked(state_->arguments.data(), static_cast<int32_t>(state_->arguments.size()), &state_->result);
+    function.CallPacked(state_->arguments.data() + first, static_cast<int32_t>(state_->arguments.size() - first), &nothing);
   } catch (const std::exception& error) {
     throw Failure(Exit::kInternal, "the model failed: " + Reason(error));
   }
 }
 
 std::vector<Array> Model::Outputs() const {
-  std::vector<ffi::Tensor> tensors;
-  if (auto single = state_->result.as<ffi::Tensor>()) {
-    tensors.push_back(*single);
-  } else {
-    for (const ffi::Tensor& tensor : state_->result.cast<ffi::Array<ffi::Tensor>>()) tensors.push_back(tensor);
-  }
   std::vector<Array> arrays;
-  for (const ffi::Tensor& tensor : tensors) {
-    const DType* dtype = FindDType(tensor.dtype().code, tensor.dtype().bits);
-    if (!dtype || tensor.dtype().lanes != 1 || !tensor.IsContiguous()) {
-      throw Failure(Exit::kInternal, "the model returned a tensor of a type or layout that .npy files do not have");
-    }
-    arrays.emplace_back(dtype, std::vector<int64_t>(tensor.shape().begin(), tensor.shape().end()));
-    if (arrays.back().bytes() == 0) continue;
-    std::memcpy(arrays.back().data(), static_cast<const char*>(tensor.data_ptr()) + tensor.byte_offset(), arrays.back().bytes());
+  for (const ffi::Tensor& tensor : state_->outputs) {
+    const std::vector<int64_t> shape(tensor.shape().begin(), tensor.shape().end());
+    arrays.emplace_back(FindDType(tensor.dtype().code, tensor.dtype().bits), shape);
+    if (arrays.back().bytes() != 0) std::memcpy(arrays.back().data(), tensor.data_ptr(), arrays.back().bytes());
   }
   return arrays;
 }

@@ -8,7 +8,17 @@
 
 #include "array.h"
 
+namespace tvm::ffi {
+class Function;
+}
+
 namespace gw {
+
+// One call of a kernel and how long it took.
+struct Step {
+  std::string name;
+  double microseconds;
+};
 
 class Model {
  public:
@@ -21,6 +31,8 @@ class Model {
   void SetInputs(const std::vector<Array>& inputs);
   // One inference; this is what gets timed. Throws Failure(kInternal) where the model fails.
   void Run();
+  // As Run; the time of each step.
+  std::vector<Step> Profile();
   // Copies of the last run's outputs.
   std::vector<Array> Outputs() const;
 
@@ -28,6 +40,10 @@ class Model {
   static int AllowedCores();
 
  private:
+  // Allocates what the library's description asks for.
+  void Plan(const std::string& description);
+  void Call(const tvm::ffi::Function& function, size_t first);
+
   struct State;
   std::unique_ptr<State> state_;
 };

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
-from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,9 +13,10 @@ from ...ir.verify import verify
 from ..base import Backend, Compiled, Progress
 from ..interrupt import deferred_interrupt
 from ..target import Target, TargetInfo
+from .link import link
 from .lower import lower
 from .pipeline import build
-from .target import linker, require_emit, require_run, target_rows, tvm_target
+from .target import require_emit, require_run, target_rows, tvm_target
 
 #: Stages that have a meaning in machine code.
 STAGES = (Stage.CANONICAL, Stage.COMPRESSED, Stage.INTEGER)
@@ -53,8 +51,8 @@ class TVMBackend(Backend):
         if progress is not None:
             progress(1, 2, "generate machine code")
         with deferred_interrupt():
-            executable = build(lowered.module, compiler_target)
-        library = _export(executable, target)
+            region, kernels = build(lowered.module, compiler_target)
+        library = link(region, kernels, target)
         if progress is not None:
             progress(2, 2, "generate machine code")
         return Compiled(target, library, lowered.kernels, {"tvm_target": str(compiler_target)})
@@ -74,13 +72,6 @@ class TVMBackend(Backend):
             run(*inputs)
             times.append(time.perf_counter() - start)
         return statistics.median(times) * 1e3
-
-
-def _export(executable: Any, target: Target) -> bytes:
-    with tempfile.TemporaryDirectory(prefix="graphwright-") as folder:
-        path = Path(folder) / "model.so"
-        executable.export_library(str(path), cc=linker(target).command)
-        return path.read_bytes()
 
 
 def example_inputs(program: Program, seed: int = 0) -> tuple[torch.Tensor, ...]:

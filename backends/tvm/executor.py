@@ -1,7 +1,7 @@
 """Runs a compiled library in this process: numpy arrays in and out, through TVM's runtime.
 
-The library is a Relax VM executable made by `export_library`. Only `libtvm_runtime.so` is loaded: `import tvm` takes 2 s and
-260 MB of compiler that a deployed model does not need.
+The library holds one parallel region (`backends/runtime/region.c` says what it exports). Only `libtvm_runtime.so` is loaded:
+`import tvm` takes 2 s and 260 MB of compiler that a deployed model does not need.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import json
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,37 +24,55 @@ import numpy as np
 from ...ir.errors import ArtifactError, OptionError, TargetError
 from ..host import host_threads
 
-#: Name of the program's function inside every compiled library.
-ENTRY = "main"
 #: What generated code assumes of every buffer (TVM's kAllocAlignment); an unaligned one crashes the process.
 ALIGNMENT = 64
-_CPU, _POOLED_ALLOCATOR = 1, 2
 #: ThreadGroup::kSpecifyThreadShareAllCore: workers float over the cores given instead of being pinned to one each.
 _SHARE_CORES = -3
 
 
 class Executor:
-    """A loaded library. Inputs must have the shapes and dtypes it was compiled for."""
+    """A loaded library. Inputs must have the shapes and dtypes it was compiled for. Calls from several threads take turns.
+
+    Attributes:
+        outputs: (shape, dtype) of each output.
+        step_names: (function, number of its kernel call) of each step, in the order they run.
+    """
 
     def __init__(self, path: str | Path) -> None:
         path = Path(path).resolve()
         try:
             library = _runtime().load_module(str(path), keep_module_alive=False)
-            machine = library["vm_load_executable"]()
-            machine["vm_initialization"](_CPU, 0, _POOLED_ALLOCATOR)
-            self._main = machine[ENTRY]
+            self._main, self._profile = library["main"], library["profile"]
+            description = json.loads(library["describe"]())
         except (RuntimeError, AttributeError, ValueError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise ArtifactError(f"TVM's runtime cannot load the compiled library '{path}': {reason}") from error
+        self._library = library  # the functions do not keep their code mapped
+        self._lock = threading.Lock()
+        self._arena = to_tvm(aligned_empty((description["arena"],), np.dtype(np.uint8)))
+        self.outputs = [(tuple(o["shape"]), np.dtype(o["dtype"])) for o in description["outputs"]]
+        self.step_names = [(name, kernel) for name, kernel in description["steps"]]
 
     def __call__(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         """Always returns a tuple, one array an output. Nothing is copied but inputs that are strided, unaligned or read-only."""
-        return tuple(np.from_dlpack(x) for x in self.run([to_tvm(x) for x in inputs]))
+        outputs = self.empty_outputs()
+        self.run([to_tvm(x) for x in inputs], [to_tvm(y) for y in outputs])
+        return tuple(outputs)
 
-    def run(self, inputs: Sequence[Any]) -> list[Any]:
+    def empty_outputs(self) -> list[np.ndarray]:
+        return [aligned_empty(shape, dtype) for shape, dtype in self.outputs]
+
+    def run(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
         """One run on TVM tensors that are already in place; this is what gets timed."""
-        result = self._main(*inputs)
-        return [result] if hasattr(result, "__dlpack__") else list(result)
+        with self._lock:
+            self._main(self._arena, *inputs, *outputs)
+
+    def profile(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> list[float]:
+        """One run; microseconds of each step of `step_names`, the wait for the slowest task included."""
+        times = aligned_empty((len(self.step_names) + 1,), np.dtype(np.int64))
+        with self._lock:
+            self._profile(to_tvm(times), self._arena, *inputs, *outputs)
+        return (np.diff(times) / 1e3).tolist()
 
 
 def load_library(path: str | Path, threads: int | None = None) -> Executor:
@@ -89,13 +110,16 @@ def to_tvm(array: np.ndarray) -> Any:
 
 
 def aligned_copy(array: np.ndarray) -> np.ndarray:
-    dtype = array.dtype.newbyteorder("=")
-    size = array.size * dtype.itemsize
-    raw = np.empty(size + ALIGNMENT, np.uint8)
-    skip = -raw.ctypes.data % ALIGNMENT
-    copy = raw[skip : skip + size].view(dtype).reshape(array.shape)
+    copy = aligned_empty(array.shape, array.dtype.newbyteorder("="))
     copy[...] = array
     return copy
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    size = prod(shape) * dtype.itemsize
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    skip = -raw.ctypes.data % ALIGNMENT
+    return raw[skip : skip + size].view(dtype).reshape(shape)
 
 
 def set_threads(threads: int | None) -> None:

@@ -27,13 +27,10 @@ from .kernels import layout
 from .kernels.base import padded
 from .strided import Strided
 from .target import kernel_levels
-from .values import DTYPES, Expr, Value, dtype_of_var, item_size, of_node, shape_of_var
+from .values import CONSTANT, DTYPES, Expr, Value, dtype_of_var, item_size, of_node, shape_of_var
 
 #: Relax, untyped: the stubs know every expression only by its base class.
 relax: Any = _relax
-
-#: What `relax.const` makes.
-CONSTANT: Any = tvm.ir.expr.GenericConst
 
 Rule = Callable[["Lowering", fx.Node], None]
 
@@ -95,6 +92,8 @@ class Lowering:
         self._fallback = fallback
         self._values: dict[fx.Node, Value | list[Value]] = {}
         self._functions: dict[Any, tuple[Any, Any]] = {}
+        #: Memory that no output may be: the inputs', and that of the outputs so far.
+        self._given: set[Any] = set()
 
     @property
     def integer(self) -> bool:
@@ -104,6 +103,7 @@ class Lowering:
         inputs = [
             relax.Var(str(n.target), relax.TensorType(shape_of(n), DTYPES[n.meta["val"].dtype])) for n in self.program.inputs
         ]
+        self._given.update(inputs)
         nodes = [n for n in self.program.nodes if n.op == "call_function"]
         with self.builder.function("main", inputs):
             with self.builder.dataflow():
@@ -134,10 +134,20 @@ class Lowering:
             raise RuntimeError(f"the rule of {node.target} left '{node.name}' without a value")
 
     def _output(self, node: fx.Node) -> Expr:
+        """The value in memory of its own: the caller brings the memory of every output."""
         var = self.dense(node)
-        if isinstance(var, CONSTANT) or node.op == "placeholder":
+        origin = self._origin(var)
+        if isinstance(origin, CONSTANT) or origin in self._given:
             var = self.builder.emit(relax.op.add(var, relax.const(np.zeros((), dtype_of_var(var)))))
+        self._given.add(self._origin(var))
         return self.builder.emit_output(var)
+
+    def _origin(self, var: Expr) -> Expr:
+        """The variable or constant whose memory `var` is a view of."""
+        bound: Any = self.builder.lookup_binding(var) if isinstance(var, relax.Var) else None
+        if isinstance(bound, relax.Call) and bound.op == tvm.ir.Op.get("relax.reshape"):
+            return self._origin(bound.args[0])
+        return var
 
     # -- values ----------------------------------------------------------------------------------------------------------
 

@@ -1,49 +1,104 @@
-"""From a lowered Relax module to machine code: TVM's passes without any fusion, a memory plan, a default schedule."""
+"""From a lowered Relax module to a region and machine code: TVM's passes without any fusion, and a default schedule."""
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import tvm
-from tvm import tirx
+from tvm import s_tir, tirx
 from tvm.relax import backend, transform
 from tvm.s_tir import SBlockRealize, Schedule
 from tvm.s_tir.schedule import ScheduleError
+from tvm.tirx.build import codegen_build
 
 from .kernels.base import LANES
 from .kernels.schedule import finish, product, split_for_threads, vector_width
+from .region import Region, plan_region
+from .tasks import split_tasks, take_pointers
 
 #: Reductions cost more than their output's size says; this many operations an element is assumed.
 REDUCTION_COST = 16
 
 
+def build(module: tvm.IRModule, target: tvm.target.Target) -> tuple[Region, bytes]:
+    """Compiles a lowered module: the plan of its one parallel region, and the object code of its kernels."""
+    with target:
+        module = tvm.transform.Sequential(relax_passes())(module)
+        functions = {v: f for v, f in module.functions_items() if isinstance(f, tirx.PrimFunc)}
+        flat = flatten(tvm.IRModule(functions))
+        kernels = {v.name_hint: split_tasks(v.name_hint, f) for v, f in flat.functions_items()}
+        phases = [phase for kernel in kernels.values() for phase in kernel.phases]
+        code = generate(tvm.IRModule({phase.name: phase.function for phase in phases}), target)
+    return plan_region(module["main"], kernels), code
+
+
 def relax_passes() -> list[Any]:
     """No FuseOps and no FuseTIR: designed kernels are fused by design, and islands must round after every op."""
     return [
+        transform.DeadCodeElimination(),
         backend.DispatchSampling(),
         backend.DispatchSortScan(),
-        # A reshape stays an operator: the memory plan knows it as a view, and the runtime makes it one.
+        # A reshape stays an operator: the plan knows it as a view.
         transform.LegalizeOps({"relax.reshape": lambda _builder, call: call}),
         transform.DeadCodeElimination(),
         schedule_generic,
-        transform.ToNonDataflow(),
-        transform.RemovePurityChecking(),
-        transform.CallTIRRewrite(),
-        transform.StaticPlanBlockMemory(),
-        transform.LowerAllocTensor(),
-        transform.KillAfterLastUse(),
-        transform.LowerRuntimeBuiltin(),
-        transform.ComputePrimValue(),
-        transform.VMShapeLower(),
-        transform.AttachGlobalSymbol(),
     ]
 
 
-def build(module: tvm.IRModule, target: tvm.target.Target) -> Any:
-    """Compiles a lowered module; the result exports to a shared library."""
-    with target:
-        module = tvm.transform.Sequential([transform.DeadCodeElimination(), *relax_passes()])(module)
-    return tvm.compile(module, target=target, relax_pipeline=None)
+def flatten(module: tvm.IRModule) -> tvm.IRModule:
+    """Blocks become loops and buffers one-dimensional: the first half of TVM's pipeline for schedulable TIR."""
+    passes = [
+        s_tir.transform.CanonicalizeLoop(),
+        s_tir.transform.LowerInitBlock(),
+        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+        s_tir.transform.ConvertBlocksToOpaque(),
+        s_tir.transform.CompactBufferAllocation(),
+        s_tir.transform.LowerMatchBuffer(),
+        s_tir.transform.StmtSimplify(),
+        s_tir.transform.AnnotateIrregularLoop(),
+        s_tir.transform.LowerOpaqueBlock(),
+        tirx.transform.FlattenBuffer(),
+    ]
+    return tvm.transform.Sequential(passes)(module)
+
+
+def generate(module: tvm.IRModule, target: tvm.target.Target) -> bytes:
+    """Object code of flat functions: the second half of that pipeline (what concerns CPUs), and LLVM."""
+    passes = [
+        tirx.transform.BindTarget(target.with_host(target)),
+        tirx.transform.BF16ComputeLegalize(),
+        tirx.transform.NarrowDataType(32),
+        s_tir.transform.LoopPartition(),
+        tirx.transform.VectorizeLoop(True),
+        tirx.transform.StorageRewrite(),
+        s_tir.transform.HoistIfThenElse(),
+        tirx.transform.UnrollLoop(),
+        s_tir.transform.RenormalizeSplitPattern(),
+        tirx.transform.StmtSimplify(),
+        tirx.transform.RemoveNoOp(),
+        s_tir.transform.RewriteUnsafeSelect(),
+        tirx.transform.CommonSubexprElim(),
+        tirx.transform.FP8ComputeLegalize(),
+        tirx.transform.VerifyMemory(),
+        raw_pointers,
+        tirx.transform.MakePackedAPI(),
+        tirx.transform.FP8StorageLegalize(),
+        tirx.transform.BF16StorageLegalize(),
+        tirx.transform.LowerTVMBuiltin(),
+        tirx.transform.LowerIntrin(),
+    ]
+    library = codegen_build(tvm.transform.Sequential(passes)(module), target)
+    with tempfile.TemporaryDirectory(prefix="graphwright-") as folder:
+        path = Path(folder) / "kernels.o"
+        library.write_to_file(str(path))
+        return path.read_bytes()
+
+
+@tirx.transform.prim_func_pass(opt_level=0, name="RawPointers")
+def raw_pointers(function: tirx.PrimFunc, _module: tvm.IRModule, _context: Any) -> tirx.PrimFunc:
+    return take_pointers(function)
 
 
 @tvm.transform.module_pass(opt_level=0, name="ScheduleGeneric")

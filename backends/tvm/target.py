@@ -38,7 +38,7 @@ FEATURES = {
 
 @dataclass(frozen=True)
 class Linker:
-    """The C++ compiler that links a target's shared library, and the Debian package that brings it."""
+    """The C compiler that links a target's shared library, and the Debian package that brings it."""
 
     command: str
     package: str
@@ -50,9 +50,9 @@ class Linker:
 
 def linker(target: Target) -> Linker:
     if target.arch == host_arch():
-        return Linker("g++", "g++")
+        return Linker("gcc", "gcc")
     triple = TRIPLES[target.arch]
-    return Linker(f"{triple}-g++", f"g++-{triple.replace('_', '-')}")
+    return Linker(f"{triple}-gcc", f"gcc-{triple.replace('_', '-')}")
 
 
 @functools.cache

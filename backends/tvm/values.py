@@ -7,6 +7,7 @@ from math import prod
 from typing import Any
 
 import torch
+import tvm
 from torch import fx
 
 from ...ir.program import dtype_of, shape_of
@@ -28,6 +29,9 @@ DTYPES = {
 
 #: A Relax expression. TVM's stubs type every field of it as its base class, which knows neither shape nor dtype.
 Expr = Any
+
+#: What `relax.const` makes.
+CONSTANT: Any = tvm.ir.expr.GenericConst
 
 
 @dataclass
