@@ -97,7 +97,7 @@ std::string MakeContainer(const std::vector<std::pair<std::string, std::string>>
 
 std::string MakeArtifact(const std::string& library) {
   const std::string manifest =
-      R"({"format": "graphwright-artifact", "version": 1, "name": "m", "stage": "integer", "created_by": "t", "versions": {},
+      R"({"format": "graphwright-artifact", "version": 2, "name": "m", "stage": "integer", "created_by": "t", "versions": {},
           "recipe": "", "inputs": [{"name": "x", "shape": [null, 3], "dtype": "uint8"}], "outputs": [],
           "targets": [{"arch": "x86", "level": "avx2", "library": "lib/a.so", "requires": ["avx2"], "options": {}}],
           "members": {"lib/a.so": {"sha256": ")" +
