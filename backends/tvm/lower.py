@@ -302,7 +302,7 @@ class Lowering:
             arguments.append(self.reshape(var, [int(d) for d in buffer.shape]))
         shape = tuple(int(d) for d in out.shape)
         result = self.builder.emit(relax.call_tir(variable, arguments, relax.TensorType(shape, str(out.dtype))))
-        self.record(variable.name_hint, nodes, "designed", [*arguments, result], macs)
+        self.record(variable.name_hint, nodes, "designed", [*arguments, result], macs, _work(spec))
         return result
 
     def function(self, generator: Callable[..., tirx.PrimFunc], spec: tuple[Any, ...], label: str):
@@ -313,9 +313,20 @@ class Lowering:
             self._functions[key] = (self.builder.add_func(function, label), function)
         return self._functions[key]
 
-    def record(self, name: str, nodes: Sequence[fx.Node], kind: str, moved: Sequence[Expr], macs: int = 0) -> None:
+    def record(
+        self, name: str, nodes: Sequence[fx.Node], kind: str, moved: Sequence[Expr], macs: int = 0, work: str = ""
+    ) -> None:
+        """Writes down a launched kernel. moved: its operands, then its results. work: shapes of the first and last by default."""
         sizes = [prod(shape_of_var(v)) * item_size(dtype_of_var(v)) for v in moved]
-        self.rows.append(KernelRow(name, tuple(n.name for n in nodes), kind, macs, sum(sizes)))
+        weights = sum(size for size, v in zip(sizes, moved, strict=True) if isinstance(v, CONSTANT))
+        work = work or " -> ".join("x".join(map(str, shape_of_var(v))) or "1" for v in (moved[0], moved[-1]))
+        covered = tuple(n.name for n in nodes)
+        self.rows.append(KernelRow(name, covered, kind, macs, sum(sizes), weights, dtype_of_var(moved[0]), work))
+
+
+def _work(spec: Sequence[Any]) -> str:
+    """What a kernel specification says of its work, where a part of it can (`Convolution`, `LinearInt8`, ...)."""
+    return next((text for text in (getattr(part, "work", "") for part in spec) if text), "")
 
 
 def _array(constant: Expr) -> np.ndarray:

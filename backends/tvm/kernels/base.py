@@ -56,6 +56,11 @@ class Tail:
     residual: ResidualAdd | None = None
 
 
+def pair(values: tuple[int, int]) -> str:
+    """`2` for (2, 2), `2x1` for (2, 1)."""
+    return str(values[0]) if values[0] == values[1] else f"{values[0]}x{values[1]}"
+
+
 @dataclass(frozen=True)
 class Convolution:
     """Shape of a 2-D convolution; spatial extents are (height, width), padding is symmetric."""
@@ -82,6 +87,23 @@ class Convolution:
     @property
     def depthwise(self) -> bool:
         return self.groups == self.channels == self.filters and self.groups > 1
+
+    @property
+    def work(self) -> str:
+        """`96x56x56 -> 24x56x56, 1x1` with what differs from the defaults: batch, stride, padding, dilation, groups."""
+        changed = [
+            f"{name} {pair(value)}"
+            for name, value, default in (
+                ("stride", self.stride, (1, 1)),
+                ("pad", self.padding, (0, 0)),
+                ("dilation", self.dilation, (1, 1)),
+            )
+            if value != default
+        ]
+        changed += [f"groups {self.groups}"] if self.groups > 1 else []
+        batch = f"{self.batch}x" if self.batch > 1 else ""
+        image = f"{batch}{self.channels}x{self.height}x{self.width} -> {self.filters}x{self.out_height}x{self.out_width}"
+        return ", ".join([image, f"{self.kernel[0]}x{self.kernel[1]}", *changed])
 
     @property
     def macs(self) -> int:

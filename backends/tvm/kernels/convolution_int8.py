@@ -35,6 +35,10 @@ class ConvolutionInt8:
     dtype: str
     zero_point: int
 
+    @property
+    def work(self) -> str:
+        return self.shape.work
+
 
 def build(spec: ConvolutionInt8, tail: Tail, level: str, *, tiling: Tiling | None = None, name: str = "main") -> tirx.PrimFunc:
     """The kernel for one convolution.

@@ -30,6 +30,10 @@ class LinearInt8:
     dtype: str
     zero_point: int
 
+    @property
+    def work(self) -> str:
+        return f"{self.rows}x{self.inner} -> {self.rows}x{self.outer}"
+
 
 def build(spec: LinearInt8, tail: Tail, level: str, *, tiling: Tiling | None = None, name: str = "main") -> tirx.PrimFunc:
     """The kernel for one linear layer. Raises UnknownNameError for an unknown level."""

@@ -40,6 +40,11 @@ class MatmulInt8:
     b_zero_point: int = 0
     transposed: bool = False
 
+    @property
+    def work(self) -> str:
+        batch = f"{self.batch}x" if self.batch > 1 else ""
+        return f"{batch}{self.rows}x{self.inner} by {self.inner}x{self.columns}{' transposed' if self.transposed else ''}"
+
 
 def build(spec: MatmulInt8, tail: Tail, level: str, *, tiling: Tiling | None = None, name: str = "main") -> tirx.PrimFunc:
     """The kernel for one batched product.
