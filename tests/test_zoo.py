@@ -11,7 +11,7 @@ from graphwright.ir.errors import DataError, UnknownNameError
 from graphwright.tools import zoo
 from graphwright.tools.zoo import fashion_mnist, photographs, sentences, train
 from graphwright.tools.zoo.packages import package_file
-from graphwright.tools.zoo.reference import similarity_spearman
+from graphwright.tools.zoo.reference import centered_correlation, similarity_spearman
 from graphwright.tools.zoo.resnet import ResNet20
 from graphwright.tools.zoo.weights_file import load_weights, save_weights
 from scipy.stats import spearmanr
@@ -22,7 +22,10 @@ SHAPES = {
     "mobilenetv2": ([(1, 1, 28, 28)], (1, 10), 542_986),
     "vit-tiny": ([(1, 1, 28, 28)], (1, 10), 2_684_170),
     "minilm-l6": ([(1, 128), (1, 128)], (1, 384), 22_565_376),
+    "resnet50": ([(1, 3, 224, 224)], (1, 1000), 25_557_032),
 }
+#: The first weight of ResNet-50's stem, drawn from its seed.
+STEM_WEIGHT = -0.13516288995742798
 
 
 @pytest.fixture(scope="module", params=list(SHAPES))
@@ -38,7 +41,7 @@ def predict(reference):
     return run
 
 
-def test_names_are_the_documented_five():
+def test_names_are_the_documented_six():
     assert zoo.names() == tuple(SHAPES)
 
 
@@ -133,6 +136,28 @@ def test_spearman_matches_scipy_and_sees_damage():
     upper = np.triu_indices(16, 1)
     expected = spearmanr(*((x @ x.T).numpy()[upper] for x in rows)).statistic
     assert score == pytest.approx(expected, abs=1e-12)
+
+
+def test_correlation_takes_the_shared_part_off():
+    right = 10.0 + torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    left = right + 0.3 * torch.randn(5, 7, generator=torch.Generator().manual_seed(1))
+    columns = [x.numpy() - x.numpy().mean(0) for x in (left, right)]
+    assert centered_correlation(left, right) == pytest.approx(np.corrcoef(*(c.ravel() for c in columns))[0, 1], abs=1e-5)
+    assert centered_correlation(right + 3.0, right) == pytest.approx(1.0, abs=1e-6)
+    with pytest.raises(DataError, match="two samples or more"):
+        centered_correlation(left[:1], right[:1])
+    with pytest.raises(DataError, match="different outputs"):
+        centered_correlation(torch.ones(5, 7), right)
+
+
+def test_resnet50_is_the_same_in_every_process_and_keeps_its_activations_small():
+    reference = zoo.load("resnet50")
+    assert reference.metric_name == "logit correlation"
+    assert float(reference.model.stem[0].weight[0, 0, 0, 0]) == pytest.approx(STEM_WEIGHT, abs=1e-7)
+    assert reference.evaluate(predict(reference), 2) == pytest.approx(1.0, abs=1e-12)
+    with torch.inference_mode():
+        features = reference.model.blocks(reference.model.stem(*reference.example_inputs))
+    assert 1.0 < float(features.std()) < 30.0
 
 
 def test_spearman_shares_ranks_and_refuses_constants():

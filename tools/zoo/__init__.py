@@ -1,4 +1,5 @@
-"""The reference models: trained networks that bring their data and their metric along.
+"""The reference models: networks that bring their data and their metric along. All are trained but ResNet-50, which has random
+weights and serves to measure latency.
 
     reference = load("mobilenetv2")
     batches = reference.calibration(512)
@@ -22,8 +23,10 @@ from .fashion_mnist import FashionMnist
 from .minilm import published_minilm
 from .mobilenetv2 import MobileNetV2
 from .photographs import Photographs
+from .random_images import RandomImages
 from .reference import Metric, ReferenceModel
 from .resnet import ResNet20
+from .resnet50 import random_resnet50
 from .samples import Samples
 from .sentences import Sentences
 from .vit import ViTTiny
@@ -48,6 +51,7 @@ _ENTRIES = {
     "mobilenetv2": _Entry(MobileNetV2, FashionMnist, Metric.TOP1, "mobilenetv2.safetensors"),
     "vit-tiny": _Entry(ViTTiny, FashionMnist, Metric.TOP1, "vit-tiny.safetensors"),
     "minilm-l6": _Entry(published_minilm, Sentences, Metric.SPEARMAN),
+    "resnet50": _Entry(random_resnet50, RandomImages, Metric.CORRELATION),
 }
 
 
@@ -57,7 +61,7 @@ def names() -> tuple[str, ...]:
 
 
 def load(name: str) -> ReferenceModel:
-    """Build the reference model `name` with its trained weights, on the CPU, in eval mode.
+    """Build the reference model `name` with its weights, on the CPU, in eval mode.
 
     Raises:
         UnknownNameError: no such model; the message gives the nearest name.

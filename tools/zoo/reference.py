@@ -21,6 +21,7 @@ class Metric(StrEnum):
     TOP1 = "top-1"
     TOP1_AGREEMENT = "top-1 agreement"
     SPEARMAN = "spearman"
+    CORRELATION = "logit correlation"
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class ReferenceModel:
     Attributes:
         example_inputs: one real evaluation sample, batch size 1.
         metric: `top-1` compares with true labels, `top-1 agreement` with the float model's own classes, `spearman` is the
-            rank correlation of the cosine similarities of all pairs of evaluation samples with the float model's.
+            rank correlation of the cosine similarities of all pairs of evaluation samples with the float model's. `logit
+            correlation` is for networks with random weights, whose classes mean nothing: the correlation of the outputs with
+            the float model's, each output's mean over the samples taken off. It is no accuracy.
     """
 
     name: str
@@ -86,6 +89,8 @@ class ReferenceModel:
         expected = self._float_outputs[count]
         if self.metric is Metric.TOP1_AGREEMENT:
             return _share_equal(predicted.argmax(1), expected.argmax(1))
+        if self.metric is Metric.CORRELATION:
+            return centered_correlation(predicted, expected)
         return similarity_spearman(predicted, expected)
 
     def _checked(self, output: torch.Tensor, inputs: Inputs) -> torch.Tensor:
@@ -101,6 +106,19 @@ class ReferenceModel:
 
 def _share_equal(left: torch.Tensor, right: torch.Tensor) -> float:
     return float((left == right).sum()) / len(right)
+
+
+def centered_correlation(left: torch.Tensor, right: torch.Tensor) -> float:
+    """Pearson's correlation of all entries of two `(N, D)` matrices whose columns are centered.
+
+    Raises:
+        DataError: fewer than two rows, or a matrix that is constant along its rows: no correlation exists.
+    """
+    centered = [values.double() - values.double().mean(0) for values in (left, right)]
+    norms = [float(values.norm()) for values in centered]
+    if len(right) < 2 or not all(norms):
+        raise DataError("a correlation over samples needs two samples or more with different outputs")
+    return float((centered[0] * centered[1]).sum()) / (norms[0] * norms[1])
 
 
 def similarity_spearman(left: torch.Tensor, right: torch.Tensor) -> float:
