@@ -65,5 +65,9 @@ class ArtifactError(GraphwrightError):
     """An artifact that is damaged, truncated, of another version, or built for another machine."""
 
 
+class TuningError(GraphwrightError):
+    """A tuning database that cannot be read; names the file and the line."""
+
+
 class OutputError(GraphwrightError):
     """An output path that cannot be written or already holds something else."""

@@ -17,6 +17,7 @@ from .link import link
 from .lower import lower
 from .pipeline import build
 from .target import require_emit, require_run, target_rows, tvm_target
+from .tuning import TuningDatabase
 
 #: Stages that have a meaning in machine code.
 STAGES = (Stage.CANONICAL, Stage.COMPRESSED, Stage.INTEGER)
@@ -28,6 +29,10 @@ class TVMBackend(Backend):
     """Compiles through Relax and TIR: designed kernels where there are some, TVM's own lowering for the rest."""
 
     name = "tvm"
+
+    def __init__(self, tunings: TuningDatabase | None = None) -> None:
+        """tunings: measured kernels; by default those that ship with the package and the user's own, read at each compile."""
+        self._tunings = tunings
 
     def targets(self) -> list[TargetInfo]:
         return target_rows()
@@ -47,7 +52,7 @@ class TVMBackend(Backend):
         require_emit(target)
         verify(program)
         compiler_target = tvm_target(target)
-        lowered = lower(program, target, progress)
+        lowered = lower(program, target, progress, self._tunings)
         if progress is not None:
             progress(1, 2, "generate machine code")
         with deferred_interrupt():
@@ -55,7 +60,7 @@ class TVMBackend(Backend):
         library = link(region, kernels, target)
         if progress is not None:
             progress(2, 2, "generate machine code")
-        return Compiled(target, library, lowered.kernels, {"tvm_target": str(compiler_target)})
+        return Compiled(target, library, lowered.kernels, {"tvm_target": str(compiler_target), "tuned": list(lowered.tuned)})
 
     def latency(self, program: Program, target: Target, repeats: int = 50) -> float:
         """Median milliseconds of one run on random inputs, the copies in and out included."""

@@ -27,6 +27,8 @@ from .kernels import layout
 from .kernels.base import padded
 from .strided import Strided
 from .target import kernel_levels
+from .tuning import TuningDatabase
+from .tuning.families import tuned
 from .values import CONSTANT, DTYPES, Expr, Value, dtype_of_var, item_size, of_node, shape_of_var
 
 #: Relax, untyped: the stubs know every expression only by its base class.
@@ -53,14 +55,22 @@ def rule(*ops: Any) -> Callable[[Rule], Rule]:
 
 @dataclass(frozen=True)
 class Lowered:
-    """A Relax module whose function `main` is the program, and one row a launched kernel."""
+    """A Relax module whose function `main` is the program, and one row a launched kernel.
+
+    specs: (generator, arguments) of every distinct kernel. tuned: keys of the tuning rows that were used.
+    """
 
     module: tvm.IRModule
     kernels: tuple[KernelRow, ...]
+    specs: tuple[tuple[Any, tuple[Any, ...]], ...] = ()
+    tuned: tuple[str, ...] = ()
 
 
-def lower(program: Program, target: Target, progress: Progress | None = None) -> Lowered:
+def lower(program: Program, target: Target, progress: Progress | None = None, tunings: TuningDatabase | None = None) -> Lowered:
     """Lowers a canonical, compressed or integer program.
+
+    Args:
+        tunings: measured kernels; by default those that ship with the package and the user's own.
 
     Raises:
         TargetError: a symbolic shape. UnsupportedOpError: an op without a rule, named with its node, origin and neighbours.
@@ -68,7 +78,8 @@ def lower(program: Program, target: Target, progress: Progress | None = None) ->
     from . import rules  # registers the rules; they import this module
 
     _require_static(program)
-    return Lowering(program, target, rules.fallback).run(progress)
+    tunings = TuningDatabase.of(target.arch) if tunings is None else tunings
+    return Lowering(program, target, rules.fallback, tunings).run(progress)
 
 
 def _require_static(program: Program) -> None:
@@ -83,17 +94,19 @@ def _require_static(program: Program) -> None:
 class Lowering:
     """State of one lowering: the module under construction and the value of every node so far."""
 
-    def __init__(self, program: Program, target: Target, fallback: Rule) -> None:
+    def __init__(self, program: Program, target: Target, fallback: Rule, tunings: TuningDatabase) -> None:
         self.program = program
         self.target = target
         self.int8_level, self.float_level = kernel_levels(target)
         self.builder = relax.BlockBuilder()
+        self.tunings = tunings
         self.rows: list[KernelRow] = []
         self._fallback = fallback
         self._values: dict[fx.Node, Value | list[Value]] = {}
         self._functions: dict[Any, tuple[Any, Any]] = {}
         #: Memory that no output may be: the inputs', and that of the outputs so far.
         self._given: set[Any] = set()
+        self._tuned: dict[str, None] = {}
 
     @property
     def integer(self) -> bool:
@@ -116,7 +129,7 @@ class Lowering:
                         self._emit(node)
                 outputs = [self._output(n) for n in self.program.outputs]
             self.builder.emit_func_output(relax.Tuple(outputs))
-        return Lowered(self.builder.finalize(), tuple(self.rows))
+        return Lowered(self.builder.finalize(), tuple(self.rows), tuple(self._functions), tuple(self._tuned))
 
     def inline(self, module: fx.GraphModule, inputs: dict[fx.Node, fx.Node]) -> None:
         """Lowers the nodes of another graph among this one's. inputs: placeholder there -> node here."""
@@ -307,6 +320,9 @@ class Lowering:
 
     def function(self, generator: Callable[..., tirx.PrimFunc], spec: tuple[Any, ...], label: str):
         """The module's function for one kernel specification, generated on first use."""
+        spec, row = tuned(generator, spec, self.tunings)
+        if row is not None:
+            self._tuned[row] = None
         key = (generator, spec)
         if key not in self._functions:
             function = generator(*spec).without_attr("global_symbol").with_attr("tirx.is_scheduled", True)

@@ -40,7 +40,7 @@ class ConvolutionInt8:
         return self.shape.work
 
 
-def build(spec: ConvolutionInt8, tail: Tail, level: str, *, tiling: Tiling | None = None, name: str = "main") -> tirx.PrimFunc:
+def build(spec: ConvolutionInt8, tail: Tail, level: str, tiling: Tiling | None = None, *, name: str = "main") -> tirx.PrimFunc:
     """The kernel for one convolution.
 
     Args:

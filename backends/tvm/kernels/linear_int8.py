@@ -35,7 +35,7 @@ class LinearInt8:
         return f"{self.rows}x{self.inner} -> {self.rows}x{self.outer}"
 
 
-def build(spec: LinearInt8, tail: Tail, level: str, *, tiling: Tiling | None = None, name: str = "main") -> tirx.PrimFunc:
+def build(spec: LinearInt8, tail: Tail, level: str, tiling: Tiling | None = None, *, name: str = "main") -> tirx.PrimFunc:
     """The kernel for one linear layer. Raises UnknownNameError for an unknown level."""
     isa = isa_of(level)
     return build_function(name, lambda: _emit(spec, tail, isa, tiling))

@@ -46,7 +46,7 @@ class MatmulInt8:
         return f"{batch}{self.rows}x{self.inner} by {self.inner}x{self.columns}{' transposed' if self.transposed else ''}"
 
 
-def build(spec: MatmulInt8, tail: Tail, level: str, *, tiling: Tiling | None = None, name: str = "main") -> tirx.PrimFunc:
+def build(spec: MatmulInt8, tail: Tail, level: str, tiling: Tiling | None = None, *, name: str = "main") -> tirx.PrimFunc:
     """The kernel for one batched product.
 
     Raises:
