@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ..ir.errors import GraphwrightError, OptionError
 
@@ -294,11 +294,13 @@ def bench(
     rounds: Annotated[int, typer.Option(help="Interleaved timing rounds.")] = 20,
     samples: Samples = 512,
     evaluate: Annotated[int, typer.Option(help="Evaluation samples; 0: all.")] = 0,
+    profile: Annotated[bool, typer.Option("--profile", help="Instead: time of every kernel beside its floor.")] = False,
+    precision: Annotated[str, typer.Option(help="Of the profiled program: int8 or float32.")] = "int8",
     as_json: Annotated[Path | None, typer.Option("--json", help="Write the rows.")] = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Measure accuracy and latency of float, ours and peers in one interleaved run."""
+    """Measure accuracy and latency of float, ours and peers in one interleaved run, or profile our program kernel by kernel."""
     from ..ir.files import check_output, write_atomically
     from .bench import check_peers, run_bench, table
     from .progress import TerminalProgress
@@ -306,6 +308,9 @@ def bench(
 
     if as_json is not None:
         check_output(as_json, overwrite)
+    if profile:
+        _profile(model, precision, threads, rounds, samples, as_json, dry_run)
+        return
     names = [p for p in peers.split(",") if p]
     check_peers(names)
     _settings("bench", model=model, peers=", ".join(names) or "none", threads=threads, rounds=rounds, evaluate=evaluate or "all")
@@ -320,6 +325,36 @@ def bench(
         err.print(f"{peer} did not run: {reason}", markup=False, highlight=False)
     if as_json is not None:
         write_atomically(as_json, (json.dumps([dataclasses.asdict(r) for r in result.rows], indent=2) + "\n").encode())
+
+
+def _profile(model: str, precision: str, threads: int, rounds: int, samples: int, as_json: Path | None, dry_run: bool) -> None:
+    from ..ir.files import write_atomically
+    from .bench import profile as bench_profile
+    from .progress import TerminalProgress
+
+    bench_profile.check_precision(precision)
+    _settings("profile", model=model, precision=precision, threads=threads, runs=rounds * bench_profile.RUNS_A_ROUND)
+    if dry_run:
+        err.print("dry run: nothing was measured or written")
+        return
+    with TerminalProgress(err) as progress:
+        found = bench_profile.profile_model(model, precision, threads, rounds, samples, progress)
+    wide = Console(width=max(out.width, 120))  # one line a kernel, also where the output is no terminal
+    for columns, rows in (
+        (bench_profile.STEP_COLUMNS, bench_profile.step_rows(found)),
+        (bench_profile.KIND_COLUMNS, bench_profile.kind_rows(found)),
+    ):
+        table = Table(*(Column(name, justify="left" if i < 2 else "right") for i, name in enumerate(columns)))
+        for row in rows:
+            table.add_row(*row)
+        wide.print(table)
+    out.print(
+        f"one run: {found.total / 1e3:.3f} ms (median), floor of its kernels {found.floor / 1e3:.3f} ms\n"
+        f"{found.peaks.text}",
+        highlight=False, markup=False, soft_wrap=True,
+    )  # fmt: skip
+    if as_json is not None:
+        write_atomically(as_json, (json.dumps(found.to_json(), indent=1) + "\n").encode())
 
 
 def main() -> None:

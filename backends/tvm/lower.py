@@ -334,6 +334,9 @@ class Lowering:
     ) -> None:
         """Writes down a launched kernel. moved: its operands, then its results. work: shapes of the first and last by default."""
         sizes = [prod(shape_of_var(v)) * item_size(dtype_of_var(v)) for v in moved]
+        if not macs:
+            # A gather reads of its table no more than it writes.
+            sizes = [min(size, sizes[-1]) if isinstance(v, CONSTANT) else size for size, v in zip(sizes, moved, strict=True)]
         weights = sum(size for size, v in zip(sizes, moved, strict=True) if isinstance(v, CONSTANT))
         work = work or " -> ".join("x".join(map(str, shape_of_var(v))) or "1" for v in (moved[0], moved[-1]))
         covered = tuple(n.name for n in nodes)
