@@ -55,6 +55,16 @@ def host_flags() -> frozenset[str]:
     return frozenset()
 
 
+def host_processor() -> str:
+    """Model name, family and model number of the first processor: what measurements are kept by."""
+    fields: dict[str, str] = {}
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    numbers = "-".join(fields[name] for name in ("cpu family", "model") if name in fields)
+    return f"{fields.get('model name', 'processor')} ({numbers})"
+
+
 def host_level() -> str:
     """The best instruction-set level of this machine."""
     if host_arch() == "arm64":

@@ -357,6 +357,63 @@ def _profile(model: str, precision: str, threads: int, rounds: int, samples: int
         write_atomically(as_json, (json.dumps(found.to_json(), indent=1) + "\n").encode())
 
 
+@app.command()
+def tune(
+    models: Annotated[list[str] | None, typer.Argument(help="Model files or reference models' names.")] = None,
+    all_zoo: Annotated[bool, typer.Option("--all-zoo", help="Every reference model.")] = False,
+    target: Annotated[str, typer.Option(help="cpu or x86[:level]; it must run here.")] = "cpu",
+    threads: Annotated[int, typer.Option(help="Threads the kernels are tuned for; 0: every core.")] = 0,
+    precision: Annotated[list[str], typer.Option(help="int8 or float32; repeatable.")] = ["int8"],  # noqa: B006
+    budget: Annotated[float, typer.Option(help="Minutes; what is left over waits for the next run.")] = 30.0,
+    database: Annotated[Path | None, typer.Option(help="Rows are kept here; default: the user's own database.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Measure kernels anew that have a row.")] = False,
+    compare: Annotated[bool, typer.Option(help="Time each whole model with the guesses and with its rows.")] = True,
+    dry_run: DryRun = False,
+) -> None:
+    """Measure how the kernels of MODELS are best cut on this machine. Ctrl-C is safe: finished kernels are kept."""
+    from ..backends.host import host_threads
+    from ..backends.target import Target
+    from ..backends.tvm.target import require_run
+    from . import tune as tuning
+    from . import zoo
+    from .progress import TerminalProgress
+    from .sources import resolve
+
+    names = list(zoo.names()) if all_zoo else list(models or [])
+    if not names or (all_zoo and models):
+        raise OptionError("tune takes MODELS or --all-zoo, exactly one of them")
+    for name in precision:
+        tuning.check_precision(name)
+    chosen, threads = Target.parse(target), threads or host_threads()
+    require_run(chosen)
+    path = database or tuning.default_path(chosen)
+    _settings(
+        "tune", models=", ".join(names), target=chosen, threads=threads, precision=", ".join(precision),
+        budget=f"{budget:g} min", database=path,
+    )  # fmt: skip
+    with TerminalProgress(err) as progress:
+        programs = {(n, p): tuning.tunable_program(resolve(n), p, progress) for n in names for p in precision}
+        kernels = {k.key: k for program in programs.values() for k in tuning.kernels_of(program, chosen)}
+        if dry_run:
+            for key in kernels:
+                out.print(key, highlight=False, markup=False)
+            err.print(f"dry run: {len(kernels)} kernels; nothing was measured or written")
+            return
+        outcome = tuning.tune(list(kernels.values()), chosen, threads, path, budget, again, progress)
+    table = Table("kernel", "guess (us)", "tuned (us)", "choice")
+    for row in outcome.measured:
+        choice = " ".join(f"{k}={v}" for k, v in row.choice.items()) if row.choice else "the guess"
+        table.add_row(row.key, f"{row.guess_microseconds:.1f}", f"{row.microseconds:.1f}", choice)
+    Console(width=max(out.width, 120)).print(table)
+    out.print(f"{len(outcome.measured)} kernels measured, {outcome.kept} had rows, {outcome.remaining} remain", highlight=False)
+    for (name, kind), program in programs.items() if compare and not outcome.remaining else ():
+        found = tuning.end_to_end(program, chosen, threads, path)
+        out.print(
+            f"{name} {kind}: guess {found.guess[0]:.3f} ms (median {found.guess[1]:.3f}), "
+            f"tuned {found.tuned[0]:.3f} ms (median {found.tuned[1]:.3f})", highlight=False,
+        )  # fmt: skip
+
+
 def main() -> None:
     """Entry point: expected errors are one message on stderr and exit status 1; Ctrl-C exits with 130."""
     try:

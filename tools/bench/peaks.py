@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ...backends.cache import cache_folder
-from ...backends.host import host_threads
+from ...backends.host import host_processor, host_threads
 from ...backends.target import Target
 from ...ir.errors import TargetError
 from ...ir.files import write_atomically
@@ -80,7 +80,7 @@ def peaks(target: Target, threads: int, fresh: bool = False) -> Peaks:
     """
     path = cache_folder() / "peaks.json"
     kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    key = f"{processor()} | {target} | {threads} threads"
+    key = f"{host_processor()} | {target} | {threads} threads"
     if key in kept and not fresh:
         return Peaks(**kept[key])
     found = _measure(target, threads)
@@ -91,16 +91,6 @@ def peaks(target: Target, threads: int, fresh: bool = False) -> Peaks:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps({**kept, key: asdict(found)}, indent=1) + "\n").encode())
     return found
-
-
-def processor() -> str:
-    """Model name, family and model number of the first processor."""
-    fields: dict[str, str] = {}
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        fields.setdefault(name.strip(), value.strip())
-    numbers = "-".join(fields[name] for name in ("cpu family", "model") if name in fields)
-    return f"{fields.get('model name', 'processor')} ({numbers})"
 
 
 def cache_sizes() -> dict[str, int]:
@@ -135,7 +125,7 @@ def _measure(target: Target, threads: int) -> Peaks:
         run = _compile(_read_kernel(threads, size // 4, passes), target, ())
         arrays = [np.ones(threads * size // 4, np.int32), np.zeros(threads * 16, np.int32)]
         bandwidth[name] = round(threads * size * passes / _best(run, arrays) / 1e9, 1)
-    return Peaks(processor(), target.level, threads, datetime.date.today().isoformat(), units, bandwidth, caches)
+    return Peaks(host_processor(), target.level, threads, datetime.date.today().isoformat(), units, bandwidth, caches)
 
 
 def _units(target: Target) -> dict[str, tuple[tuple[str, ...], str, str, int, Step]]:

@@ -1,0 +1,167 @@
+"""`graphwright tune`: measures how the kernels of a model are best cut on this machine and keeps what it finds.
+
+Every finished kernel is written down at once: an interrupted run continues where it stopped. Results never change, only time.
+"""
+
+from __future__ import annotations
+
+import datetime
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..backends.host import host_processor
+from ..backends.target import Target
+from ..backends.tvm.tuning import TuningDatabase, TuningRow, user_path
+from ..ir.data import Calibration
+from ..ir.errors import UnknownNameError
+from ..ir.program import Program
+from ..passes.base import PassContext
+from ..passes.manager import PassManager
+from ..passes.pipeline import parse
+from .progress import silent
+from .sources import Source
+
+Progress = Callable[[int, int, str], None]
+
+#: Kernels depend on shapes and types alone, so the quickest calibration will do.
+PIPELINES = {
+    "int8": "canonicalize,quantize{activation_observer=min-max},lower-integer",
+    "float32": "canonicalize",
+}
+CALIBRATION_SAMPLES = 2
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One tunable kernel specification of a program."""
+
+    key: str
+    level: str
+    generator: Any
+    spec: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a tuning run did. remaining: kernels the budget left for another run."""
+
+    measured: tuple[TuningRow, ...]
+    kept: int
+    remaining: int
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """Milliseconds of whole runs, interleaved in one process: (least, median) with the guess and with tuned kernels."""
+
+    guess: tuple[float, float]
+    tuned: tuple[float, float]
+
+
+def check_precision(precision: str) -> None:
+    if precision not in PIPELINES:
+        raise UnknownNameError("precision", precision, PIPELINES)
+
+
+def tunable_program(source: Source, precision: str, progress: Progress = silent) -> Program:
+    """The program whose kernels are tuned: the model's shapes in one precision, quantized on a handful of samples.
+
+    A model file without data is calibrated on random inputs: ranges do not change how a kernel is cut.
+    """
+    from ..backends.tvm.backend import example_inputs
+
+    check_precision(precision)
+    data = None
+    if precision == "int8":
+        batches = source.calibration(None, CALIBRATION_SAMPLES) or [example_inputs(source.program)]
+        data = Calibration.for_program(source.program, batches)
+    context = PassContext(calibration=data, progress=progress)
+    return PassManager().run(source.program, parse(PIPELINES[precision]), context).program
+
+
+def kernels_of(program: Program, target: Target) -> list[Kernel]:
+    """The distinct tunable kernels of a program, in the order they first run."""
+    from ..backends.tvm.lower import lower
+    from ..backends.tvm.tuning.families import FAMILIES
+
+    found: dict[tuple[str, str], Kernel] = {}
+    for generator, spec in lower(program, target, tunings=TuningDatabase()).specs:
+        family = FAMILIES.get(generator)
+        key = None if family is None else family.key(spec)
+        if family is not None and key is not None:
+            kernel = Kernel(key, spec[family.level], generator, spec)
+            found.setdefault((kernel.key, kernel.level), kernel)
+    return list(found.values())
+
+
+def tune(
+    kernels: Sequence[Kernel],
+    target: Target,
+    threads: int,
+    path: Path,
+    budget: float = float("inf"),
+    again: bool = False,
+    progress: Progress = silent,
+) -> Outcome:
+    """Measures each kernel that `path` has no row for from this processor and thread count, and adds its row.
+
+    Args:
+        path: the database that is extended. budget: minutes; a kernel that was begun is finished. again: measure all anew.
+    """
+    from ..backends.tvm.tuning.measure import measure
+
+    database = TuningDatabase.read(path)
+    machine = host_processor()
+    wanted = [k for k in kernels if again or not _known(database, k, threads, machine)]
+    end = time.monotonic() + 60 * budget
+    rows: list[TuningRow] = []
+    for index, kernel in enumerate(wanted):
+        progress(index, len(wanted), "tune kernels")
+        if time.monotonic() > end:
+            break
+        found = measure(kernel.generator, kernel.spec, target, threads)
+        row = TuningRow(
+            kernel.key, kernel.level, found.choice, round(found.microseconds, 2), round(found.guess_microseconds, 2),
+            threads, machine, datetime.date.today().isoformat(),
+        )  # fmt: skip
+        rows.append(row)
+        database = database.with_row(row)
+        database.write(path)
+    progress(len(rows), len(wanted), "tune kernels")
+    return Outcome(tuple(rows), len(kernels) - len(wanted), len(wanted) - len(rows))
+
+
+def _known(database: TuningDatabase, kernel: Kernel, threads: int, machine: str) -> bool:
+    row = database.find(kernel.key, kernel.level)
+    return row is not None and (row.threads, row.machine) == (threads, machine)
+
+
+def end_to_end(program: Program, target: Target, threads: int, path: Path, rounds: int = 30) -> EndToEnd:
+    """Runs the program built with the guesses and with the rows of `path`, in turn. Wall times: other work disturbs them."""
+    from ..backends.tvm.backend import TVMBackend, example_inputs
+    from ..backends.tvm.executor import load_bytes
+
+    inputs = [x.numpy() for x in example_inputs(program)]
+    runs = [
+        load_bytes(TVMBackend(tunings).compile(program, target).library, threads)
+        for tunings in (TuningDatabase(), TuningDatabase.read(path))
+    ]
+    times: list[list[float]] = [[], []]
+    for index in range(rounds + 1):
+        for run, collected in zip(runs, times, strict=True):
+            run(*inputs)
+            for _ in range(10):
+                start = time.perf_counter()
+                run(*inputs)
+                if index:  # the first round warms up
+                    collected.append((time.perf_counter() - start) * 1e3)
+    return EndToEnd(*((min(t), statistics.median(t)) for t in times))
+
+
+def default_path(target: Target) -> Path:
+    """The user's own database."""
+    return user_path(target.arch)
