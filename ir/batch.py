@@ -1,0 +1,51 @@
+"""A program with a symbolic batch dimension at one batch size: what a backend of static shapes compiles."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from .errors import OptionError, VerificationError
+from .program import Program, tensor_spec
+
+
+def with_batch(program: Program, batch: int) -> Program:
+    """A clone whose inputs have `batch` as their first dimension; tensors are shared. Captured with `dynamic_batch=True`.
+
+    Raises:
+        OptionError: a batch below 1, or an input whose first dimension is fixed to another size.
+        VerificationError: the graph fixes the batch somewhere (an operator rejects the new shapes).
+    """
+    if batch < 1:
+        raise OptionError(f"batch {batch}: a batch has at least one sample")
+    for spec in program.input_specs:
+        if not spec.shape or spec.shape[0] not in (None, batch) or None in spec.shape[1:]:
+            raise OptionError(f"input '{spec}' has no free batch dimension; capture the model with dynamic_batch=True")
+    result = program.clone()
+    mode = torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True)
+    for old, new in zip(program.inputs, result.inputs, strict=True):
+        spec = tensor_spec(old, str(old.target))
+        with mode:
+            new.meta["val"] = torch.empty((batch, *(int(d or 0) for d in spec.shape[1:])), dtype=spec.dtype)
+    for node in list(result.nodes):
+        if node.op == "get_attr":
+            parameter = result.parameter(node)
+            assert parameter is not None
+            node.meta["val"] = mode.from_tensor(parameter, static_shapes=True)
+    result.infer_shapes()
+    for node in list(result.nodes):
+        # Sizes are numbers now, and so is what was computed from them.
+        if isinstance(node.meta.get("val"), int):
+            node.replace_all_uses_with(node.meta["val"])  # type: ignore[arg-type]
+    result.sweep()
+    result.infer_shapes()
+    for node in result.nodes:
+        _require_static(node)
+    return result
+
+
+def _require_static(node: fx.Node) -> None:
+    value = node.meta.get("val")
+    for tensor in value if isinstance(value, (tuple, list)) else [value]:
+        if isinstance(tensor, torch.Tensor) and not all(isinstance(d, int) for d in tensor.shape):
+            raise VerificationError(f"'{node.name}' ({node.target}) still has a symbolic shape: {tuple(tensor.shape)}")
