@@ -237,6 +237,43 @@ def test_concatenation_padding_and_slices_of_channels():
     assert names["concatenate_channels"] == names["pad_channels"] == 1
 
 
+def test_a_convolution_pads_and_quantizes_its_image_itself():
+    """What an explicit pad (Keras "same") and the quantization of the input become: no kernel of their own."""
+
+    def body(p, x):
+        q = F.pad(gw.quantize(x, 0.03, 118, 0, 255, U8), [0, 1, 1, 2], value=118)
+        c = gw.rescale(gw.convolution(q, p.w, None, [2, 2], [0, 1], [1, 1], 1, 118), p.s, 50, 0, 255, U8, 1)
+        framed = F.pad(c, [1, 2, 0, 1], value=50)
+        depthwise = gw.convolution(framed, p.d, None, [2, 2], [0, 0], [1, 1], 20, 50)
+        return depthwise, gw.max_pool2d(framed, [3, 3], [1, 1], [0, 0], [1, 1], False)
+
+    w, d = integers(-127, 128, 20, 3, 3, 3), integers(-127, 128, 20, 1, 3, 3)
+    graph = program(body, normal(2, 3, 19, 22), w=w, d=d, s=scales(20, 1e-3))
+    names = kinds(check_bits(graph, (normal(2, 3, 19, 22),)))
+    names.pop("from_channels")  # of the outputs
+    assert names == {"convolution_int": 1, "depthwise_int": 1, "pad_channels": 1, "max_pool2d": 1}
+
+
+def test_a_pad_with_another_value_stays():
+    def body(p, x):
+        return gw.convolution(F.pad(x, [0, 1, 0, 1], value=3), p.w, None, [1, 1], [1, 1], [1, 1], 1, 50)
+
+    graph = program(body, codes(1, 5, 6, 7), w=integers(-127, 128, 4, 5, 3, 3))
+    assert kinds(check_bits(graph, (codes(1, 5, 6, 7),)))["pad_channels"] == 1
+
+
+def test_float_convolutions_pad_themselves():
+    def body(p, x):
+        first = F.conv2d(F.pad(x, [0, 1, 0, 1]), p.w, stride=2)
+        return F.conv2d(F.pad(first, [1, 2, 0, 1]), p.d, stride=2, groups=8)
+
+    graph = program(body, normal(1, 3, 18, 22), stage=Stage.CANONICAL, w=normal(8, 3, 3, 3), d=normal(8, 1, 3, 3))
+    result = compiled(graph)
+    x = normal(1, 3, 18, 22)
+    np.testing.assert_allclose(load_bytes(result.library)(x.numpy())[0], graph(x)[0].numpy(), rtol=1e-4, atol=1e-4)
+    assert set(kinds(result)) <= {"convolution_f", "depthwise_f", "from_channels"}
+
+
 def test_patches_become_rows_without_a_copy():
     def body(p, x):
         c = gw.rescale(gw.convolution(x, p.w, None, [4, 4], [0, 0], [1, 1], 1, 0), p.s, 50, 0, 255, U8, 1)

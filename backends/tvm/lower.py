@@ -23,13 +23,13 @@ from ...ir.program import Program, Stage, origin_of, shape_of
 from ...ir.verify import neighbourhood
 from ..base import KernelRow, Progress
 from ..target import Target
-from .kernels import layout
+from .kernels import layout, quantize_image
 from .kernels.base import padded
 from .strided import Strided
 from .target import kernel_levels
 from .tuning import TuningDatabase
 from .tuning.families import tuned
-from .values import CONSTANT, DTYPES, Expr, Value, dtype_of_var, item_size, of_node, shape_of_var
+from .values import CONSTANT, DTYPES, Expr, FloatImage, Frame, Value, dtype_of_var, item_size, of_node, shape_of_var
 
 #: Relax, untyped: the stubs know every expression only by its base class.
 relax: Any = _relax
@@ -206,12 +206,17 @@ class Lowering:
         return relax.const(np.ascontiguousarray(tensor))
 
     def is_channels(self, node: fx.Node) -> bool:
-        return node.op != "get_attr" and self.value(node).channels is not None
+        if node.op == "get_attr":
+            return False
+        value = self.value(node)
+        return value.channels is not None or value.pending is not None
 
     def dense(self, node: fx.Node) -> Expr:
         """The value, row-major in its logical shape; converted on first use where it lives as Channels."""
         value = self.value(node)
         if value.dense is None:
+            if value.moved is None:
+                self.channels(node)
             value.dense = self._moved(value, node) if value.moved is not None else self._from_channels(value, node)
         value.dense = self.reshape(value.dense, value.shape)
         return value.dense
@@ -219,6 +224,8 @@ class Lowering:
     def channels(self, node: fx.Node) -> Expr:
         """The value as [N, H, W, Cp]; converted on first use. Rank 3 and up; further axes count as one row."""
         value = self.value(node)
+        if value.channels is None and value.pending is not None:
+            value.channels = self._carried_out(value, value.pending, node)
         if value.channels is None:
             self.dense(node)
             value.channels = self._to_channels(value, node)
@@ -247,6 +254,21 @@ class Lowering:
         assert value.moved is not None
         source, strided = value.moved
         return self.kernel(layout.copy_strided, strided, value.dtype, inputs=[source], nodes=(node,))
+
+    def settled(self, node: fx.Node) -> Value:
+        """The value with nothing pending: in the layout its reader finds it in."""
+        value = self.value(node)
+        if value.pending is not None:
+            self.channels(node)
+        return value
+
+    def _carried_out(self, value: Value, pending: Frame | FloatImage, node: fx.Node) -> Expr:
+        if isinstance(pending, FloatImage):
+            spec = ((*value.shape[:2], *value.spatial), pending.quantize)
+            return self.kernel(quantize_image.quantize_image, *spec, inputs=[pending.source], nodes=(node,))
+        source = self.channels(pending.source)
+        spec = (shape_of_var(source), pending.before, pending.after, pending.fill, dtype_of_var(source))
+        return self.kernel(layout.pad_channels, *spec, inputs=[source], nodes=(node,))
 
     def _from_channels(self, value: Value, node: fx.Node) -> Expr:
         n, c = value.shape[:2]

@@ -11,6 +11,7 @@ import tvm
 from torch import fx
 
 from ...ir.program import dtype_of, shape_of
+from .kernels.quantize_image import Quantize
 from .strided import Strided
 
 #: torch dtype -> TVM dtype of every type a lowered program may hold.
@@ -34,9 +35,27 @@ Expr = Any
 CONSTANT: Any = tvm.ir.expr.GenericConst
 
 
+@dataclass(frozen=True)
+class Frame:
+    """A 4-D pad that nothing has carried out: `before` and `after` (rows, columns) of `fill` around the value of `source`."""
+
+    source: fx.Node
+    before: tuple[int, int]
+    after: tuple[int, int]
+    fill: float
+
+
+@dataclass(frozen=True)
+class FloatImage:
+    """`gw::quantize` of a few planes [N, C, H, W] that nothing has carried out."""
+
+    source: Any
+    quantize: Quantize
+
+
 @dataclass
 class Value:
-    """A node's value. At least one form exists: `dense` row-major, `channels` as [N, spatial..., Cp], or `moved`.
+    """A node's value. At least one form exists: `dense` row-major, `channels` as [N, spatial..., Cp], `moved` or `pending`.
 
     shape: the logical shape; channels holds axis 1 of it last, padded to LANES. A view changes `shape` and moves nothing:
     the Relax variable keeps the shape its kernel gave it, and is reshaped (free) where a kernel asks for another.
@@ -48,6 +67,8 @@ class Value:
     channels: Any | None = None
     #: The dense form as an index map over another variable, not copied yet: (variable, map).
     moved: tuple[Any, Strided] | None = None
+    #: What makes the channels form when a reader asks for it; a convolution may do it itself and never ask.
+    pending: Frame | FloatImage | None = None
 
     @property
     def spatial(self) -> tuple[int, int]:

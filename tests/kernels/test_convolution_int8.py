@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from graphwright.backends.tvm.kernels import convolution_int8
 from graphwright.backends.tvm.kernels.base import Convolution, ResidualAdd, Tail, padded
+from graphwright.backends.tvm.kernels.quantize_image import Quantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .kernel_cases import LEVELS, TailCase, random_integers, run, tails, to_physical
+from .kernel_cases import LEVELS, TORCH, TailCase, random_integers, run, tails, to_physical
 
 
 def check(shape: Convolution, dtype: str, zero_point: int, case, level: str, seed: int, with_bias: bool = True) -> None:
@@ -26,12 +29,19 @@ def check(shape: Convolution, dtype: str, zero_point: int, case, level: str, see
     inputs = [to_physical(x, rng)] + ([to_physical(residual, rng)] if residual is not None else [])
     output = np.zeros((shape.batch, shape.out_height, shape.out_width, padded(shape.filters)), case.tail.dtype)
     got = run(function, level, [*inputs, *packed], output)[..., : shape.filters].transpose(0, 3, 1, 2)
-    acc = torch.ops.gw.convolution(
-        torch.from_numpy(x), torch.from_numpy(weight), None if bias is None else torch.from_numpy(bias),
-        shape.stride, shape.padding, shape.dilation, shape.groups, zero_point,
-    )  # fmt: skip
+    acc = accumulated(shape, x, weight, bias, zero_point)
     want = case.reference(acc, 1, None if residual is None else torch.from_numpy(residual))
     np.testing.assert_array_equal(got, want.numpy())
+
+
+def accumulated(shape: Convolution, x, weight, bias, zero_point: int) -> torch.Tensor:
+    """`gw::convolution` of the image with its border written out."""
+    (top, left), (height, width) = shape.padding, (shape.framed_height, shape.framed_width)
+    frame = (left, width - left - shape.width, top, height - top - shape.height)
+    return torch.ops.gw.convolution(
+        torch.nn.functional.pad(torch.from_numpy(x), frame, value=zero_point), torch.from_numpy(weight),
+        None if bias is None else torch.from_numpy(bias), shape.stride, (0, 0), shape.dilation, shape.groups, zero_point,
+    )  # fmt: skip
 
 
 @st.composite
@@ -42,7 +52,9 @@ def convolutions(draw, kind: str):
     stride = (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
     dilation = (draw(st.integers(1, 2)), draw(st.integers(1, 2)))
     padding = (draw(st.integers(0, 3)), draw(st.integers(0, 3)))
-    smallest = [max(1, d * (k - 1) + 1 - 2 * p) for d, k, p in zip(dilation, kernel, padding, strict=True)]
+    end = draw(st.none() | st.tuples(st.integers(0, 3), st.integers(0, 3)))
+    ends = end or padding
+    smallest = [max(1, d * (k - 1) + 1 - p - q) for d, k, p, q in zip(dilation, kernel, padding, ends, strict=True)]
     height, width = (draw(st.integers(low, low + 16)) for low in smallest)
     if kind == "depthwise":
         channels = filters = groups = draw(st.integers(2, 140))
@@ -51,7 +63,8 @@ def convolutions(draw, kind: str):
         channels, filters = groups * draw(st.integers(1, 9)), groups * draw(st.integers(2, 9))
     else:
         groups, channels, filters = 1, draw(st.integers(1, 70)), draw(st.integers(1, 150))
-    return Convolution(draw(st.integers(1, 2)), channels, height, width, filters, kernel, stride, padding, dilation, groups)
+    batch = draw(st.integers(1, 2))
+    return Convolution(batch, channels, height, width, filters, kernel, stride, padding, dilation, groups, end)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -75,6 +88,8 @@ REAL_LAYERS = [
     (Convolution(1, 48, 9, 30, 48, (3, 3), (2, 2), (1, 1), groups=48), "uint8", 1),  # stores in pieces
     (Convolution(1, 3, 32, 32, 32, (3, 3), (2, 2), (1, 1)), "uint8", 114),  # first layer: three channels
     (Convolution(1, 80, 14, 14, 112, (1, 1)), "int8", 12),  # 4 + 3 panels
+    (Convolution(1, 144, 21, 21, 144, (5, 5), (2, 2), (1, 1), groups=144, padding_end=(2, 2)), "uint8", 0),  # "same" of TF
+    (Convolution(1, 32, 17, 17, 32, (3, 3), (2, 2), (0, 0), groups=32, padding_end=(1, 1)), "uint8", 9),
 ]
 
 
@@ -86,3 +101,24 @@ def test_shapes_of_real_networks(layer, residual, level):
     add = ResidualAdd(700_000, 1_100_000, 20, 9, 100, 60, 0, 255, "uint8") if residual else None
     tail = Tail("rescale", "uint8", 9, 9, 255, add)
     check(shape, dtype, zero_point, TailCase(tail, {"scale": np.full(1, 1 / 300, np.float32)}), level, 0)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
+def test_quantizes_a_float_image(level, data):
+    shape = data.draw(convolutions("dense"))
+    shape = dataclasses.replace(shape, channels=data.draw(st.integers(1, 9)), width=shape.width + data.draw(st.integers(0, 30)))
+    dtype, zero_point = data.draw(st.sampled_from([("uint8", 0), ("uint8", 131), ("int8", -128), ("int8", 5)]))
+    limits = data.draw(st.sampled_from([(0, 255), (3, 200)] if dtype == "uint8" else [(-128, 127), (-127, 100)]))
+    rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
+    image = rng.normal(0, 8, (shape.batch, shape.channels, shape.height, shape.width)).astype(np.float32)
+    weight = rng.integers(-128, 128, (shape.filters, shape.channels, *shape.kernel)).astype(np.int8)
+    quantize = Quantize(0.07, zero_point, *limits, dtype)
+    spec = convolution_int8.ConvolutionInt8(shape, dtype, zero_point, quantize)
+    packed = convolution_int8.pack(spec, Tail("none", "int32"), level, weight, None)
+    function = convolution_int8.build(spec, Tail("none", "int32"), level)
+    output = np.zeros((shape.batch, shape.out_height, shape.out_width, padded(shape.filters)), np.int32)
+    got = run(function, level, [image, *packed], output)[..., : shape.filters].transpose(0, 3, 1, 2)
+    codes = torch.ops.gw.quantize(torch.from_numpy(image), 0.07, zero_point, *limits, TORCH[dtype])
+    np.testing.assert_array_equal(got, accumulated(shape, codes.numpy(), weight, None, zero_point).numpy())

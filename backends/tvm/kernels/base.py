@@ -63,7 +63,10 @@ def pair(values: tuple[int, int]) -> str:
 
 @dataclass(frozen=True)
 class Convolution:
-    """Shape of a 2-D convolution; spatial extents are (height, width), padding is symmetric."""
+    """Shape of a 2-D convolution; spatial extents are (height, width).
+
+    padding: rows above and columns left of the image. padding_end: rows below and columns right; None: as many again.
+    """
 
     batch: int
     channels: int
@@ -75,14 +78,29 @@ class Convolution:
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+    padding_end: tuple[int, int] | None = None
+
+    @property
+    def framed_height(self) -> int:
+        """Height of the image with its padding."""
+        return self.height + self.padding[0] + (self.padding if self.padding_end is None else self.padding_end)[0]
+
+    @property
+    def framed_width(self) -> int:
+        """Width of the image with its padding."""
+        return self.width + self.padding[1] + (self.padding if self.padding_end is None else self.padding_end)[1]
+
+    @property
+    def bordered(self) -> bool:
+        return (self.framed_height, self.framed_width) != (self.height, self.width)
 
     @property
     def out_height(self) -> int:
-        return (self.height + 2 * self.padding[0] - self.dilation[0] * (self.kernel[0] - 1) - 1) // self.stride[0] + 1
+        return (self.framed_height - self.dilation[0] * (self.kernel[0] - 1) - 1) // self.stride[0] + 1
 
     @property
     def out_width(self) -> int:
-        return (self.width + 2 * self.padding[1] - self.dilation[1] * (self.kernel[1] - 1) - 1) // self.stride[1] + 1
+        return (self.framed_width - self.dilation[1] * (self.kernel[1] - 1) - 1) // self.stride[1] + 1
 
     @property
     def depthwise(self) -> bool:

@@ -121,7 +121,7 @@ def convolution(
             ("bias", (padded(shape.filters),), "float32"),
             ("Y", (shape.batch, shape.out_height, shape.out_width, padded(shape.filters)), "float32"),
         )
-        pointwise = shape.kernel == (1, 1) == shape.stride and shape.padding == (0, 0) and not planar_input
+        pointwise = shape.kernel == (1, 1) == shape.stride and not shape.bordered and not planar_input
         pixels = shape.batch * shape.height * shape.width
         lines = replace(shape, batch=1, height=1, width=pixels) if pointwise else shape
         strides = (1, shape.height * shape.width) if planar_input else (padded(shape.channels), 1)

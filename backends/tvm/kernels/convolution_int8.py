@@ -5,7 +5,8 @@
     packed = convolution_int8.pack(spec, tail, level, weight, bias, scale=scale)   # numpy arrays, in the function's order
 
 Buffers of the function: X [N, H, W, Cp], (residual [N, OH, OW, Op] if the tail has one), then the arrays `pack` returns,
-then Y [N, OH, OW, Op]. Cp and Op are padded to LANES; lanes past C may hold anything.
+then Y [N, OH, OW, Op]. Cp and Op are padded to LANES; lanes past C may hold anything. With `quantize`, X is a float image
+[N, C, H, W], which the kernel quantizes into the scratch it reads anyway.
 """
 
 from __future__ import annotations
@@ -24,16 +25,21 @@ from .emit import build as build_function
 from .emit import loop, parallel_kind, store
 from .gemm_int8 import Pixels, Product, Tiling, choose_tiling, fold_bias, pack_panels
 from .isa import Isa, T, isa_of
+from .quantize_image import Quantize, framed_words, word_pitch
 from .tail import declare, pack_tail
 
 
 @dataclass(frozen=True)
 class ConvolutionInt8:
-    """A convolution with the type ("uint8" or "int8") and zero point of its input."""
+    """A convolution with the type ("uint8" or "int8") and zero point of its input.
+
+    quantize: how a float input becomes that type (dense convolutions of few channels); None where it is quantized already.
+    """
 
     shape: Convolution
     dtype: str
     zero_point: int
+    quantize: Quantize | None = None
 
     @property
     def work(self) -> str:
@@ -47,13 +53,16 @@ def build(spec: ConvolutionInt8, tail: Tail, level: str, tiling: Tiling | None =
         level: "avx512-vnni" or "portable". tiling: overrides `choose_tiling` (dense convolutions only).
 
     Raises:
-        UnknownNameError: unknown level. OptionError: a tiling for a convolution that is not dense, or an empty output.
+        UnknownNameError: unknown level. OptionError: an empty output, or a tiling or a float image for a convolution that is
+            not dense.
     """
     shape, isa = spec.shape, isa_of(level)
     if min(shape.out_height, shape.out_width) < 1:
         raise OptionError(f"convolution {shape} has an empty output; the kernel is larger than the padded image")
     if shape.groups == 1:
         return build_function(name, lambda: _dense(spec, tail, isa, tiling))
+    if spec.quantize is not None:
+        raise OptionError(f"only dense convolutions quantize their input; this one has {shape.groups} groups")
     if tiling is not None:
         raise OptionError(f"tiling applies to dense convolutions; this one has {shape.groups} groups")
     emit = depthwise_int8.emit if shape.depthwise else grouped_int8.emit
@@ -89,18 +98,23 @@ def _pack_dense(weight: np.ndarray, isa: Isa) -> np.ndarray:
 
 def _dense(spec: ConvolutionInt8, tail: Tail, isa: Isa, tiling: Tiling | None) -> None:
     shape = spec.shape
-    (kernel_height, kernel_width), (pad_y, pad_x) = shape.kernel, shape.padding
+    kernel_height, kernel_width = shape.kernel
     pitch, out_pitch = padded(shape.channels), padded(shape.filters)
     image = ("X", (shape.batch, shape.height, shape.width, pitch), spec.dtype)
+    if spec.quantize is not None:
+        image = ("X", (shape.batch, shape.channels, shape.height, shape.width), "float32")
     out_shape = (shape.batch, shape.out_height, shape.out_width, out_pitch)
     inner = ceil(shape.channels / isa.step)
     taps = kernel_height * kernel_width
     packed = [("W", (out_pitch * taps * inner * isa.step,), "int8"), ("B", (out_pitch,), "int32")]
     (x, weights, bias), code = declare(tail, isa, shape.filters, [image], packed, out_shape)
     flip = bool(isa.shift(spec.dtype))
-    height, width = shape.height, shape.width
-    if pad_y or pad_x:
-        height, width = height + 2 * pad_y, width + 2 * pad_x
+    height, width = shape.framed_height, shape.framed_width
+    if spec.quantize is not None:
+        pitch = word_pitch(shape.channels)
+        x = framed_words(shape, x, spec.quantize, isa)
+        flip = False
+    elif shape.bordered:
         pitch = inner * isa.step
         x = pad_image(shape, x, spec.zero_point, pitch, isa)
         flip = False
@@ -123,12 +137,12 @@ def _dense(spec: ConvolutionInt8, tail: Tail, isa: Isa, tiling: Tiling | None) -
 
 
 def pad_image(shape: Convolution, x: Any, zero_point: int, pitch: int, isa: Isa) -> Any:
-    """Copies the image into a scratch [N, H + 2 py, W + 2 px, pitch] whose border holds the zero point.
+    """Copies the image into a scratch [N, framed height, framed width, pitch] whose border holds the zero point.
 
     pitch <= padded(C) drops the padding lanes; on levels whose dot instruction reads u8, s8 values become x + 128.
     """
     pad_y, pad_x = shape.padding
-    height, width = shape.height + 2 * pad_y, shape.width + 2 * pad_x
+    height, width = shape.framed_height, shape.framed_width
     shift = isa.shift(str(x.dtype))
     dtype = "uint8" if isa.vnni else str(x.dtype)
     scratch = T.alloc_buffer((shape.batch * height * width * pitch,), dtype)
@@ -160,12 +174,12 @@ def pad_image(shape: Convolution, x: Any, zero_point: int, pitch: int, isa: Isa)
     with loop(shape.batch * height, parallel_kind(work)) as index:
         image, y = (index // height, index % height) if shape.batch > 1 else (0, index)
         base = index * (width * pitch)
-        inside = T.And(y >= pad_y, y < pad_y + shape.height) if pad_y else None
+        inside = T.And(y >= pad_y, y < pad_y + shape.height) if height > shape.height else None
 
         def interior() -> None:
-            if pad_x:
-                blank(base, pad_x)
-                blank(base + (pad_x + shape.width) * pitch, pad_x)
+            for start, columns in ((0, pad_x), (pad_x + shape.width, width - pad_x - shape.width)):
+                if columns:
+                    blank(base + start * pitch, columns)
             copy(base + pad_x * pitch, image * shape.height + y - pad_y)
 
         if inside is None or isinstance(y, int):

@@ -87,7 +87,7 @@ class Plan:
 
     @property
     def scratch_width(self) -> int:
-        return self.shape.width + 2 * self.shape.padding[1]
+        return self.shape.framed_width
 
 
 def choose_plan(shape: Convolution, tail: Tail, isa: Isa) -> Plan | None:
@@ -109,7 +109,7 @@ def choose_plan(shape: Convolution, tail: Tail, isa: Isa) -> Plan | None:
         return ceil(shape.out_width / (columns * pixels)) * each
 
     columns = min(range(1, most + 1), key=cost)
-    line = (shape.width + 2 * shape.padding[1]) * channels * shape.stride[0]
+    line = shape.framed_width * channels * shape.stride[0]
     rows = balanced(shape.out_height, max(1, SCRATCH_BYTES // line))
     in_place = pixels == 1 or (shape.stride[1] == 1 and pitch == channels)
     # Copying costs a strided kernel more, because each output reads more fresh input. Measured on EfficientNet-lite0's layers.
@@ -275,7 +275,8 @@ class Interleaved:
                 with T.Then():
                     if pad:
                         fill(0, pad)
-                        fill(pad + shape.width, pad)
+                    if pad + shape.width < plan.scratch_width:
+                        fill(pad + shape.width, plan.scratch_width - pad - shape.width)
                     with T.serial(0, shape.width) as column:
                         value = self._bytes(self.x, ((first + y) * shape.width + column) * pitch + channel, size)
                         store(scratch, line + (pad + column) * size, value, size)

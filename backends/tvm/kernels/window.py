@@ -65,7 +65,7 @@ def column_segments(shape: Convolution, rows: int) -> list[Segment]:
 
 def kernel_rows(shape: Convolution, oy: Any) -> tuple[Any, Any]:
     """Bounds (first, stop) of the kernel rows that read the image for output row `oy`; stop > first is not promised."""
-    if shape.padding[0] == 0:
+    if shape.framed_height == shape.height:
         return 0, shape.kernel[0]
     step = shape.dilation[0]
     top = bind(shape.padding[0] - oy * shape.stride[0])

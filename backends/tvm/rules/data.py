@@ -12,9 +12,9 @@ from torch import fx
 
 from ....ir.program import shape_of
 from ..kernels import layout
-from ..kernels.base import LANES, padded
+from ..kernels.base import LANES
 from ..lower import Lowering, rule
-from ..values import DTYPES, Value, arguments, of_node
+from ..values import DTYPES, Frame, Value, arguments, of_node
 from .generic import fallback
 
 aten = torch.ops.aten
@@ -36,7 +36,7 @@ def getitem(lowering: Lowering, node: fx.Node) -> None:
 def view(lowering: Lowering, node: fx.Node) -> None:
     """The same elements in the same order. A Channels value stays one where batch and channels stay in place."""
     x = arguments(node)[0]
-    value = lowering.value(x)
+    value = lowering.settled(x)
     shape = shape_of(node)
     if value.channels is not None and value.dense is None and len(shape) >= 3 and shape[:2] == value.shape[:2]:
         lowering.bind(node, of_node(node, channels=value.channels))
@@ -70,7 +70,8 @@ def unsqueeze(lowering: Lowering, node: fx.Node) -> None:
 @rule(aten.clone.default, aten.alias.default, aten.detach.default, aten.contiguous.default, aten.dropout.default)
 def same(lowering: Lowering, node: fx.Node) -> None:
     value = lowering.value(arguments(node)[0])
-    lowering.bind(node, of_node(node, dense=value.dense, channels=value.channels, moved=value.moved))
+    places = {"dense": value.dense, "channels": value.channels, "moved": value.moved, "pending": value.pending}
+    lowering.bind(node, of_node(node, **places))
 
 
 @rule(aten.permute.default)
@@ -90,7 +91,7 @@ def transpose(lowering: Lowering, node: fx.Node) -> None:
 
 def _permute(lowering: Lowering, node: fx.Node, order: tuple[int, ...]) -> None:
     x: fx.Node = arguments(node)[0]
-    value = lowering.value(x)
+    value = lowering.settled(x)
     rank = len(order)
     spatial = value.channels is not None and value.dense is None
     if spatial and rank >= 3 and order == (0, *range(2, rank), 1):
@@ -129,7 +130,7 @@ def slice_axis(lowering: Lowering, node: fx.Node) -> None:
 
 def _slice(lowering: Lowering, node: fx.Node, x: fx.Node, dim: int, begin: int, length: int, step: int = 1) -> Value:
     """`length` elements from `begin` along one axis; channels of a Channels value stay in that layout."""
-    value, shape = lowering.value(x), shape_of(x)
+    value, shape = lowering.settled(x), shape_of(x)
     if length == shape[dim]:
         return value
     if dim == 1 and step == 1 and len(shape) == 4 and value.channels is not None and value.dense is None:
@@ -210,11 +211,10 @@ def pad(lowering: Lowering, node: fx.Node) -> None:
 def _pad(lowering: Lowering, node: fx.Node, x: fx.Node, widths: Sequence[int], fill: float) -> None:
     dtype = DTYPES[node.meta["val"].dtype]
     framed = len(shape_of(x)) == 4 and len(widths) in (2, 4) and min(widths) >= 0
-    if not framed or not (lowering.is_channels(x) or dtype in ("int8", "uint8")):
+    spatial = lowering.is_channels(x) or dtype in ("int8", "uint8")
+    if not framed or not (spatial or all(user.target is aten.convolution.default for user in node.users)):
         fallback(lowering, node)
         return
     left, right, top, bottom = (*(int(v) for v in widths), 0, 0)[:4]
-    n, c, h, w = shape_of(x)
-    spec = ((n, h, w, padded(c)), (top, left), (bottom, right), float(fill) if dtype == "float32" else int(fill), dtype)
-    out = lowering.kernel(layout.pad_channels, *spec, inputs=[lowering.channels(x)], nodes=(node,))
-    lowering.bind(node, of_node(node, channels=out))
+    fill = float(fill) if dtype == "float32" else int(fill)
+    lowering.bind(node, of_node(node, pending=Frame(x, (top, left), (bottom, right), fill)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import fx
 
 from ....ir.dialect import gw
@@ -10,11 +11,17 @@ from ..kernels import elementwise_int8 as kernels
 from ..kernels import layout, lookup_int8, quantize_image
 from ..kernels.base import LANES, Tail, padded
 from ..lower import Lowering, rule, unsupported
-from ..values import DTYPES, arguments, of_node, shape_of_var
+from ..values import DTYPES, FloatImage, arguments, of_node, shape_of_var
 from .tails import TAIL_OPS, expanded, find, tail_of
 
 #: Ops that read their first input as [N, H, W, Cp].
-SPATIAL_READERS = (gw.convolution.default, gw.max_pool2d.default, gw.sum_pool2d.default)
+SPATIAL_READERS = (
+    gw.convolution.default,
+    gw.max_pool2d.default,
+    gw.sum_pool2d.default,
+    torch.ops.aten.constant_pad_nd.default,
+    torch.ops.aten.pad.default,
+)
 
 
 @rule(gw.quantize.default)
@@ -29,9 +36,13 @@ def quantize(lowering: Lowering, node: fx.Node) -> None:
         value = lowering.value(x)
         shape = (*value.shape[:2], *value.spatial)
         source = lowering.dense(x)
-        small = shape[1] <= quantize_image.MOST_CHANNELS and shape[2] * shape[3] >= LANES
-        generator = quantize_image.quantize_image if small else layout.quantize_to_channels
-        out = lowering.kernel(generator, shape, *spec, inputs=[source], nodes=(node,))
+        if shape[1] <= quantize_image.MOST_CHANNELS and shape[2] * shape[3] >= LANES:
+            image = FloatImage(source, quantize_image.Quantize(*spec))
+            lowering.bind(node, of_node(node, pending=image))
+            if len(node.users) > 1:
+                lowering.settled(node)
+            return
+        out = lowering.kernel(layout.quantize_to_channels, shape, *spec, inputs=[source], nodes=(node,))
         lowering.bind(node, of_node(node, channels=out))
     else:
         out = lowering.kernel(kernels.quantize, shape_of(node), *spec, inputs=[lowering.dense(x)], nodes=(node,))

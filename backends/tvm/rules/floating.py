@@ -17,7 +17,7 @@ from ..kernels.float_base import NO_ACTIVATION, RELU, RELU6, Activation
 from ..lower import Lowering, rule
 from ..values import DTYPES, arguments, of_node
 from .generic import fallback
-from .operands import matmul_operands, planar
+from .operands import matmul_operands, planar, without_frame
 
 aten = torch.ops.aten
 
@@ -56,6 +56,7 @@ def convolution(lowering: Lowering, node: fx.Node) -> None:
     if kernel is None or shape is None or transposed or not _is_float32(x, weight) or (bias is not None and offset is None):
         fallback(lowering, node)
         return
+    x, shape = without_frame(lowering, x, shape, 0.0)
     activation, nodes = _activation(lowering, node)
     kernel = kernel.reshape(shape.filters, -1, *shape.kernel)
     if shape.depthwise:

@@ -13,8 +13,8 @@ from ....ir.program import shape_of
 from ..kernels import convolution_int8, linear_int8, matmul_int8
 from ..kernels.base import Convolution
 from ..lower import Lowering, rule, unsupported
-from ..values import arguments, of_node
-from .operands import matmul_operands, planar
+from ..values import FloatImage, arguments, of_node
+from .operands import matmul_operands, planar, without_frame
 from .tails import Finish, find
 
 
@@ -37,13 +37,17 @@ def convolution(lowering: Lowering, node: fx.Node) -> None:
     shape = planar(shape_of(x), kernel.shape, stride, padding, dilation, groups)
     if shape is None:
         raise unsupported(node, f"integer convolutions are 1-D or 2-D; this one has {len(shape_of(x)) - 2} spatial axes")
-    spec = convolution_int8.ConvolutionInt8(shape, lowering.value(x).dtype, int(zero_point))
+    x, shape = without_frame(lowering, x, shape, int(zero_point))
+    image = lowering.value(x).pending if shape.groups == 1 else None
+    quantize = image.quantize if isinstance(image, FloatImage) else None
+    spec = convolution_int8.ConvolutionInt8(shape, lowering.value(x).dtype, int(zero_point), quantize)
     finish = find(lowering, node, axis=1, residual=True)
     kernel = kernel.reshape(shape.filters, -1, *shape.kernel)
     level = lowering.int8_level
     bias = bias_of(lowering, node, bias)
     packed = convolution_int8.pack(spec, finish.tail, level, kernel, bias, **finish.parameters)
-    inputs = [lowering.channels(x), *_residual(lowering.channels, finish), *packed]
+    source = image.source if isinstance(image, FloatImage) else lowering.channels(x)
+    inputs = [source, *_residual(lowering.channels, finish), *packed]
     out = lowering.kernel(
         convolution_int8.build,
         spec,

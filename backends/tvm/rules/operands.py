@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 
 import torch
@@ -10,7 +11,8 @@ from torch import fx
 
 from ....ir.program import shape_of
 from ..kernels.base import Convolution
-from ..values import arguments
+from ..lower import Lowering
+from ..values import Frame, arguments
 
 aten = torch.ops.aten
 
@@ -40,6 +42,16 @@ def planar(
         dilation=pair(dilation, 1),
         groups=int(groups),
     )
+
+
+def without_frame(lowering: Lowering, x: fx.Node, shape: Convolution, fill: float) -> tuple[fx.Node, Convolution]:
+    """The tensor under the explicit pads that `x` is, and the convolution that pads it itself; `fill` is what it pads with."""
+    while x.op != "get_attr" and isinstance(frame := lowering.value(x).pending, Frame) and frame.fill == fill:
+        height, width = shape_of(frame.source)[2:]
+        before = (shape.padding[0] + frame.before[0], shape.padding[1] + frame.before[1])
+        ends = (shape.framed_height - height - before[0], shape.framed_width - width - before[1])
+        x, shape = frame.source, replace(shape, height=height, width=width, padding=before, padding_end=ends)
+    return x, shape
 
 
 def matmul_operands(a: fx.Node, b: fx.Node) -> tuple[int, int, int, int, fx.Node, bool] | None:
