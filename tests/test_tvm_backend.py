@@ -155,7 +155,29 @@ def attention(p, x):
 def test_attention():
     graph = program(attention, codes(1, 12, 144, dtype=S8), s=scales(1, 1e-4), t=scales(1, 1e-3))
     names = kinds(check_bits(graph, (codes(1, 12, 144, dtype=S8),), (codes(1, 12, 144, dtype=S8),)))
-    assert names == {"copy_strided": 4, "matmul_int": 2, "softmax": 1, "quantize": 1}  # q, k, v, and the heads' way back
+    assert names == {"attention_int": 1}  # no copy to split the heads, none to merge them
+
+
+def test_attention_with_a_mask_over_two_batch_axes():
+    def body(p, x, mask):
+        q, k, v = x.reshape(2, 12, 3, 4, 8).permute(2, 0, 3, 1, 4).unbind(0)
+        scores = gw.scale(gw.matmul(q, k.transpose(-2, -1), 0, 0), p.s, 0) + (1.0 - mask.reshape(2, 1, 1, 12)) * -1e4
+        weights = gw.quantize(gw.softmax(scores), 1 / 255, 0, 0, 255, U8)
+        return gw.rescale(gw.matmul(weights, v, 0, 0), p.t, 100, 0, 255, U8, 0).transpose(1, 2).reshape(2, 12, 32)
+
+    inputs = (codes(2, 12, 96, dtype=S8), (normal(2, 12) > -0.5).float())
+    names = kinds(check_bits(program(body, *inputs, s=scales(1, 1e-4), t=scales(1, 1e-3)), inputs))
+    assert names["attention_int"] == 1 and "copy_strided" not in names and "softmax" not in names
+
+
+def test_attention_whose_parts_have_other_readers_stays_in_parts():
+    def body(p, x):
+        scores = gw.scale(gw.matmul(x, x.transpose(-2, -1), 0, 0), p.s, 0)
+        weights = gw.softmax(scores)
+        return weights, gw.matmul(gw.quantize(weights, 1 / 255, 0, 0, 255, U8), x, 0, 0)
+
+    names = kinds(check_bits(program(body, codes(3, 12, 8, dtype=S8), s=scales(1, 1e-4)), (codes(3, 12, 8, dtype=S8),)))
+    assert names == {"matmul_int": 2, "softmax": 1, "quantize": 1}
 
 
 def test_layer_norm_and_float_islands_keep_every_bit():

@@ -197,6 +197,22 @@ class Lowering:
         """Whether the node's value exists already (parameters and inputs always do)."""
         return node in self._values or node.op == "get_attr"
 
+    def lower_ahead(self, node: fx.Node, current: fx.Node) -> bool:
+        """Lowers `node` and what it needs before its turn, for the kernel of `current`; False where it depends on `current`."""
+        missing: dict[fx.Node, None] = {}
+        stack = [node]
+        while stack:
+            needed = stack.pop()
+            if needed is current:
+                return False
+            if not self.lowered(needed) and needed not in missing:
+                missing[needed] = None
+                stack.extend(needed.all_input_nodes)
+        for needed in self.program.nodes:
+            if needed in missing and needed not in self._values:
+                self._emit(needed)
+        return True
+
     def constant(self, tensor: torch.Tensor | np.ndarray) -> Expr:
         if isinstance(tensor, torch.Tensor):
             tensor = tensor.detach().cpu().contiguous()
@@ -264,7 +280,7 @@ class Lowering:
 
     def _carried_out(self, value: Value, pending: Frame | FloatImage, node: fx.Node) -> Expr:
         if isinstance(pending, FloatImage):
-            spec = ((*value.shape[:2], *value.spatial), pending.quantize)
+            spec = ((*value.shape[:2], *value.spatial), pending.quantize, self.int8_level)
             return self.kernel(quantize_image.quantize_image, *spec, inputs=[pending.source], nodes=(node,))
         source = self.channels(pending.source)
         spec = (shape_of_var(source), pending.before, pending.after, pending.fill, dtype_of_var(source))

@@ -37,6 +37,20 @@ class Strided:
         """Whether neighbours along the last output axis are neighbours in the source."""
         return bool(self.shape) and bool(self.axes) and self.axes[-1][0] == len(self.shape) - 1 and self.axes[-1][2] == 1
 
+    @property
+    def start(self) -> int:
+        """Element of the source that output element 0 reads."""
+        return sum(start * stride for (_, start, _), stride in zip(self.axes, _row_major(self.source), strict=True))
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """How far apart, in elements of the source, neighbours along each output axis lie; 0 along a broadcast axis."""
+        strides = [0] * len(self.shape)
+        for (axis, _, step), stride in zip(self.axes, _row_major(self.source), strict=True):
+            if axis is not None:
+                strides[axis] += step * stride
+        return tuple(strides)
+
     def _renumbered(self, number: dict[int, int | None], shape: Sequence[int]) -> Strided:
         axes = tuple((None if d is None else number[d], start, step) for d, start, step in self.axes)
         return replace(self, axes=axes, shape=tuple(shape))
@@ -63,8 +77,26 @@ class Strided:
         shape = [*self.shape[:dim], 1, *self.shape[dim:]]
         return self._renumbered({d: d + (d >= dim) for d in range(len(self.shape))}, shape)
 
+    def reshape(self, shape: Sequence[int]) -> Strided | None:
+        """Drops and adds axes of size 1; None where `shape` asks for more."""
+        if [n for n in self.shape if n != 1] != [n for n in shape if n != 1]:
+            return None
+        result = self.squeeze([d for d, n in enumerate(self.shape) if n == 1])
+        for d, n in enumerate(shape):
+            if n == 1:
+                result = result.unsqueeze(d)
+        return result
+
     def expand(self, shape: Sequence[int]) -> Strided:
         """Broadcasts axes of size 1, and adds axes in front."""
         added = len(shape) - len(self.shape)
         number = {d: d + added if size == shape[d + added] else None for d, size in enumerate(self.shape)}
         return self._renumbered(number, shape)
+
+
+def _row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= size
+    return tuple(reversed(strides))

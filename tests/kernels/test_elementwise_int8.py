@@ -80,7 +80,7 @@ def test_vector_lookup(shape, x_dtype, table_dtype):
 def test_quantize_image(shape, dtype, zero_point):
     limits = (-128, 127) if dtype == "int8" else (0, 255)
     x = (RANDOM.standard_normal(shape) * 10).astype(np.float32)
-    got = run(quantize_image.quantize_image(shape, quantize_image.Quantize(0.1, zero_point, *limits, dtype)), x)
+    got = run(quantize_image.quantize_image(shape, quantize_image.Quantize(0.1, zero_point, *limits, dtype), "portable"), x)
     expected = gw.quantize(torch_of(x), 0.1, zero_point, *limits, getattr(torch, dtype)).numpy()
     np.testing.assert_array_equal(got[..., : shape[1]], channels_last(expected)[..., : shape[1]])
 

@@ -52,19 +52,45 @@ def round_even(x: Any) -> Any:
     return T.call_llvm_pure_intrin(dtype_of(x), "llvm.roundeven", x)
 
 
+#: 1.5 * 2^23: a float of up to 2^22 added to it is rounded to an integer, half to even, and stands in its low bits.
+INTEGER = 12582912.0
+
+
 def exp(x: Any) -> Any:
     """exp of a vector with every lane <= 0; the bits of `exp_reference`."""
-    x = bind(T.max(x, constant(EXP_LOWEST)))
-    n = bind(round_even(x * constant(LOG2_E)))
-    r = x - product(n, constant(LN2_HIGH))
-    r = bind(r - product(n, constant(LN2_LOW)))
-    p = constant(EXP_POLYNOMIAL[0])
+    return exp_each([x])[0]
+
+
+def exp_each(xs: list[Any]) -> list[Any]:
+    """exp of vectors with every lane <= 0, step by step side by side: one alone is a chain of some ninety cycles.
+
+    The bits of `exp_reference`, by shorter means: n is rounded by adding `INTEGER`, and p * 2^n is an addition to the exponent of
+    p. That is exact because the result is a normal number: at the lowest x, n is -126 and p is above 1.
+    """
+
+    def each(step: Callable[..., Any], *operands: list[Any]) -> list[Any]:
+        return [bind(step(*one)) for one in zip(*operands, strict=True)]
+
+    xs = each(lambda x: T.max(x, constant(EXP_LOWEST)), xs)
+    shifted = each(lambda x: fence(product(x, constant(LOG2_E)) + constant(INTEGER)), xs)
+    ns = each(lambda t: t - constant(INTEGER), shifted)
+    rs = each(lambda x, n: x - product(n, constant(LN2_HIGH)), xs, ns)
+    rs = each(lambda r, n: r - product(n, constant(LN2_LOW)), rs, ns)
+    ps = [constant(EXP_POLYNOMIAL[0])] * len(xs)
     for coefficient in EXP_POLYNOMIAL[1:]:
-        p = product(p, r) + constant(coefficient)
-    p = product(p, r * r) + r
-    p = p + constant(1.0)
-    exponent = T.Cast(f"int32x{LANES}", n) + splat(T.int32(127))
-    return bind(product(p, T.reinterpret(VECTOR, T.shift_left(exponent, splat(T.int32(23))))))
+        ps = each(product, ps, rs)
+        ps = each(lambda p, c=coefficient: p + constant(c), ps)
+    squares = each(product, rs, rs)
+    ps = each(lambda p, square, r: product(p, square) + r, ps, squares, rs)
+    ps = each(lambda p: p + constant(1.0), ps)
+    return each(_times_power, ps, shifted)
+
+
+def _times_power(p: Any, shifted: Any) -> Any:
+    """p * 2^n, n in the low bits of `shifted`."""
+    word = f"int32x{LANES}"
+    exponent = T.shift_left(T.reinterpret(word, shifted), splat(T.int32(23)))
+    return T.reinterpret(VECTOR, T.reinterpret(word, p) + exponent)
 
 
 def for_chunks(length: int, emit: Callable[[Any, int], None], first: int = 0) -> None:
@@ -82,6 +108,11 @@ def fold(length: int, chunk: Chunk, combine: Callable[[Any, Any], Any]) -> Any:
     lanes = accumulator("float32")
     store(lanes, 0, chunk(0, min(length, LANES)))
     for_chunks(length, lambda start, valid: store(lanes, 0, combine(lanes.vload([0], VECTOR), chunk(start, valid))), first=1)
+    return across(lanes, combine)
+
+
+def across(lanes: Any, combine: Callable[[Any, Any], Any]) -> Any:
+    """Combines the lanes of an accumulator pairwise, 8, 4, 2, 1 apart. Returns a scalar."""
     width = LANES
     while width > 2:
         width //= 2

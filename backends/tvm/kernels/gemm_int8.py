@@ -22,7 +22,6 @@ import numpy as np
 from .base import LANES
 from .emit import accumulator, balanced, bind, clamp_start, loop, parallel_kind, store
 from .isa import Isa, T
-from .tail import TailCode
 
 #: What one core keeps in its first-level data cache, leaving room for the other streams.
 L1_BYTES = 32 * 1024
@@ -33,6 +32,7 @@ class Pixels:
     """Where GEMM rows lie: images x height x width rows, with element strides in the source; the output is row-major.
 
     A plain matrix is one image of height 1. *_image strides step the packed weights and bias of a batched product.
+    pitch: elements from one output row to the next, of which `columns` are written (0: all of them).
     """
 
     images: int
@@ -44,6 +44,11 @@ class Pixels:
     pitch: int
     weight_image: int = 0
     bias_image: int = 0
+    columns: int = 0
+
+    @property
+    def valid(self) -> int:
+        return self.columns or self.pitch
 
     @property
     def rows(self) -> int:
@@ -90,7 +95,7 @@ def choose_tiling(pixels: Pixels, columns: int, steps: int, isa: Isa) -> Tiling:
     Four panels make the widest tile that leaves enough rows to hide the latency of the dot instruction; what is left over gets
     a narrower and taller one, and a ragged last panel of a dense output its own. With few rows, more panels take their place.
     """
-    ragged = pixels.pitch < columns
+    ragged = pixels.valid < columns
     panels = columns // LANES - ragged
     widest = 4 if isa.vnni else 1
     if isa.vnni and pixels.rows < 4:
@@ -130,7 +135,10 @@ def fold_bias(weight: np.ndarray, bias: np.ndarray | None, zero_point: int) -> n
 
 @dataclass
 class Product:
-    """One product to emit. taps: (extent, source stride) of the outer k loops (kernel rows and columns); channels: inner k."""
+    """One product to emit. taps: (extent, source stride) of the outer k loops (kernel rows and columns); channels: inner k.
+
+    tail: a `TailCode`, or what has its `load` and `emit`. origin: where x, weights, bias and output start, in elements.
+    """
 
     isa: Isa
     pixels: Pixels
@@ -140,19 +148,20 @@ class Product:
     flip: bool
     weights: Any
     bias: Any
-    tail: TailCode
+    tail: Any
+    origin: tuple[Any, Any, Any, Any] = (0, 0, 0, 0)
 
     @property
     def steps(self) -> int:
         return int(np.prod([extent for extent, _ in self.taps], dtype=np.int64)) * ceil(self.channels / self.isa.step)
 
-    def emit(self, tiling: Tiling) -> None:
-        """Emits the whole product as one parallel loop over all tiles of all segments."""
+    def emit(self, tiling: Tiling, kind: str | None = None) -> None:
+        """Emits the whole product as one loop over all tiles of all segments, parallel where it pays or of the given kind."""
         pixels = self.pixels
         counts = [segment.count(pixels) for segment in tiling.segments]
         columns = sum(segment.tiles * segment.panels for segment in tiling.segments) * LANES
         work = pixels.rows * columns * self.steps * self.isa.step / self.isa.macs_per_us + pixels.rows * columns / 20_000
-        with loop(sum(counts), parallel_kind(work)) as task:
+        with loop(sum(counts), kind or parallel_kind(work)) as task:
             self._dispatch(tiling, counts, task, 0)
 
     def _dispatch(self, tiling: Tiling, counts: list[int], task: Any, first: int) -> None:
@@ -179,24 +188,25 @@ class Product:
         patch = patch % patches if pixels.images > 1 else patch
         top = clamp_start(patch // across if down > 1 else 0, segment.height, pixels.height)
         left = clamp_start(patch % across if across > 1 else 0, segment.width, pixels.width)
-        x_base = bind(image * pixels.x_image + top * pixels.x_row + left * pixels.x_column + T.int32(0))
-        y_base = bind(((image * pixels.height + top) * pixels.width + left) * pixels.pitch + T.int32(0))
+        x_start, weight_start, bias_start, y_start = self.origin
+        x_base = bind(x_start + image * pixels.x_image + top * pixels.x_row + left * pixels.x_column + T.int32(0))
+        y_base = bind(y_start + ((image * pixels.height + top) * pixels.width + left) * pixels.pitch + T.int32(0))
         panel = bind(tile * segment.panels + segment.start + T.int32(0))
         where = [(r // segment.width, r % segment.width) for r in range(segment.height * segment.width)]
         sources = [r * pixels.x_row + c * pixels.x_column for r, c in where]
         targets = [(r * pixels.width + c) * pixels.pitch for r, c in where]
         acc = [[accumulator() for _ in range(segment.panels)] for _ in where]
         for p in range(segment.panels):
-            start = bind(self.bias.vload([image * pixels.bias_image + (panel + p) * LANES], f"int32x{LANES}"))
+            start = bind(self.bias.vload([bias_start + image * pixels.bias_image + (panel + p) * LANES], f"int32x{LANES}"))
             for row in acc:
                 store(row[p], 0, start)
         panel_size = self.steps * isa.step * LANES
-        weight_base = bind(image * pixels.weight_image + panel * panel_size)
+        weight_base = bind(weight_start + image * pixels.weight_image + panel * panel_size)
         self._accumulate(acc, sources, x_base, weight_base, panel_size)
         for p in range(segment.panels):
             lane = (panel + p) * LANES
             parameters = self.tail.load(lane)
-            valid = min(LANES, pixels.pitch - (segment.start + p) * LANES) if segment.tiles == 1 else LANES
+            valid = min(LANES, pixels.valid - (segment.start + p) * LANES) if segment.tiles == 1 else LANES
             values = [bind(row[p].vload([0], f"int32x{LANES}")) for row in acc]
             offsets = [y_base + target + lane for target in targets]
             self._finish(values, parameters, offsets, valid)

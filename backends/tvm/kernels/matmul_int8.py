@@ -9,6 +9,7 @@ accumulator; the row term needs sum a, and is paid only where zb is not zero.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -18,7 +19,7 @@ from tvm import tirx
 
 from ....ir.errors import OptionError
 from .base import LANES, Tail, padded
-from .emit import accumulator, bind, loop, parallel_kind, splat, store
+from .emit import accumulator, bind, loop, parallel_kind, shuffle, splat, store
 from .emit import build as build_function
 from .gemm_int8 import Pixels, Product, Tiling, choose_tiling
 from .isa import Isa, T, isa_of
@@ -72,7 +73,9 @@ def _emit(spec: MatmulInt8, tail: Tail, isa: Isa, tiling: Tiling | None) -> None
     inputs = [("A", (spec.batch, spec.rows, spec.inner), spec.a_dtype), ("Bm", b_shape, spec.b_dtype)]
     (a, b), code = declare(tail, isa, spec.columns, inputs, [], (spec.batch, spec.rows, spec.columns))
     columns, pitch = padded(spec.columns), ceil(spec.inner / isa.step) * isa.step
-    weights, bias = _pack_second(spec, b, isa, pitch)
+    along = (1, spec.inner) if spec.transposed else (spec.columns, 1)
+    second = Second(spec.batch, spec.inner, spec.columns, *along, spec.a_zero_point + isa.shift(spec.a_dtype))
+    weights, bias = pack_second(second, b, lambda image: image * (spec.inner * spec.columns), isa)
     if pitch != spec.inner:
         a = pad_rows(a, spec.batch * spec.rows, spec.inner, pitch)
     pixels = Pixels(spec.batch, 1, spec.rows, spec.rows * pitch, 0, pitch, spec.columns, columns * pitch, columns)
@@ -80,43 +83,94 @@ def _emit(spec: MatmulInt8, tail: Tail, isa: Isa, tiling: Tiling | None) -> None
     product.emit(tiling or choose_tiling(pixels, columns, product.steps, isa))
 
 
-def _pack_second(spec: MatmulInt8, b: Any, isa: Isa, pitch: int) -> tuple[Any, Any]:
-    """Packs B into [B][N / LANES][K / step][LANES][step] and computes the bias -za * sum(b) of each column."""
-    panels, steps = padded(spec.columns) // LANES, pitch // isa.step
-    weights = T.alloc_buffer((spec.batch * panels * LANES * pitch,), "int8")
-    bias = T.alloc_buffer((spec.batch * panels * LANES,), "int32")
-    zero_point = spec.a_zero_point + isa.shift(spec.a_dtype)
-    along_k, along_n = (1, spec.inner) if spec.transposed else (spec.columns, 1)
-    work = spec.batch * panels * LANES * pitch / 2_000
-    with loop(spec.batch * panels, parallel_kind(work)) as task:
+@dataclass(frozen=True)
+class Second:
+    """A second operand [batch, inner, columns] s8 with element strides along inner and columns.
+
+    zero_point: of the first operand as the dot instruction sees it.
+    """
+
+    batch: int
+    inner: int
+    columns: int
+    along_k: int
+    along_n: int
+    zero_point: int
+
+    def steps(self, isa: Isa) -> int:
+        return ceil(self.inner / isa.step)
+
+    def weight_size(self, isa: Isa) -> int:
+        """Packed bytes of one image."""
+        return padded(self.columns) * self.steps(isa) * isa.step
+
+
+def pack_second(second: Second, b: Any, start: Callable[[Any], Any], isa: Isa) -> tuple[Any, Any]:
+    """Packs B into [B][N / LANES][K / step][LANES][step] and computes the bias -za * sum(b) of each column.
+
+    start: image -> its first element in `b`.
+    """
+    panels, steps = padded(second.columns) // LANES, second.steps(isa)
+    size = isa.step * LANES
+    weights = T.alloc_buffer((second.batch * second.weight_size(isa),), "int8")
+    bias = T.alloc_buffer((second.batch * panels * LANES,), "int32")
+    whole_words = second.along_k == 1 and second.inner % isa.step == 0
+    whole_rows = second.along_n == 1 and second.columns % LANES == 0
+    pack = _pack_words if isa.vnni and whole_words else _pack_rows if isa.vnni and whole_rows else _pack_bytes
+    speed = 2_000 if pack is _pack_bytes else 10_000
+    with loop(second.batch * panels, parallel_kind(second.batch * second.weight_size(isa) / speed)) as task:
         image, panel = task // panels, task % panels
         sums = accumulator()
         store(sums, 0, splat(T.int32(0)))
-        base = bind(image * (spec.inner * spec.columns) + T.int32(0))
-        if isa.vnni and spec.transposed and spec.inner == pitch:
-            _pack_words(spec, b, base, panel, weights, task * (LANES * pitch), sums, isa)
-            store(bias, task * LANES, sums.vload([0], f"int32x{LANES}") * splat(T.int32(-zero_point)))
-            return weights, bias
-        with loop(steps) as k, T.serial(0, LANES) as lane:
-            column = bind(T.min(panel * LANES + lane, spec.columns - 1))  # padding lanes repeat the last column
-            for s in range(isa.step):
-                depth = k * isa.step + s
-                at = base + T.min(depth, spec.inner - 1) * along_k + column * along_n
-                value = bind(T.Select(depth < spec.inner, b.vload([at]), T.int8(0)))
-                T.buffer_store(weights, value, [((task * steps + k) * LANES + lane) * isa.step + s])
-                T.buffer_store(sums, sums.vload([lane]) + T.Cast("int32", value), [lane])
-        store(bias, task * LANES, sums.vload([0], f"int32x{LANES}") * splat(T.int32(-zero_point)))
+        pack(second, b, bind(start(image) + T.int32(0)), panel, weights, bind(task * (steps * size) + T.int32(0)), sums, isa)
+        store(bias, task * LANES, sums.vload([0], f"int32x{LANES}") * splat(T.int32(-second.zero_point)))
     return weights, bias
 
 
-def _pack_words(spec: MatmulInt8, b: Any, base: Any, panel: Any, weights: Any, target: Any, sums: Any, isa: Isa) -> None:
-    """One panel of a transposed B whose K is a multiple of the step: whole words move, and the dot instruction adds them up."""
-    size = isa.step * LANES
-    ones = T.reinterpret(f"int8x{size}", T.Broadcast(T.uint8(1), size))
-    columns = [bind(base + T.min(panel * LANES + lane, spec.columns - 1) * spec.inner) for lane in range(LANES)]
-    with loop(spec.inner // isa.step) as k:
+def _pack_bytes(second: Second, b: Any, base: Any, panel: Any, weights: Any, target: Any, sums: Any, isa: Isa) -> None:
+    """One panel, byte by byte: any shape and stride."""
+    with loop(second.steps(isa)) as k, T.serial(0, LANES) as lane:
+        column = bind(T.min(panel * LANES + lane, second.columns - 1))  # padding lanes repeat the last column
+        for s in range(isa.step):
+            depth = k * isa.step + s
+            at = base + T.min(depth, second.inner - 1) * second.along_k + column * second.along_n
+            value = bind(T.Select(depth < second.inner, b.vload([at]), T.int8(0)))
+            T.buffer_store(weights, value, [target + (k * LANES + lane) * isa.step + s])
+            T.buffer_store(sums, sums.vload([lane]) + T.Cast("int32", value), [lane])
+
+
+def _add_up(weights: Any, at: Any, sums: Any, isa: Isa) -> None:
+    """Adds one packed k step to the columns' sums: the dot instruction with ones."""
+    ones = T.reinterpret(f"int8x{isa.step * LANES}", T.Broadcast(T.uint8(1), isa.step * LANES))
+    packed = weights.vload([at], f"int8x{isa.step * LANES}")
+    store(sums, 0, isa.dot(sums.vload([0], f"int32x{LANES}"), ones, packed))
+
+
+def _pack_words(second: Second, b: Any, base: Any, panel: Any, weights: Any, target: Any, sums: Any, isa: Isa) -> None:
+    """One panel of a B whose K is contiguous and a multiple of the step: whole words move."""
+    columns = [bind(base + T.min(panel * LANES + lane, second.columns - 1) * second.along_n) for lane in range(LANES)]
+    with loop(second.inner // isa.step) as k:
+        at = bind(target + k * (isa.step * LANES))
         for lane, column in enumerate(columns):
-            word = b.vload([column + k * isa.step], f"int8x{isa.step}")
-            store(weights, target + k * size + lane * isa.step, word, isa.step)
-        packed = weights.vload([target + k * size], f"int8x{size}")
-        store(sums, 0, isa.dot(sums.vload([0], f"int32x{LANES}"), ones, packed))
+            store(weights, at + lane * isa.step, b.vload([column + k * isa.step], f"int8x{isa.step}"), isa.step)
+        _add_up(weights, at, sums, isa)
+
+
+def _pack_rows(second: Second, b: Any, base: Any, panel: Any, weights: Any, target: Any, sums: Any, isa: Isa) -> None:
+    """One panel of a B whose columns are contiguous and fill it: `step` rows of LANES bytes are interleaved in registers."""
+
+    def interleave(k: Any, rows: int) -> None:
+        first = base + k * (isa.step * second.along_k) + panel * LANES
+        pieces = [bind(b.vload([first + s * second.along_k], f"int8x{LANES}")) for s in range(rows)]
+        pieces += [splat(T.int8(0))] * (isa.step - rows)
+        order = [s * LANES + lane for lane in range(LANES) for s in range(isa.step)]
+        at = bind(target + k * (isa.step * LANES))
+        store(weights, at, shuffle(pieces, order), isa.step * LANES)
+        _add_up(weights, at, sums, isa)
+
+    whole, rest = divmod(second.inner, isa.step)
+    if whole:
+        with loop(whole) as k:
+            interleave(k, isa.step)
+    if rest:
+        interleave(whole, rest)

@@ -18,7 +18,8 @@ from tvm import tirx
 from .base import LANES, Convolution, padded
 from .emit import arguments, bind, build, clamp_start, loop, parallel_kind, store
 from .float_base import load_lanes
-from .isa import Isa, T
+from .isa import Isa, T, isa_of
+from .tail import rounded
 
 #: Pixels a microsecond of one core, for the choice between a serial and a parallel loop.
 PIXELS_PER_US = 1000
@@ -40,17 +41,21 @@ class Quantize:
     qmax: int
     dtype: str
 
-    def codes(self, x: Any) -> Any:
-        """A vector of floats -> s32 codes without the zero point's sum: round_half_even(clamp(x / scale, qmin - z, qmax - z))."""
-        inverse = float(np.float32(1.0) / np.float32(self.scale))
+    @property
+    def inverse(self) -> float:
+        """1 / scale, rounded to float32 as the reference rounds it."""
+        return float(np.float32(1.0) / np.float32(self.scale))
+
+    def codes(self, x: Any, isa: Isa) -> Any:
+        """A vector of floats -> s32 steps from the zero point: round_half_even(clamp(x / scale, qmin - z, qmax - z))."""
         low, high = (T.Broadcast(T.float32(limit - self.zero_point), LANES) for limit in (self.qmin, self.qmax))
-        steps = T.max(T.min(x * T.Broadcast(T.float32(inverse), LANES), high), low)
-        return T.Cast(f"int32x{LANES}", T.nearbyint(steps))
+        return rounded(isa, T.max(T.min(x * T.Broadcast(T.float32(self.inverse), LANES), high), low))
 
 
-def quantize_image(shape: tuple[int, int, int, int], quantize: Quantize) -> tirx.PrimFunc:
+def quantize_image(shape: tuple[int, int, int, int], quantize: Quantize, level: str) -> tirx.PrimFunc:
     """X float32 [N, C, H, W], C up to MOST_CHANNELS, H * W at least LANES -> Y [N, H, W, Cp] of the quantized type."""
     n, c, h, w = shape
+    isa = isa_of(level)
     pixels, pitch = h * w, padded(c)
 
     def body() -> None:
@@ -63,7 +68,7 @@ def quantize_image(shape: tuple[int, int, int, int], quantize: Quantize) -> tirx
             first = bind(clamp_start(T.floormod(index, blocks), LANES, pixels))
             for group in range(-(-c // WORD)):
                 planes = [(image * c + channel) * pixels + first for channel in range(WORD * group, min(WORD * (group + 1), c))]
-                packed = _word([x.vload([at], f"float32x{LANES}") for at in planes], quantize, 0)
+                packed = _word([x.vload([at], f"float32x{LANES}") for at in planes], quantize, 0, isa)
                 at = (image * pixels + first) * (pitch // WORD) + group
                 T.buffer_store(words, packed, [T.Ramp(at, pitch // WORD, LANES)])
 
@@ -94,7 +99,7 @@ def framed_words(shape: Convolution, x: Any, quantize: Quantize, isa: Isa) -> An
         for group in range(pitch // WORD):
             channels = range(WORD * group, min(WORD * (group + 1), shape.channels))
             starts = [(image * shape.channels + c) * pixels + row * shape.width + first for c in channels]
-            packed = bind(_word([load_lanes(x, at, valid) for at in starts], quantize, shift))
+            packed = bind(_word([load_lanes(x, at, valid) for at in starts], quantize, shift, isa))
             if pitch == WORD and valid == LANES:
                 codes = T.reinterpret(f"{scratch.dtype}x{LANES * WORD}", packed)
                 store(scratch, offset + first * WORD, codes, LANES * WORD)
@@ -134,11 +139,11 @@ def framed_words(shape: Convolution, x: Any, quantize: Quantize, isa: Isa) -> An
     return scratch
 
 
-def _word(planes: list[Any], quantize: Quantize, shift: int) -> Any:
+def _word(planes: list[Any], quantize: Quantize, shift: int, isa: Isa) -> Any:
     """Up to four vectors of floats -> one s32 vector, a byte for each; `shift` is added to every code."""
     packed: Any = None
     for place, plane in enumerate(planes):
-        code = (quantize.codes(plane) + _splat(quantize.zero_point + shift)) & _splat(255)
+        code = (quantize.codes(plane, isa) + _splat(quantize.zero_point + shift)) & _splat(255)
         code = code << _splat(8 * place) if place else code
         packed = code if packed is None else packed | code
     return packed

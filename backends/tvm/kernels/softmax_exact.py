@@ -7,13 +7,16 @@ from typing import Any
 from tvm import tirx
 
 from ....ir.errors import OptionError
-from .emit import arguments, bind, build, loop, parallel_kind, splat
-from .exact_float import exp, fold, for_chunks, lane_sum, reciprocal, zero_past
+from .emit import arguments, bind, build, loop, parallel_kind
 from .float_base import load_lanes, store_lanes
 from .isa import T
+from .softmax_block import Block
 
 #: Elements a microsecond that one core handles, for the choice between a serial and a parallel loop.
-ELEMENTS_PER_US = 1000
+ELEMENTS_PER_US = 1500
+
+#: Bytes of one block of rows: a part of the first-level cache, small enough to leave every core some blocks.
+BLOCK_BYTES = 8 * 1024
 
 
 def softmax(rows: int, length: int, name: str = "softmax_exact") -> tirx.PrimFunc:
@@ -23,24 +26,36 @@ def softmax(rows: int, length: int, name: str = "softmax_exact") -> tirx.PrimFun
 
     def body() -> None:
         x, y = arguments(("X", (rows, length), "float32"), ("Y", (rows, length), "float32"))
-        with loop(rows, parallel_kind(rows * length / ELEMENTS_PER_US)) as row:
-            _row(x, y, bind(row * length), length)
+        block = min(rows, max(1, BLOCK_BYTES // (4 * length)))
+        full, rest = divmod(rows, block)
+        # The last block is shorter instead of overlapping: no task may read rows that another has half done.
+        with loop(full + (rest > 0), parallel_kind(rows * length / ELEMENTS_PER_US)) as index:
+            first = bind(index * block + T.int32(0))
+            if not rest:
+                _block(x, y, first, block, length).emit()
+                return
+            with T.If(index < full):
+                with T.Then():
+                    _block(x, y, first, block, length).emit()
+                with T.Else():
+                    _block(x, y, first, rest, length).emit()
 
     return build(name, body)
 
 
-def _row(x: Any, y: Any, base: Any, length: int) -> None:
-    # The largest element: the order of comparisons cannot change it, and -0 against +0 gives the same differences below.
-    highest = fold(length, lambda start, valid: load_lanes(x, base + start, valid, float("-inf")), T.max)
+def _block(x: Any, y: Any, first: Any, rows: int, length: int) -> Block:
+    def at(row: Any, start: Any) -> Any:
+        return (first + row) * length + start
 
-    def powers(start: Any, valid: int) -> Any:
-        e = exp(load_lanes(x, base + start, valid) - splat(highest))
-        store_lanes(y, base + start, e, valid)
-        return zero_past(e, valid)
+    def finish(row: Any, places: list[tuple[Any, int]], values: list[Any]) -> None:
+        for (start, valid), value in zip(places, values, strict=True):
+            store_lanes(y, at(row, start), value, valid)
 
-    inverse = bind(reciprocal(lane_sum(length, powers)))
-
-    def scale(start: Any, valid: int) -> None:
-        store_lanes(y, base + start, load_lanes(y, base + start, valid) * splat(inverse), valid)
-
-    for_chunks(length, scale)
+    return Block(
+        rows,
+        length,
+        load=lambda row, start, valid: load_lanes(x, at(row, start), valid),
+        keep=lambda row, start, value, valid: store_lanes(y, at(row, start), value, valid),
+        kept=lambda row, start, valid: load_lanes(y, at(row, start), valid),
+        finish=finish,
+    )

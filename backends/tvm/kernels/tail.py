@@ -156,11 +156,16 @@ class TailCode:
         return steps + splat(T.int32(tail.zero_point)) if tail.zero_point else steps
 
     def _round(self, value: Any) -> Any:
-        if not self.isa.vnni:
-            return T.Cast(f"int32x{LANES}", T.nearbyint(value))
-        zero = splat(T.int32(0))
-        name = "llvm.x86.avx512.mask.cvtps2dq.512"  # rounds by the current mode: nearest, ties to even
-        return T.call_llvm_pure_intrin("int32x16", name, value, zero, T.int16(-1), T.int32(4))
+        return rounded(self.isa, value)
+
+
+def rounded(isa: Isa, value: Any) -> Any:
+    """A vector of floats as s32, half to even."""
+    if not isa.vnni:
+        return T.Cast(f"int32x{LANES}", T.nearbyint(value))
+    zero = splat(T.int32(0))
+    name = "llvm.x86.avx512.mask.cvtps2dq.512"  # rounds by the current mode: nearest, ties to even
+    return T.call_llvm_pure_intrin("int32x16", name, value, zero, T.int16(-1), T.int32(4))
 
 
 def declare(

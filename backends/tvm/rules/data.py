@@ -34,10 +34,17 @@ def getitem(lowering: Lowering, node: fx.Node) -> None:
     aten.unflatten.int,
 )
 def view(lowering: Lowering, node: fx.Node) -> None:
-    """The same elements in the same order. A Channels value stays one where batch and channels stay in place."""
+    """The same elements in the same order. A Channels value stays one where batch and channels stay in place, and so does what
+    was moved and not copied where only axes of size 1 come or go."""
     x = arguments(node)[0]
     value = lowering.settled(x)
     shape = shape_of(node)
+    if value.moved is not None and value.dense is None:
+        source, strided = value.moved
+        reshaped = strided.reshape(shape)
+        if reshaped is not None:
+            lowering.bind_moved(node, source, reshaped)
+            return
     if value.channels is not None and value.dense is None and len(shape) >= 3 and shape[:2] == value.shape[:2]:
         lowering.bind(node, of_node(node, channels=value.channels))
     else:

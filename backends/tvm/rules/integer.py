@@ -14,6 +14,7 @@ from ..kernels import convolution_int8, linear_int8, matmul_int8
 from ..kernels.base import Convolution
 from ..lower import Lowering, rule, unsupported
 from ..values import FloatImage, arguments, of_node
+from .attention import lower_attention
 from .operands import matmul_operands, planar, without_frame
 from .tails import Finish, find
 
@@ -95,6 +96,8 @@ def linear(lowering: Lowering, node: fx.Node) -> None:
 
 @rule(gw.matmul.default)
 def matmul(lowering: Lowering, node: fx.Node) -> None:
+    if lower_attention(lowering, node):
+        return
     a, b, za, zb = arguments(node)
     operands = matmul_operands(a, b)
     if operands is None:
