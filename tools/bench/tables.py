@@ -8,32 +8,24 @@ python -m graphwright.tools.bench.tables cost efficientnet-lite0
 from __future__ import annotations
 
 import datetime
-import itertools
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-import torch
 import typer
 
 from ...backends.host import host_arch, host_level, host_threads
-from ...backends.loader import load
-from ...ir.errors import GraphwrightError
-from ...ir.program import Program
 from ..optimize import optimize
 from ..progress import TerminalProgress
 from ..sources import resolve
 from . import Row, run_bench
+from .exactness import measure as measure_exactness
 from .systems import PEERS
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-
-QEMU = ["qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu"]
 
 
 def machine() -> str:
@@ -80,74 +72,17 @@ def exactness(
     arm64_inputs: Annotated[int, typer.Option(help="Inputs a model for AArch64 under qemu.")] = 10,
     runner: Annotated[Path, typer.Option(help="gw-run for AArch64.")] = Path("build/aarch64/gw-run"),
 ) -> None:
-    """Bit-exactness of the artifact against the torch reference, every output value compared."""
-    body = []
+    """Bit-exactness of the artifact against the torch reference, every output value compared. Ctrl-C keeps what was found."""
+    rows = []
     for model in models:
-        source = resolve(model)
         with TerminalProgress() as progress:
-            result = optimize(source.program, calibration=source.calibration(None, 128), measure=False, progress=progress)
-            samples = take_samples(source, max(inputs, arm64_inputs))
-            expected = [[y.numpy() for y in result.program(*sample)] for sample in samples]
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "model.gw"
-                result.artifact.save(path)
-                here = count_equal(expected[:inputs], run_here(path, samples[:inputs]))
-            arm = count_equal(expected[:arm64_inputs], run_arm64(result.program, samples[:arm64_inputs], runner))
-        values = sum(y.size for y in expected[0])
-        body.append([model, str(values), f"{here} of {inputs}", f"{arm} of {arm64_inputs}"])
+            rows.append(measure_exactness(model, inputs, arm64_inputs, runner, progress))
     typer.echo(f"\n{machine()}\n")
-    typer.echo(
-        markdown(
-            ["model", "values an input", "x86: inputs equal in every bit", "AArch64 (qemu): inputs equal in every bit"], body
-        )
-    )
-
-
-def take_samples(source, count: int) -> list[tuple[torch.Tensor, ...]]:
-    """The first `count` evaluation inputs, cut to the program's batch size."""
-    batch = source.program.input_specs[0].shape[0] or 1
-
-    def pieces():
-        for inputs, _ in source.reference.evaluation(count):
-            yield from zip(*(x.split(batch) for x in inputs), strict=True)
-
-    return list(itertools.islice(pieces(), count))
-
-
-def run_here(path: Path, samples) -> list[list[np.ndarray]]:
-    model = load(path)
-    results = []
-    for sample in samples:
-        outputs = model(*[x.numpy() for x in sample])
-        results.append(list(outputs) if isinstance(outputs, tuple) else [outputs])
-    return results
-
-
-def run_arm64(program: Program, samples, runner: Path) -> list[list[np.ndarray]]:
-    """Cross-compiles the program and runs it with gw-run under the emulator, one process for all samples."""
-    if not samples:
-        return []
-    if not runner.exists():
-        raise GraphwrightError(f"no AArch64 runner at '{runner}'; build it with: make runner")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        optimize(program, "arm64:cortex-a76", pipeline="", measure=False).artifact.save(folder / "model.gw")
-        command = [*QEMU, str(runner), str(folder / "model.gw"), "--each-sample"]
-        for index, column in enumerate(zip(*samples, strict=True)):
-            np.save(folder / f"in{index}.npy", torch.stack(column).numpy())
-            command += ["--input", str(folder / f"in{index}.npy")]
-        done = subprocess.run([*command, "--output", str(folder / "out")], capture_output=True, text=True)
-        if done.returncode:
-            raise GraphwrightError(f"gw-run under qemu failed with status {done.returncode}: {done.stderr.strip()}")
-        columns = [np.load(path) for path in sorted(folder.glob("out*.npy"))]
-    return [[column[i] for column in columns] for i in range(len(samples))]
-
-
-def count_equal(expected: list[list[np.ndarray]], actual: list[list[np.ndarray]]) -> int:
-    return sum(
-        all(np.array_equal(e.view(np.uint8), a.view(np.uint8)) for e, a in zip(es, as_, strict=True))
-        for es, as_ in zip(expected, actual, strict=True)
-    )
+    head = ["model", "values an input", "x86: inputs equal in every bit", "AArch64 (qemu): inputs equal in every bit"]
+    typer.echo(markdown(head, [[row.model, str(row.values), str(row.here), str(row.arm64)] for row in rows]))
+    for row in rows:
+        if row.held_out < max(inputs, arm64_inputs):
+            typer.echo(f"\n{row.model} has {row.held_out} evaluation inputs; calibration inputs follow them.")
 
 
 @app.command()
