@@ -14,7 +14,7 @@ from ...ir.errors import OptionError, PassError
 from ...ir.program import Program, Stage, origin_of
 from ..base import LOSSY, Pass, PassContext, PassResult, register
 from . import operators as ops
-from .encoding import Encoding, for_range, insert_fake_quantize, symmetric
+from .encoding import Encoding, for_range, insert_fake_quantize, is_fake_quantize, read_encoding, symmetric
 from .observers import Grid, activation_observer, weight_observer
 from .regions import Placement, Regions, find_regions
 from .statistics import collect
@@ -149,21 +149,21 @@ def raise_for_bias(program: Program, encoding: Encoding, weight: torch.Tensor, l
     The weights lost by this are below 2^-28 of the bias each.
     """
     value, _, bias, *_ = (*layer.args, None)
-    bias, input_scale = program.parameter(bias), _scale_of(program, value)
-    if bias is None or input_scale is None:
+    bias, source = program.parameter(bias), source_of_codes(program, value)
+    if bias is None or source is None:
         return encoding
+    input_scale = read_encoding(program, source[0]).step * source[1]
     floor = bias.detach().abs().to(torch.float64) / (input_scale * LARGEST_BIAS)
     scale = torch.maximum(encoding.scale.to(torch.float64), floor).to(torch.float32)
     return replace(encoding, scale=scale)
 
 
-def _scale_of(program: Program, value: Any) -> float | None:
-    """The scale of the codes that reach `value`, through moves and constant factors."""
+def source_of_codes(program: Program, value: Any) -> tuple[fx.Node, float] | None:
+    """The fake_quantize whose codes reach `value` through moves and constant factors, and the product of those factors."""
     factor = 1.0
     while isinstance(value, fx.Node):
-        if value.target is torch.ops.gw.fake_quantize.default:
-            scale = program.parameter(value.args[1])
-            return None if scale is None else float(scale) * factor
+        if is_fake_quantize(value):
+            return value, factor
         own = ops.positive_factor(program, value)
         if own is None and not ops.keeps_encoding(value):
             return None
