@@ -2,12 +2,15 @@
 
 ATen -> ONNX is PyTorch's own exporter (torch.onnx, onnxscript's operator library); only `gw::fake_quantize` is ours:
 
-    x -> fake_quantize            QuantizeLinear -> DequantizeLinear           (with a Clip between them for a narrow range)
+    x -> fake_quantize            QuantizeLinear -> DequantizeLinear           (after a Clip where the range is narrow)
     weight -> fake_quantize       int8 initializer -> DequantizeLinear         (so the file is really smaller)
     weight -> fake_quantize -> t  transposed int8 initializer -> DequantizeLinear
 
-ONNX divides by the scale where fake_quantize multiplies by its reciprocal: a value that lies within one float rounding of the
-middle between two steps can land one step away. Biases stay float32.
+Any runtime reads these pairs; ONNX Runtime, for one, puts its integer kernels in their place. How near the answers are depends
+on the program: ONNX divides by the scale where fake_quantize multiplies by its reciprocal, runtimes sum in other orders, and
+integer kernels round biases to the accumulator's grid. A value near the middle between two codes can then land one code away, and
+the step travels. After the pass `align-scales` no integer sum comes near such a middle and the codes are the same everywhere;
+results of float ops (layer normalization, softmax) still can.
 """
 
 from __future__ import annotations
@@ -94,13 +97,14 @@ def storage_type(qmin: int, qmax: int, opset: int, where: str) -> StorageType:
     return fitting
 
 
-def export_onnx(program: Program, path: str | os.PathLike[str] | None = None, opset: int = WIDE_TYPES_OPSET) -> onnx.ModelProto:
+def export_onnx(program: Program, path: str | os.PathLike[str] | None = None, opset: int | None = None) -> onnx.ModelProto:
     """Exports a float or annotated program to ONNX.
 
     Args:
         program: any stage but integer. A symbolic batch stays symbolic.
         path: where to write the file (through a temporary name, so it is never half-written); None writes nothing.
-        opset: 18 or newer. 4-bit and 16-bit encodings need 21.
+        opset: 18 or newer. 4-bit and 16-bit encodings need 21. None: the oldest that holds the program's encodings, which most
+            runtimes read (the optimizer of ONNX Runtime 1.32 fails on signed activations from opset 21 on: its issue 25526).
 
     Returns:
         The model; inputs and outputs carry the program's names.
@@ -111,6 +115,7 @@ def export_onnx(program: Program, path: str | os.PathLike[str] | None = None, op
     """
     if program.stage is Stage.INTEGER:
         raise PassError(f"'{program.name}' is in the integer stage; export the annotated program to ONNX instead")
+    opset = oldest_opset(program) if opset is None else opset
     newest = onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest:
         raise PassError(f"export_onnx writes opset {OLDEST_OPSET} to {newest}, not {opset}")
@@ -135,10 +140,21 @@ def export_onnx(program: Program, path: str | os.PathLike[str] | None = None, op
     return proto
 
 
+def oldest_opset(program: Program) -> int:
+    """The oldest opset that has a type for every encoding of `program`."""
+    nodes = [n for n in program.nodes if n.target is torch.ops.gw.fake_quantize.default]
+    types = [storage_type(int(n.args[3]), int(n.args[4]), WIDE_TYPES_OPSET, _place(n)) for n in nodes]  # type: ignore[arg-type]
+    return max([OLDEST_OPSET, *(t.opset for t in types)])
+
+
+def _place(node: torch.fx.Node) -> str:
+    return f"{node.name} (from {origin_of(node)})"
+
+
 def _make_opaque(program: Program, node: torch.fx.Node, opset: int) -> None:
     x, scale, zero_point, qmin, qmax, *rest = node.args
     axis = rest[0] if rest else node.kwargs.get("axis")
-    storage_type(int(qmin), int(qmax), opset, f"{node.name} (from {origin_of(node)})")  # type: ignore[arg-type]
+    storage_type(int(qmin), int(qmax), opset, _place(node))  # type: ignore[arg-type]
     for what, value in (("scale", scale), ("zero point", zero_point)):
         if program.parameter(value) is None:
             raise UnsupportedOpError(
@@ -309,19 +325,21 @@ def _lower_activation(graph: ir.Graph, node: ir.Node, opset: int) -> None:
     name = node.attributes["name"].as_string()
     scale, zero = _scale_and_zero(graph, name, encoding)
     axis = {} if encoding.axis is None else {"axis": encoding.axis}
-    steps = [_node("QuantizeLinear", [x, scale, zero], f"{name}_quantize", axis)]  # type: ignore[list-item]
-    storage = encoding.storage
+    storage, steps = encoding.storage, []
     if (encoding.qmin, encoding.qmax) != (storage.low, storage.high):
-        if storage.dtype not in (ir.DataType.INT8, ir.DataType.UINT8):
+        # The clip stands before the pair, in float: runtimes look for QuantizeLinear and DequantizeLinear side by side.
+        if encoding.axis is not None:
             raise UnsupportedOpError(
-                f"the encoding [{encoding.qmin}, {encoding.qmax}] of '{name}' is narrower than {storage.dtype.name}, "
-                "and ONNX cannot clip that type; quantize the activation to a full range"
+                f"the encoding [{encoding.qmin}, {encoding.qmax}] of '{name}' is narrower than {storage.dtype.name} and has one "
+                "scale a channel, and ONNX clips to one range; quantize the activation with one scale, or to the full range"
             )
         bounds = [
-            _initializer(graph, f"{name}_{k}", np.array(v), storage.dtype)
-            for k, v in (("qmin", encoding.qmin), ("qmax", encoding.qmax))
+            _initializer(graph, f"{name}_{k}", np.float32(code - encoding.zero_point) * encoding.scale)
+            for k, code in (("low", encoding.qmin), ("high", encoding.qmax))
         ]
-        steps.append(_node("Clip", [steps[-1].outputs[0], *bounds], f"{name}_clip"))
+        steps.append(_node("Clip", [x, *bounds], f"{name}_clip"))  # type: ignore[list-item]
+        x = steps[-1].outputs[0]
+    steps.append(_node("QuantizeLinear", [x, scale, zero], f"{name}_quantize", axis))  # type: ignore[list-item]
     steps.append(_node("DequantizeLinear", [steps[-1].outputs[0], scale, zero], f"{name}_dequantize", axis))
     _replace(graph, node, steps)
 

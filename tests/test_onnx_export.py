@@ -181,7 +181,8 @@ def test_narrow_activations_are_clipped():
     program.graph_module.recompile()
     program.stage = Stage.ANNOTATED
     proto = export_onnx(program)
-    assert "Clip" in [n.op_type for n in proto.graph.node]
+    kinds = [n.op_type for n in proto.graph.node]
+    assert kinds.index("Clip") + 1 == kinds.index("QuantizeLinear") == kinds.index("DequantizeLinear") - 1, "a pair side by side"
     np.testing.assert_allclose(run(proto, x), program(x)[0].numpy(), atol=1e-6)
 
 
@@ -191,6 +192,22 @@ def test_narrow_activations_are_clipped():
 )
 def test_storage_types(low: int, high: int, opset: int, name: str):
     assert storage_type(low, high, opset, "x").dtype.name == name
+
+
+def test_the_oldest_opset_that_holds_the_encodings_is_written():
+    """From opset 21 on, ONNX Runtime's optimizer refuses a file with u8 and s8 activations."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 16)
+    annotated = annotate(capture(Block(), x), x)
+    signed = next(n for n in annotated.nodes if n.target is gw.fake_quantize.default and annotated.parameter(n.args[0]) is None)
+    signed.args = (*signed.args[:3], -127, 127, *signed.args[5:])
+    annotated.graph_module.recompile()
+    proto = export_onnx(annotated)
+    assert proto.opset_import[0].version == 18
+    assert np.isfinite(run(proto, x)).all()
+    x = torch.randn(2, 16)
+    narrow = annotate(capture(nn.Linear(16, 4), x), x, weight_range=(-7, 7))
+    assert export_onnx(narrow).opset_import[0].version == 21
 
 
 def test_encodings_without_onnx_type_are_named():

@@ -29,7 +29,7 @@ from .progress import silent
 from .report import Measurement, Report
 
 #: What `optimize` runs where no pipeline is given: 8-bit weights and activations, integer arithmetic throughout.
-DEFAULT_PIPELINE = "canonicalize,equalize,quantize,correct-bias,lower-integer"
+DEFAULT_PIPELINE = "canonicalize,equalize,quantize,correct-bias,align-scales,lower-integer"
 
 #: Limits a user may set; each names what it bounds.
 CONSTRAINTS = {

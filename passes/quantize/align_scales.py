@@ -77,12 +77,15 @@ def odd_fraction(ratio: float, tolerance: float = TOLERANCE) -> Fraction:
 
 
 def odd_fractions(first: float, second: float) -> tuple[Fraction, Fraction]:
-    """m / D and n / D over one odd D near two ratios: the D of ADD_DENOMINATORS with the least relative error."""
+    """m / D and n / D over one odd D near two ratios: the smallest D of ADD_DENOMINATORS that is near enough, or the nearest.
+
+    Half the tolerance each: the scale of one operand follows the result's, and so moves by both.
+    """
 
     def error(denominator: int) -> float:
         return max(abs(max(1, round(r * denominator)) / denominator - r) / r for r in (first, second))
 
-    small = (d for d in ADD_DENOMINATORS if error(d) <= TOLERANCE)
+    small = (d for d in ADD_DENOMINATORS if error(d) <= TOLERANCE / 2)
     chosen = next(small, None) or min(ADD_DENOMINATORS, key=error)
     first_part, second_part = (Fraction(max(1, round(r * chosen)), chosen) for r in (first, second))
     return first_part, second_part

@@ -70,16 +70,20 @@ def _graphwright(path: Path, precision: str, samples: dict[str, np.ndarray], thr
     return System("graphwright", precision, path.stat().st_size, run, samples)
 
 
-def _ort(path: Path, precision: str, samples: dict[str, np.ndarray], threads: int) -> System:
+def ort_session(path: Path, threads: int, optimize: bool = True) -> Callable[[Arrays], Arrays]:
+    """An ONNX file as run(arrays) -> arrays in ONNX Runtime; `optimize` False runs the nodes as they are written."""
     ort = _need("onnxruntime", "onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
-    return System(
-        "onnxruntime", precision, path.stat().st_size,
-        lambda arrays: session.run(None, dict(zip(names, arrays, strict=True))), samples,
-    )  # fmt: skip
+    return lambda arrays: session.run(None, dict(zip(names, arrays, strict=True)))
+
+
+def _ort(path: Path, precision: str, samples: dict[str, np.ndarray], threads: int) -> System:
+    return System("onnxruntime", precision, path.stat().st_size, ort_session(path, threads), samples)
 
 
 def _ort_quantized(folder: Path, samples: dict[str, np.ndarray]) -> Path:

@@ -2,6 +2,7 @@
 
 python -m graphwright.tools.bench.tables peers resnet20 --peers ort,ort-int8
 python -m graphwright.tools.bench.tables exactness resnet20 --inputs 1000 --arm64-inputs 50
+python -m graphwright.tools.bench.tables export resnet20 mobilenetv2 vit-tiny
 python -m graphwright.tools.bench.tables cost efficientnet-lite0
 """
 
@@ -23,6 +24,7 @@ from ..progress import TerminalProgress
 from ..sources import resolve
 from . import Row, run_bench
 from .exactness import measure as measure_exactness
+from .export import measure as measure_export
 from .systems import PEERS
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -83,6 +85,25 @@ def exactness(
     for row in rows:
         if row.held_out < max(inputs, arm64_inputs):
             typer.echo(f"\n{row.model} has {row.held_out} evaluation inputs; calibration inputs follow them.")
+
+
+@app.command()
+def export(
+    models: Annotated[list[str], typer.Argument()],
+    inputs: Annotated[int, typer.Option(help="Evaluation inputs a model; 0: all.")] = 0,
+) -> None:
+    """The QDQ export of classifiers in ONNX Runtime against the int8 artifact."""
+    rows = []
+    for model in models:
+        with TerminalProgress() as progress:
+            rows += measure_export(model, inputs or None, progress)
+    typer.echo(f"\n{machine()}\n")
+    head = ["model", "ONNX Runtime", "same class", "all outputs within one step", "one step", "largest difference"]
+    body = [
+        [r.model, r.mode, f"{r.same} of {r.inputs}", f"{r.within} of {r.inputs}", f"{r.step:.3g}", f"{r.largest:.2g}"]
+        for r in rows
+    ]
+    typer.echo(markdown(head, body))
 
 
 @app.command()
