@@ -193,6 +193,9 @@ def _translate_graph(program: Program, opset: int) -> ir.Model:
             f"'{program.name}' could not be converted to opset {opset}; the exporter left it at {model.opset_imports.get('')}"
         )
     _name_interface(model.graph, [s.name for s in specs], [s.name for s in program.output_specs])
+    # The exporter notes how it traced each node, stack traces included: larger than a small model, and no reader's business.
+    for node in model.graph:
+        node.metadata_props.clear()
     return model
 
 
