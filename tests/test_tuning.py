@@ -10,7 +10,7 @@ from graphwright.backends.tvm import tuning
 from graphwright.backends.tvm.backend import TVMBackend
 from graphwright.backends.tvm.kernels import convolution_f32, convolution_int8, linear_int8
 from graphwright.backends.tvm.kernels.base import Convolution, Tail
-from graphwright.backends.tvm.kernels.float_base import NO_ACTIVATION, fits, level_of
+from graphwright.backends.tvm.kernels.float_base import FloatSpec, fits, level_of
 from graphwright.backends.tvm.kernels.gemm_int8 import Pixels
 from graphwright.backends.tvm.kernels.isa import ISAS, isa_of
 from graphwright.backends.tvm.kernels.tilings import Cut, cuts, tiling
@@ -86,12 +86,12 @@ def test_float_choices_always_fit_the_register_file():
     shape = Convolution(1, 24, 14, 14, 100, (1, 1))
     family = FAMILIES[convolution_f32.convolution]
     for level in ("avx512", "portable"):
-        spec = (shape, NO_ACTIVATION, level, None, False)
+        spec = (shape, FloatSpec(level=level), False)
         assert family.key(spec) == "convolution_f32 24x14x14 -> 100x14x14, 1x1"
         space = family.space(spec)
         assert 4 < len(space) <= 16
         for choice in [*space, {"rows": 99, "groups": 99}, {"rows": 1, "groups": 99}]:
-            assert fits(level_of(level), family.chosen(spec, choice)[3])
+            assert fits(level_of(level), family.chosen(spec, choice)[1].tile)
 
 
 def test_a_row_is_found_by_key_and_level_and_changes_only_the_tiling():

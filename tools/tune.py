@@ -93,7 +93,7 @@ def kernels_of(program: Program, target: Target) -> list[Kernel]:
         family = FAMILIES.get(generator)
         key = None if family is None else family.key(spec)
         if family is not None and key is not None:
-            kernel = Kernel(key, spec[family.level], generator, spec)
+            kernel = Kernel(key, family.level(spec), generator, spec)
             found.setdefault((kernel.key, kernel.level), kernel)
     return list(found.values())
 

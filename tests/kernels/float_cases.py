@@ -7,6 +7,10 @@ import pytest
 import tvm
 from graphwright.backends.host import X86_FLAGS, host_arch, host_flags
 from graphwright.backends.tvm.kernels.base import LANES, padded
+from graphwright.backends.tvm.kernels.float_base import NO_ACTIVATION, RELU, RELU6, Activation
+from graphwright.backends.tvm.kernels.vector_math import FUNCTIONS
+from hypothesis import strategies as st
+from scipy.special import erfc
 
 EPS = float(np.finfo(np.float32).eps)
 HAS_AVX512 = host_arch() == "x86" and X86_FLAGS["avx512"] <= host_flags()
@@ -57,8 +61,51 @@ def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.standard_normal(shape).astype(np.float32)
 
 
-def assert_close(y: np.ndarray, exact: np.ndarray, magnitude: np.ndarray, depth: int) -> None:
-    """|y - exact| <= (depth + 2) * eps * magnitude, where magnitude = sum |x| |w| + |bias| and depth counts the products."""
+def wide_sigmoid(x: np.ndarray) -> np.ndarray:
+    small = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1.0, small) / (1 + small)
+
+
+def _times(x: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """x * factor with -inf * 0 = 0, the limit of every function here."""
+    return np.where(factor == 0, 0.0, np.where(factor == 0, 0.0, x) * factor)
+
+
+#: The functions of vector_math in float64.
+WIDE = {
+    "exp": np.exp,
+    "sigmoid": wide_sigmoid,
+    "silu": lambda x: _times(x, wide_sigmoid(x)),
+    "tanh": np.tanh,
+    "gelu": lambda x: _times(x, erfc(-x / np.sqrt(2)) / 2),
+    "gelu_tanh": lambda x: _times(x, wide_sigmoid(np.sqrt(8 / np.pi) * (x + 0.044715 * x**3))),
+    "hardsigmoid": lambda x: np.clip(x + 3, 0, 6) / 6,
+    "hardswish": lambda x: _times(x, np.clip(x + 3, 0, 6) / 6),
+}
+
+#: What a layer may finish with. Left out: exp, whose slope has no bound.
+ACTIVATIONS = st.sampled_from(
+    [NO_ACTIVATION, RELU, RELU6, Activation(-0.5, 0.25), Activation(high=1.0)]
+    + [Activation(function=name) for name in FUNCTIONS if name != "exp"]
+)
+
+
+def activated(activation: Activation, wide: np.ndarray) -> np.ndarray:
+    if activation.function is not None:
+        wide = WIDE[activation.function](wide)
+    low, high = (-np.inf if activation.low is None else activation.low), (np.inf if activation.high is None else activation.high)
+    return np.clip(wide, low, high)
+
+
+def assert_close(
+    y: np.ndarray, exact: np.ndarray, magnitude: np.ndarray, depth: int, activation: Activation = NO_ACTIVATION
+) -> None:
+    """|y - exact| <= (depth + 2) * eps * magnitude, where magnitude = sum |x| |w| + |bias| and depth counts the products.
+
+    A function after the sum stretches that by its slope (at most 1.5, hardswish's) and adds its own error, 6 eps (1 + magnitude).
+    """
     error = np.abs(y.astype(np.float64) - exact)
     limit = (depth + 2) * EPS * magnitude
+    if activation.function is not None:
+        limit = 1.5 * limit + 6 * EPS * (1 + magnitude)
     assert (error <= limit).all(), f"error {error.max():.3g}, {np.max(error / (limit + 1e-300)):.3g} times the bound"

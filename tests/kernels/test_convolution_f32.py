@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from graphwright.backends.tvm.kernels import convolution_f32, depthwise_f32
 from graphwright.backends.tvm.kernels.base import Convolution, padded
 from graphwright.backends.tvm.kernels.float_base import (
-    NO_ACTIVATION,
     RELU,
     RELU6,
     Activation,
+    FloatSpec,
     Tile,
     choose_tile,
     fits,
@@ -25,33 +25,47 @@ from graphwright.ir.errors import OptionError, UnknownNameError
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from .float_cases import AARCH64, AVX2, AVX512, LEVELS, assembly, assert_close, normal, run, to_logical, to_physical
+from .float_cases import (
+    AARCH64,
+    ACTIVATIONS,
+    AVX2,
+    AVX512,
+    LEVELS,
+    activated,
+    assembly,
+    assert_close,
+    normal,
+    run,
+    to_logical,
+    to_physical,
+)
 
 EXAMPLES = settings(max_examples=8, deadline=None)
-ACTIVATIONS = st.sampled_from([NO_ACTIVATION, RELU, RELU6, Activation(-0.5, 0.25), Activation(high=1.0)])
 
 
-def check(generator, pack, shape: Convolution, activation: Activation, level: str, seed: int, **options) -> None:
+def check(generator, pack, shape: Convolution, spec: FloatSpec, seed: int, **options) -> None:
     rng = np.random.default_rng(seed)
     x = normal(rng, shape.batch, shape.channels, shape.height, shape.width)
     w = normal(rng, shape.filters, shape.channels // shape.groups, *shape.kernel)
-    bias = normal(rng, shape.filters)
-    function = generator(shape, activation, level, **options)
+    bias, out = normal(rng, shape.filters), (shape.batch, shape.filters, shape.out_height, shape.out_width)
+    added = normal(rng, *out) if spec.residual else np.zeros(out, np.float32)
     inputs = (
         x if options.get("planar_input") else to_physical(x, rng),
+        *([to_physical(added, rng)] if spec.residual else []),
         pack(shape, w),
         convolution_f32.pack_bias(shape.filters, bias),
     )
-    y = run(function, level, inputs, (shape.batch, shape.out_height, shape.out_width, padded(shape.filters)))
+    function = generator(shape, spec, **options)
+    y = run(function, spec.level, inputs, (shape.batch, shape.out_height, shape.out_width, padded(shape.filters)))
 
-    def reference(x, w, bias):
-        tensors = (torch.from_numpy(v.astype(np.float64)) for v in (x, w, bias))
-        return F.conv2d(*tensors, shape.stride, shape.padding, shape.dilation, shape.groups)
+    def reference(x, w, bias, added):
+        x, w, bias, added = (torch.from_numpy(v.astype(np.float64)) for v in (x, w, bias, added))
+        return (F.conv2d(x, w, bias, shape.stride, shape.padding, shape.dilation, shape.groups) + added).numpy()
 
-    exact = reference(x, w, bias).clamp(activation.low, activation.high) if activation != NO_ACTIVATION else reference(x, w, bias)
-    magnitude = reference(np.abs(x), np.abs(w), np.abs(bias)).numpy()
-    depth = shape.channels // shape.groups * shape.kernel[0] * shape.kernel[1]
-    assert_close(to_logical(y, shape.filters), exact.numpy(), magnitude, depth)
+    exact = activated(spec.activation, reference(x, w, bias, added))
+    magnitude = reference(*(np.abs(v) for v in (x, w, bias, added)))
+    depth = shape.channels // shape.groups * shape.kernel[0] * shape.kernel[1] + spec.residual
+    assert_close(to_logical(y, shape.filters), exact, magnitude, depth, spec.activation)
 
 
 @st.composite
@@ -72,23 +86,35 @@ def convolutions(draw, groups: int = 1, depthwise: bool = False):
 
 @pytest.mark.parametrize("level", LEVELS)
 @EXAMPLES
-@given(shape=convolutions(), activation=ACTIVATIONS, seed=st.integers(0, 2**31))
-def test_dense(level, shape, activation, seed):
-    check(convolution_f32.convolution, convolution_f32.pack_weight, shape, activation, level, seed)
+@given(shape=convolutions(), activation=ACTIVATIONS, residual=st.booleans(), seed=st.integers(0, 2**31))
+def test_dense(level, shape, activation, residual, seed):
+    check(convolution_f32.convolution, convolution_f32.pack_weight, shape, FloatSpec(activation, residual, level), seed)
 
 
 @pytest.mark.parametrize("level", LEVELS)
 @EXAMPLES
-@given(data=st.data(), groups=st.sampled_from([2, 3, 4, 8]), activation=ACTIVATIONS, seed=st.integers(0, 2**31))
-def test_grouped(level, data, groups, activation, seed):
-    check(convolution_f32.convolution, convolution_f32.pack_weight, data.draw(convolutions(groups)), activation, level, seed)
+@given(
+    data=st.data(),
+    groups=st.sampled_from([2, 3, 4, 8]),
+    activation=ACTIVATIONS,
+    residual=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_grouped(level, data, groups, activation, residual, seed):
+    spec = FloatSpec(activation, residual, level)
+    check(convolution_f32.convolution, convolution_f32.pack_weight, data.draw(convolutions(groups)), spec, seed)
 
 
 @pytest.mark.parametrize("level", LEVELS)
 @EXAMPLES
-@given(shape=convolutions(depthwise=True), activation=ACTIVATIONS, seed=st.integers(0, 2**31))
-def test_depthwise(level, shape, activation, seed):
-    check(depthwise_f32.depthwise, depthwise_f32.pack_weight, shape, activation, level, seed)
+@given(
+    shape=convolutions(depthwise=True),
+    activation=ACTIVATIONS,
+    residual=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_depthwise(level, shape, activation, residual, seed):
+    check(depthwise_f32.depthwise, depthwise_f32.pack_weight, shape, FloatSpec(activation, residual, level), seed)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -105,7 +131,7 @@ def test_depthwise(level, shape, activation, seed):
     ids=["pointwise", "pixels", "one pixel", "rows all padding", "padding above kernel", "groups of whole vectors"],
 )
 def test_corner_shapes(level, shape):
-    check(convolution_f32.convolution, convolution_f32.pack_weight, shape, RELU6, level, seed=1)
+    check(convolution_f32.convolution, convolution_f32.pack_weight, shape, FloatSpec(RELU6, level=level), seed=1)
 
 
 @pytest.mark.parametrize("tile", [Tile(6, 4), Tile(14, 2), Tile(28, 1), Tile(1, 15), Tile(5, 5)], ids=str)
@@ -113,26 +139,28 @@ def test_every_tile_gives_the_same_layer(tile):
     if not fits(level_of("avx512"), tile):
         pytest.fail(f"{tile} no longer fits")
     shape = Convolution(1, 20, 6, 29, 150, (3, 3), padding=(1, 1))
-    check(convolution_f32.convolution, convolution_f32.pack_weight, shape, RELU, "portable", 2, tile=Tile(min(tile.rows, 6), 1))
-    check(convolution_f32.convolution, convolution_f32.pack_weight, shape, RELU, "avx512", 2, tile=tile)
+    narrow = FloatSpec(RELU, level="portable", tile=Tile(min(tile.rows, 6), 1))
+    check(convolution_f32.convolution, convolution_f32.pack_weight, shape, narrow, 2)
+    check(convolution_f32.convolution, convolution_f32.pack_weight, shape, FloatSpec(RELU, tile=tile), 2)
 
 
 @pytest.mark.parametrize("level", LEVELS)
 @EXAMPLES
 @given(shape=convolutions(), seed=st.integers(0, 2**31))
 def test_planar_input(level, shape, seed):
-    check(convolution_f32.convolution, convolution_f32.pack_weight, shape, RELU6, level, seed, planar_input=True)
+    check(convolution_f32.convolution, convolution_f32.pack_weight, shape, FloatSpec(RELU6, level=level), seed, planar_input=True)
 
 
 def test_depthwise_of_an_image_larger_than_the_cache(monkeypatch):
     monkeypatch.setattr(depthwise_f32, "CACHED_BYTES", 1)
     shape = Convolution(2, 40, 9, 11, 40, (3, 3), (2, 1), (1, 1), groups=40)
-    check(depthwise_f32.depthwise, depthwise_f32.pack_weight, shape, RELU6, "portable", 4)
+    check(depthwise_f32.depthwise, depthwise_f32.pack_weight, shape, FloatSpec(RELU6, level="portable"), 4)
 
 
 def test_blocks_of_tiles_that_do_not_divide(monkeypatch):
     monkeypatch.setattr(convolution_f32, "BLOCK_BYTES", 4 * 4 * (20 + 80) * 4)
-    check(convolution_f32.convolution, convolution_f32.pack_weight, Convolution(1, 20, 9, 11, 70, (1, 1)), RELU, "portable", 3)
+    spec = FloatSpec(RELU, level="portable")
+    check(convolution_f32.convolution, convolution_f32.pack_weight, Convolution(1, 20, 9, 11, 70, (1, 1)), spec, 3)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +171,8 @@ def test_blocks_of_tiles_that_do_not_divide(monkeypatch):
 def test_accumulators_stay_in_registers(level, options, register):
     """The inner loop holds every multiply-add of the tile and touches no stack slot."""
     tile = Tile(14, 2) if level == "avx512" else Tile(6, 1)
-    text = assembly(convolution_f32.convolution(Convolution(1, 96, 28, 28, 64, (1, 1)), RELU6, level, tile), options)
+    spec = FloatSpec(RELU6, level=level, tile=tile)
+    text = assembly(convolution_f32.convolution(Convolution(1, 96, 28, 28, 64, (1, 1)), spec), options)
     multiply_add = r"\s(?:vfmadd\w+ps|fmla)\s"
     lines = text.splitlines()
     positions = [index for index, line in enumerate(lines) if re.search(multiply_add, line)]
@@ -170,9 +199,9 @@ def test_choose_tile_fits_and_follows_the_shape():
 def test_bad_arguments():
     shape = Convolution(1, 20, 8, 8, 40, (3, 3))
     with pytest.raises(OptionError, match="8 vector registers of level portable"):
-        convolution_f32.convolution(shape, tile=Tile(6, 3), level="portable")
+        convolution_f32.convolution(shape, FloatSpec(tile=Tile(6, 3), level="portable"))
     with pytest.raises(UnknownNameError, match="avx512"):
-        convolution_f32.convolution(shape, level="avx51")
+        convolution_f32.convolution(shape, FloatSpec(level="avx51"))
     with pytest.raises(OptionError, match="expected shape"):
         convolution_f32.pack_weight(shape, np.zeros((40, 3, 3, 20), np.float32))
     with pytest.raises(OptionError, match="must be equal"):

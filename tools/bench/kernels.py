@@ -105,14 +105,14 @@ def float32_case(layer: Layer, level: str, batch: int) -> tuple[PrimFunc, list[n
     """(kernel, its arrays in order, multiply-accumulates)."""
     from ...backends.tvm.kernels import convolution_f32, depthwise_f32, linear_f32
     from ...backends.tvm.kernels.base import padded
-    from ...backends.tvm.kernels.float_base import RELU6
+    from ...backends.tvm.kernels.float_base import RELU6, FloatSpec, MatrixProduct
 
     rng = np.random.default_rng(0)
-    bias = convolution_f32.pack_bias(layer.filters, None)
+    bias, spec = convolution_f32.pack_bias(layer.filters, None), FloatSpec(RELU6, level=level)
     if not layer.size:
         weight = linear_f32.pack_weight(rng.standard_normal((layer.filters, layer.channels)))
         x, y = rng.standard_normal((batch, layer.channels)).astype(np.float32), np.zeros((batch, layer.filters), np.float32)
-        function = linear_f32.linear((batch,), layer.channels, layer.filters, level=level)
+        function = linear_f32.linear(MatrixProduct(batch, layer.channels, layer.filters), FloatSpec(level=level))
         return function, [x, weight, bias, y], batch * layer.channels * layer.filters
     shape = shape_of(layer, batch)
     weight = rng.standard_normal((layer.filters, layer.channels // shape.groups, *shape.kernel))
@@ -121,8 +121,8 @@ def float32_case(layer: Layer, level: str, batch: int) -> tuple[PrimFunc, list[n
     x = rng.standard_normal((batch, layer.channels, layer.size, layer.size) if planar else interleaved).astype(np.float32)
     y = np.zeros((batch, shape.out_height, shape.out_width, padded(layer.filters)), np.float32)
     if layer.depthwise:
-        return depthwise_f32.depthwise(shape, RELU6, level), [x, depthwise_f32.pack_weight(shape, weight), bias, y], shape.macs
-    function = convolution_f32.convolution(shape, RELU6, level, planar_input=planar)
+        return depthwise_f32.depthwise(shape, spec), [x, depthwise_f32.pack_weight(shape, weight), bias, y], shape.macs
+    function = convolution_f32.convolution(shape, spec, planar)
     return function, [x, convolution_f32.pack_weight(shape, weight), bias, y], shape.macs
 
 

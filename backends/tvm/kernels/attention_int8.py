@@ -25,11 +25,11 @@ from tvm import tirx
 
 from ....ir.errors import OptionError
 from ..strided import Strided
-from .base import LANES, Tail, padded
+from .base import LANES, VECTOR, Tail, padded
 from .emit import balanced, bind, clamp_start, loop, parallel_kind, shuffle, splat, store
 from .emit import build as build_function
 from .exact_float import product
-from .float_base import VECTOR, load_lanes
+from .float_base import load_lanes
 from .gemm_int8 import Pixels, Product, choose_tiling
 from .isa import Isa, T, isa_of
 from .matmul_int8 import Second, pack_second

@@ -15,6 +15,9 @@ from typing import Literal
 #: Channels of a spatial tensor are padded to this many: one 512-bit register of s32 accumulators.
 LANES = 16
 
+#: LANES floats, as TIR names the type.
+VECTOR = f"float32x{LANES}"
+
 
 def padded(channels: int) -> int:
     return -(-channels // LANES) * LANES

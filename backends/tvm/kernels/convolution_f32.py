@@ -1,12 +1,13 @@
-"""Float 2-D convolution in the physical layout, dense or grouped, with fused bias and activation.
+"""Float 2-D convolution in the physical layout, dense or grouped, with fused bias, residual and activation.
 
-Out[m, o] = act(bias[o] + sum over taps t, channels c of X[pixel(m, t), c] * W[t, c, o]), as a register-tiled matrix product:
+Out[m, o] = act(residual[m, o] + bias[o] + sum over taps t, channels c of X[pixel(m, t), c] * W[t, c, o]), as a register-tiled
+matrix product:
 
     for tile of `rows` outputs of one line, panel of `groups` vectors of output channels:     (one task of the parallel loop)
         acc[rows][groups] = bias
         for ky in the kernel rows inside the image, kx (unrolled), c:
             acc[i][j] += broadcast(X[pixel(i, ky, kx), c]) * W[group + j][ky, kx, c][0:LANES]
-        Y[tile, panel] = act(acc)
+        Y[tile, panel] = act(acc + R[tile, panel])
 
 A 1x1 convolution of stride 1 without padding has one line of N*H*W outputs. Grouped convolutions run as banded dense ones: a
 vector of output channels reads the range of input channels that its conv groups cover, with zero weights outside each one's own.
@@ -22,19 +23,18 @@ import numpy as np
 from tvm import tirx
 
 from ....ir.errors import OptionError
-from .base import LANES, Convolution, padded
-from .emit import accumulator, arguments, bind, build, clamp_start, loop, parallel_kind, splat, store
+from .base import LANES, VECTOR, Convolution, padded
+from .emit import accumulator, bind, build, clamp_start, loop, parallel_kind, splat, store
 from .float_base import (
-    NO_ACTIVATION,
-    VECTOR,
-    Activation,
-    Level,
+    PLAIN,
+    Buffers,
+    FloatSpec,
     Tile,
     choose_tile,
+    declare,
     fits,
     level_of,
     panel_widths,
-    store_lanes,
 )
 from .isa import T
 from .window import Segment, column_segments, kernel_rows
@@ -95,15 +95,8 @@ def pack_bias(filters: int, bias: np.ndarray | None) -> np.ndarray:
     return packed
 
 
-def convolution(
-    shape: Convolution,
-    activation: Activation = NO_ACTIVATION,
-    level: str = "avx512",
-    tile: Tile | None = None,
-    planar_input: bool = False,
-    name: str = "convolution_f32",
-) -> tirx.PrimFunc:
-    """(X [N, H, W, Cp], W packed, bias [Op], Y [N, OH, OW, Op]); lanes of Y past O hold activation(0).
+def convolution(shape: Convolution, spec: FloatSpec = PLAIN, planar_input: bool = False) -> tirx.PrimFunc:
+    """(X [N, H, W, Cp], W packed, bias [Op], Y [N, OH, OW, Op]); lanes of Y past O hold anything.
 
     planar_input: X is dense [N, C, H, W] instead, as a network's input is; the first layer then needs no change of layout.
 
@@ -113,22 +106,18 @@ def convolution(
 
     interleaved = (shape.batch, shape.height, shape.width, padded(shape.channels))
     x_shape = (shape.batch, shape.channels, shape.height, shape.width) if planar_input else interleaved
+    outputs = padded(shape.filters)
 
     def body() -> None:
-        x, w, bias, y = arguments(
-            ("X", x_shape, "float32"),
-            ("W", packed_weight_shape(shape), "float32"),
-            ("bias", (padded(shape.filters),), "float32"),
-            ("Y", (shape.batch, shape.out_height, shape.out_width, padded(shape.filters)), "float32"),
-        )
+        y_shape = (shape.batch, shape.out_height, shape.out_width, outputs)
+        buffers = declare(spec, x_shape, packed_weight_shape(shape), outputs, y_shape)
         pointwise = shape.kernel == (1, 1) == shape.stride and not shape.bordered and not planar_input
         pixels = shape.batch * shape.height * shape.width
         lines = replace(shape, batch=1, height=1, width=pixels) if pointwise else shape
         strides = (1, shape.height * shape.width) if planar_input else (padded(shape.channels), 1)
-        product = Product(lines, *strides, padded(shape.filters), activation)
-        emit_product(product, level_of(level), tile, x, w, bias, y)
+        emit_product(Product(lines, *strides, outputs, spec), buffers)
 
-    return build(name, body)
+    return build("convolution_f32", body)
 
 
 @dataclass(frozen=True)
@@ -143,7 +132,7 @@ class Product:
     x_pixel: int
     x_channel: int
     y_row: int
-    activation: Activation
+    spec: FloatSpec
     batched: bool = False
 
     @property
@@ -159,17 +148,22 @@ class Product:
     def depth(self) -> int:
         return self.shape.kernel[0] * self.shape.kernel[1] * band(self.shape)[0]
 
+    def tile(self) -> Tile:
+        """The register tile asked for, or the best one, cut down to the shape."""
+        shape, level, tile = self.shape, level_of(self.spec.level), self.spec.tile
+        # A banded (grouped) product gives each vector its own channels, so neighbouring vectors share no broadcast value.
+        most = self.groups if shape.groups == 1 else 1
+        if tile is None:
+            tile = choose_tile(level, shape.batch * shape.out_height, shape.out_width, most, self.depth)
+        tile = Tile(min(tile.rows, shape.out_width), min(tile.groups, most))
+        if not fits(level, tile):
+            raise OptionError(f"{tile} needs more than the {level.registers} vector registers of level {level.name}")
+        return tile
 
-def emit_product(product: Product, level: Level, tile: Tile | None, x: Any, w: Any, bias: Any | None, y: Any) -> None:
-    """Emits the whole loop nest; x, w, bias and y are flat buffers."""
-    shape = product.shape
-    # A banded (grouped) product gives each vector its own channels, so neighbouring vectors share no broadcast value.
-    width_limit = product.groups if shape.groups == 1 else 1
-    if tile is None:
-        tile = choose_tile(level, shape.batch * shape.out_height, shape.out_width, width_limit, product.depth)
-    tile = Tile(min(tile.rows, shape.out_width), min(tile.groups, width_limit))
-    if not fits(level, tile):
-        raise OptionError(f"{tile} needs more than the {level.registers} vector registers of level {level.name}")
+
+def emit_product(product: Product, buffers: Buffers) -> None:
+    """Emits the whole loop nest."""
+    shape, tile = product.shape, product.tile()
     tiles_per_line = -(-shape.out_width // tile.rows)
     line_tiles = shape.batch * shape.out_height * tiles_per_line
     segments = column_segments(shape, tile.rows)
@@ -181,13 +175,13 @@ def emit_product(product: Product, level: Level, tile: Tile | None, x: Any, w: A
         column = bind(clamp_start(xt, tile.rows, shape.out_width))
 
         def segment_code(segment: Segment) -> Callable[[], None]:
-            return lambda: _tile(product, segment, x, w, bias, y, (image, oy, column), group, Panel(tile.rows, width, valid))
+            return lambda: _tile(product, segment, buffers, (image, oy, column), group, Panel(tile.rows, width, valid))
 
         _switch(xt, [(segment.first + segment.count, segment_code(segment)) for segment in segments])
 
     floats = tile.rows * (shape.channels * shape.stride[0] * shape.stride[1] + product.y_row)
     block = max(1, BLOCK_BYTES // (4 * floats))
-    _tasks(product, level, line_tiles, block, tile.groups, task)
+    _tasks(product, line_tiles, block, tile.groups, task)
 
 
 @dataclass(frozen=True)
@@ -199,9 +193,7 @@ class Panel:
     valid: int
 
 
-def _tasks(
-    product: Product, level: Level, line_tiles: int, block: int, width: int, task: Callable[[Any, Any, int, int], None]
-) -> None:
+def _tasks(product: Product, line_tiles: int, block: int, width: int, task: Callable[[Any, Any, int, int], None]) -> None:
     """One flat parallel loop over (block of tiles, panel, tile): each thread's share is contiguous and reuses its panel."""
     blocks = -(-line_tiles // min(block, line_tiles))
     block = -(-line_tiles // blocks)
@@ -215,7 +207,7 @@ def _tasks(
             runs.append((first, panels, groups, rest if partial else LANES))
     panels = sum(run[1] for run in runs)
     microseconds = 2 * product.shape.out_width * product.shape.out_height * product.shape.batch
-    microseconds *= product.depth * product.groups * LANES / level.flops_per_us
+    microseconds *= product.depth * product.groups * LANES / level_of(product.spec.level).flops_per_us
     with loop(blocks * panels * block, parallel_kind(microseconds)) as index:
         panel = bind(T.floormod(T.floordiv(index, block), panels))
         line_tile = bind(T.floordiv(index, block * panels) * block + T.floormod(index, block))
@@ -250,10 +242,7 @@ def _switch(index: Any, cases: list[tuple[int, Callable[[], None]]]) -> None:
 def _tile(
     product: Product,
     segment: Segment,
-    x: Any,
-    w: Any,
-    bias: Any | None,
-    y: Any,
+    buffers: Buffers,
     place: tuple[Any, Any, Any],
     group: Any,
     panel: Panel,
@@ -263,6 +252,7 @@ def _tile(
     group = bind(group)
     acc = [[accumulator("float32") for _ in range(panel.width)] for _ in range(panel.rows)]
     for j in range(panel.width):
+        bias = buffers.bias
         first = splat(T.float32(0.0)) if bias is None else bind(bias.vload([(group + j) * LANES], VECTOR))
         for row in acc:
             store(row[j], 0, first)
@@ -279,16 +269,14 @@ def _tile(
                 x_base = bind(image * product.x_image + pixel * product.x_pixel + start(group) * product.x_channel)
                 w_base = bind(weight_base + (ky * shape.kernel[1] + first_kx + tap) * (span * LANES))
                 with loop(span) as c:
-                    weights = [
-                        bind(w.vload([w_base + c * LANES + j * (product.depth * LANES)], VECTOR)) for j in range(panel.width)
-                    ]
+                    starts = [w_base + c * LANES + j * (product.depth * LANES) for j in range(panel.width)]
+                    weights = [bind(buffers.w.vload([start], VECTOR)) for start in starts]
                     for i in rows:
-                        value = splat(x.vload([x_base + c * product.x_channel + i * (shape.stride[1] * product.x_pixel)]))
+                        value = splat(buffers.x.vload([x_base + c * product.x_channel + i * (shape.stride[1] * product.x_pixel)]))
                         for j, weight in enumerate(weights):
                             store(acc[i][j], 0, acc[i][j].vload([0], VECTOR) + value * weight)
     out = bind(((image * shape.out_height + oy) * shape.out_width + column) * product.y_row + group * LANES)
     for i, row in enumerate(acc):
         for j, sums in enumerate(row):
-            value = product.activation.emit(sums.vload([0], VECTOR))
             valid = panel.valid if j == panel.width - 1 else LANES
-            store_lanes(y, out + (i * product.y_row + j * LANES), value, valid)
+            buffers.finish(product.spec, sums.vload([0], VECTOR), out + (i * product.y_row + j * LANES), valid)

@@ -15,10 +15,10 @@ import numpy as np
 from tvm import tirx
 
 from ....ir.errors import OptionError
-from .base import LANES, Convolution, padded
+from .base import LANES, VECTOR, Convolution, padded
 from .convolution_f32 import pack_bias
-from .emit import accumulator, arguments, bind, build, clamp_start, loop, parallel_kind, store
-from .float_base import CACHED_BYTES, NO_ACTIVATION, VECTOR, Activation, Level, level_of
+from .emit import accumulator, bind, build, clamp_start, loop, parallel_kind, store
+from .float_base import CACHED_BYTES, PLAIN, Buffers, FloatSpec, Level, declare, level_of
 from .isa import T
 from .window import Segment, column_segments, kernel_rows
 
@@ -45,33 +45,24 @@ def choose_rows(level: Level, shape: Convolution) -> int:
     return -(-shape.out_width // -(-shape.out_width // most))
 
 
-def depthwise(
-    shape: Convolution,
-    activation: Activation = NO_ACTIVATION,
-    level: str = "avx512",
-    rows: int | None = None,
-    name: str = "depthwise_f32",
-) -> tirx.PrimFunc:
-    """(X [N, H, W, Cp], W packed, bias [Cp], Y [N, OH, OW, Cp]); lanes of Y past C hold anything.
+def depthwise(shape: Convolution, spec: FloatSpec = PLAIN) -> tirx.PrimFunc:
+    """(X [N, H, W, Cp], W packed, bias [Cp], Y [N, OH, OW, Cp]); lanes of Y past C hold anything. A tile has one group.
 
     Raises:
         OptionError: not a depthwise shape. UnknownNameError: unknown level.
     """
     if not shape.groups == shape.channels == shape.filters:
         raise OptionError(f"depthwise: groups, channels and filters must be equal, got {shape}")
-    chosen = level_of(level)
-    rows = min(rows or choose_rows(chosen, shape), shape.out_width)
+    level = level_of(spec.level)
+    rows = min(spec.tile.rows if spec.tile else choose_rows(level, shape), shape.out_width)
     groups = padded(shape.channels) // LANES
 
     def body() -> None:
-        x, w, bias, y = arguments(
-            ("X", (shape.batch, shape.height, shape.width, groups * LANES), "float32"),
-            ("W", packed_weight_shape(shape), "float32"),
-            ("bias", (groups * LANES,), "float32"),
-            ("Y", (shape.batch, shape.out_height, shape.out_width, groups * LANES), "float32"),
-        )
+        x_shape = (shape.batch, shape.height, shape.width, groups * LANES)
+        y_shape = (shape.batch, shape.out_height, shape.out_width, groups * LANES)
+        buffers = declare(spec, x_shape, packed_weight_shape(shape), groups * LANES, y_shape)
         segments = column_segments(shape, rows)
-        microseconds = 2 * shape.macs / (chosen.flops_per_us / 4)
+        microseconds = 2 * shape.macs / (level.flops_per_us / 4)
         with loop(shape.batch * groups * shape.out_height, parallel_kind(microseconds)) as index:
             # A small image is walked vector by vector, so that the rows a window shares are read from the first-level cache; a
             # large one streams past row by row.
@@ -88,20 +79,22 @@ def depthwise(
                 with loop(segment.count) as tile:
                     column = clamp_start(segment.first + tile, rows, shape.out_width)
                     column = column if isinstance(column, int) else bind(column)
-                    _tile(shape, segment, activation, (x, w, bias, y), (image, oy, column, group), bounds)
+                    _tile(shape, segment, spec, buffers, (image, oy, column, group), bounds)
 
-    return build(name, body)
+    return build("depthwise_f32", body)
 
 
 def _tile(
     shape: Convolution,
     segment: Segment,
-    activation: Activation,
-    buffers: tuple[Any, Any, Any, Any],
+    spec: FloatSpec,
+    buffers: Buffers,
     place: tuple[Any, Any, Any, Any],
     bounds: tuple[Any, Any],
 ) -> None:
-    (x, w, bias, y), (image, oy, column, group) = buffers, place
+    x, w, bias = buffers.x, buffers.w, buffers.bias
+    image, oy, column, group = place
+    assert bias is not None
     row_size, taps = padded(shape.channels), shape.kernel[0] * shape.kernel[1]
     first = bind(bias.vload([group * LANES], VECTOR))
     acc = [accumulator("float32") for _ in segment.valid]
@@ -121,4 +114,4 @@ def _tile(
                     store(acc[i], 0, acc[i].vload([0], VECTOR) + x.vload([x_base + offset], VECTOR) * weight)
     out = bind(((image * shape.out_height + oy) * shape.out_width + column) * row_size + group * LANES)
     for i, sums in enumerate(acc):
-        store(y, out + i * row_size, activation.emit(sums.vload([0], VECTOR)))
+        buffers.finish(spec, sums.vload([0], VECTOR), out + i * row_size)

@@ -64,6 +64,15 @@ def bind(value: Any) -> Any:
     return T.Bind(value)
 
 
+def dtype_of(value: Any) -> str:
+    return str(value.ty.dtype)
+
+
+def fence(value: Any) -> Any:
+    """`value`, opaque to LLVM's and TVM's arithmetic simplification."""
+    return T.call_llvm_intrin(dtype_of(value), "llvm.arithmetic.fence", value)
+
+
 def accumulator(dtype: str = "int32", lanes: int = LANES) -> Any:
     """A vector variable. Scope global and under 1 KB: TVM then uses a stack slot, which LLVM turns into a register;
     any other scope becomes a call to the workspace allocator and lives in memory."""

@@ -12,22 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 from ....ir.dialect.exact import EXP_LOWEST, EXP_POLYNOMIAL, LN2_HIGH, LN2_LOW, LOG2_E
-from .base import LANES
-from .emit import accumulator, bind, loop, ramp, splat, store
-from .float_base import VECTOR
+from .base import LANES, VECTOR
+from .emit import accumulator, bind, dtype_of, fence, loop, ramp, splat, store
 from .isa import T
 
 #: Builds the vector of elements start .. start + valid - 1 of a row; lanes past `valid` hold whatever the reduction needs there.
 Chunk = Callable[[Any, int], Any]
-
-
-def dtype_of(value: Any) -> str:
-    return str(value.ty.dtype)
-
-
-def fence(value: Any) -> Any:
-    """`value`, opaque to LLVM's and TVM's arithmetic simplification."""
-    return T.call_llvm_intrin(dtype_of(value), "llvm.arithmetic.fence", value)
 
 
 def product(a: Any, b: Any) -> Any:

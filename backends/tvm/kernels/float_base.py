@@ -12,10 +12,9 @@ from typing import Any
 
 from ....ir.errors import OptionError, UnknownNameError
 from .base import LANES
-from .emit import accumulator, bind, ramp, splat, store
+from .emit import accumulator, arguments, bind, ramp, splat, store
 from .isa import T
-
-VECTOR = f"float32x{LANES}"
+from .vector_math import FUNCTIONS
 
 #: Data up to this size stay in the second-level cache while a kernel runs.
 CACHED_BYTES = 1 << 20
@@ -23,16 +22,22 @@ CACHED_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Activation:
-    """A clamp to [low, high] fused into a kernel's store; None leaves that side open."""
+    """What a kernel does to a value before it stores it: `function` (a name of vector_math.FUNCTIONS), then a clamp to
+    [low, high]; None leaves out the function or that side."""
 
     low: float | None = None
     high: float | None = None
+    function: str | None = None
 
     def __post_init__(self) -> None:
         if self.low is not None and self.high is not None and self.low > self.high:
             raise OptionError(f"activation: low {self.low} is above high {self.high}")
+        if self.function is not None and self.function not in FUNCTIONS:
+            raise UnknownNameError("activation function", self.function, FUNCTIONS)
 
     def emit(self, value: Any) -> Any:
+        if self.function is not None:
+            value = FUNCTIONS[self.function](bind(value))
         if self.low is not None:
             value = T.max(value, splat(T.float32(self.low)))
         if self.high is not None:
@@ -84,6 +89,79 @@ class Tile:
 
     rows: int
     groups: int
+
+
+@dataclass(frozen=True)
+class FloatSpec:
+    """How a kernel of the float family is made for its shape: every generator is `generator(shape, spec)`.
+
+    activation: applied before the store. residual: a second tensor of the output's shape and layout (an input buffer R, after
+    the others) is added before the activation. tile: the register tile; by default the one of least estimated time.
+    """
+
+    activation: Activation = NO_ACTIVATION
+    residual: bool = False
+    level: str = "avx512"
+    tile: Tile | None = None
+
+
+#: Neither residual nor activation, at the best level.
+PLAIN = FloatSpec()
+
+
+@dataclass(frozen=True)
+class MatrixProduct:
+    """Y [batch, rows, columns] = A [batch, rows, inner] @ B [batch, inner, columns], or B [batch, columns, inner] transposed."""
+
+    rows: int
+    inner: int
+    columns: int
+    batch: int = 1
+    transposed: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.rows, self.inner, self.columns, self.batch) < 1:
+            raise OptionError(f"every extent of a matrix product must be at least 1, got {self}")
+
+    @property
+    def work(self) -> str:
+        """`49x192 -> 49x768`, or `6x49x64 by 64x49 transposed` for a batch."""
+        if self.batch == 1 and not self.transposed:
+            return f"{self.rows}x{self.inner} -> {self.rows}x{self.columns}"
+        order = " transposed" if self.transposed else ""
+        return f"{self.batch}x{self.rows}x{self.inner} by {self.inner}x{self.columns}{order}"
+
+    @property
+    def macs(self) -> int:
+        return self.batch * self.rows * self.inner * self.columns
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """Flat views of a kernel's buffers; `bias` and `residual` where it has one."""
+
+    x: Any
+    residual: Any | None
+    w: Any
+    bias: Any | None
+    y: Any
+
+    def finish(self, spec: FloatSpec, value: Any, offset: Any, valid: int = LANES) -> None:
+        """Adds the residual at `offset` of the output, applies the activation, and stores the first `valid` lanes."""
+        if self.residual is not None:
+            value = value + load_lanes(self.residual, offset, valid)
+        store_lanes(self.y, offset, spec.activation.emit(value), valid)
+
+
+def declare(
+    spec: FloatSpec, x: tuple[int, ...], w: tuple[int, ...], bias: int, y: tuple[int, ...], names: tuple[str, str] = ("X", "W")
+) -> Buffers:
+    """Declares X, then R if the spec has a residual, W, bias [bias] if it is not 0, and Y, of these shapes."""
+    residual = [("R", y, "float32")] if spec.residual else []
+    vector = [("bias", (bias,), "float32")] if bias else []
+    flat = arguments((names[0], x, "float32"), *residual, (names[1], w, "float32"), *vector, ("Y", y, "float32"))
+    rest = flat[1 + len(residual) :]
+    return Buffers(flat[0], flat[1] if residual else None, rest[0], rest[1] if bias else None, rest[-1])
 
 
 def fits(level: Level, tile: Tile) -> bool:

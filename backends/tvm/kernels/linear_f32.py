@@ -1,17 +1,14 @@
-"""Float linear layer: Y = act(X @ W^T + bias) over dense rows, with weights packed at build time."""
+"""Float linear layer: Y = act(X @ W^T + bias + residual) over dense rows, with weights packed at build time."""
 
 from __future__ import annotations
-
-from math import prod
 
 import numpy as np
 from tvm import tirx
 
-from ....ir.errors import OptionError
 from .base import LANES, Convolution, padded
 from .convolution_f32 import Product, emit_product, pack_bias
-from .emit import arguments, build
-from .float_base import NO_ACTIVATION, Activation, Tile, level_of
+from .emit import build
+from .float_base import PLAIN, FloatSpec, MatrixProduct, declare
 
 __all__ = ["linear", "pack_bias", "pack_weight", "packed_weight_shape"]
 
@@ -28,31 +25,18 @@ def pack_weight(weight: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(full.reshape(-1, LANES, inputs).transpose(0, 2, 1))
 
 
-def linear(
-    lead: tuple[int, ...],
-    inputs: int,
-    outputs: int,
-    activation: Activation = NO_ACTIVATION,
-    level: str = "avx512",
-    tile: Tile | None = None,
-    name: str = "linear_f32",
-) -> tirx.PrimFunc:
-    """(X [*lead, K], W packed, bias [padded(N)], Y [*lead, N]), all dense.
+def linear(shape: MatrixProduct, spec: FloatSpec = PLAIN) -> tirx.PrimFunc:
+    """(X [M, K], W packed, bias [padded(N)], Y [M, N]), all dense; one weight for all rows, so shape.batch is 1.
 
     Raises:
-        OptionError: an empty extent, or a tile that does not fit the register file. UnknownNameError: unknown level.
+        OptionError: a tile that does not fit the register file. UnknownNameError: unknown level.
     """
-    if min((*lead, inputs, outputs)) < 1:
-        raise OptionError(f"linear: every extent must be at least 1, got {lead}, {inputs} -> {outputs}")
-    lines = Convolution(1, inputs, 1, prod(lead), outputs, (1, 1))
+    lines = Convolution(1, shape.inner, 1, shape.rows, shape.columns, (1, 1))
 
     def body() -> None:
-        x, w, bias, y = arguments(
-            ("X", (*lead, inputs), "float32"),
-            ("W", packed_weight_shape(inputs, outputs), "float32"),
-            ("bias", (padded(outputs),), "float32"),
-            ("Y", (*lead, outputs), "float32"),
-        )
-        emit_product(Product(lines, inputs, 1, outputs, activation), level_of(level), tile, x, w, bias, y)
+        weights = packed_weight_shape(shape.inner, shape.columns)
+        y = (shape.rows, shape.columns)
+        buffers = declare(spec, (shape.rows, shape.inner), weights, padded(shape.columns), y)
+        emit_product(Product(lines, shape.inner, 1, shape.columns, spec), buffers)
 
-    return build(name, body)
+    return build("linear_f32", body)

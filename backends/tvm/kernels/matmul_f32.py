@@ -2,55 +2,41 @@
 
 from __future__ import annotations
 
-from math import prod
+from dataclasses import replace
 from typing import Any
 
 from tvm import tirx
 
-from ....ir.errors import OptionError
-from .base import LANES, Convolution, padded
+from .base import LANES, VECTOR, Convolution, padded
 from .convolution_f32 import Product, emit_product
-from .emit import arguments, bind, build, loop, parallel_kind, store
-from .float_base import NO_ACTIVATION, VECTOR, Tile, level_of
+from .emit import bind, build, loop, parallel_kind, store
+from .float_base import PLAIN, FloatSpec, MatrixProduct, declare
 from .isa import T
 
 
-def matmul(
-    lead: tuple[int, ...],
-    rows: int,
-    inner: int,
-    columns: int,
-    transposed: bool = False,
-    level: str = "avx512",
-    tile: Tile | None = None,
-    name: str = "matmul_f32",
-) -> tirx.PrimFunc:
-    """(A [*lead, M, K], B [*lead, K, N] or, transposed, [*lead, N, K], Y [*lead, M, N]), all dense.
+def matmul(shape: MatrixProduct, spec: FloatSpec = PLAIN) -> tirx.PrimFunc:
+    """(A [B, M, K], B [B, K, N] or, transposed, [B, N, K], Y [B, M, N]), all dense.
 
     Raises:
-        OptionError: an empty extent, or a tile that does not fit the register file. UnknownNameError: unknown level.
+        OptionError: a tile that does not fit the register file. UnknownNameError: unknown level.
     """
-    if min((*lead, rows, inner, columns)) < 1:
-        raise OptionError(f"matmul: every extent must be at least 1, got {lead}, {rows} x {inner} x {columns}")
-    batch = prod(lead)
+    batch, rows, inner, columns = shape.batch, shape.rows, shape.inner, shape.columns
     lines = Convolution(batch, inner, 1, rows, columns, (1, 1))
 
     def body() -> None:
-        a, b, y = arguments(
-            ("A", (*lead, rows, inner), "float32"),
-            ("B", (*lead, columns, inner) if transposed else (*lead, inner, columns), "float32"),
-            ("Y", (*lead, rows, columns), "float32"),
-        )
+        right = (batch, columns, inner) if shape.transposed else (batch, inner, columns)
+        buffers = declare(spec, (batch, rows, inner), right, 0, (batch, rows, columns), names=("A", "B"))
         packed = T.alloc_buffer((batch * padded(columns) * inner,), "float32")
-        _pack(b, packed, batch, inner, columns, transposed)
-        emit_product(Product(lines, inner, 1, columns, NO_ACTIVATION, batched=True), level_of(level), tile, a, packed, None, y)
+        _pack(buffers.w, packed, shape)
+        emit_product(Product(lines, inner, 1, columns, spec, batched=True), replace(buffers, w=packed))
 
-    return build(name, body)
+    return build("matmul_f32", body)
 
 
-def _pack(b: Any, packed: Any, batch: int, inner: int, columns: int, transposed: bool) -> None:
+def _pack(b: Any, packed: Any, shape: MatrixProduct) -> None:
     """packed[image][column / LANES][k][lane]; lanes past the last column repeat it, and are never stored."""
-    groups = padded(columns) // LANES
+    inner, columns, transposed = shape.inner, shape.columns, shape.transposed
+    groups, batch = padded(columns) // LANES, shape.batch
     with loop(batch * groups, parallel_kind(batch * groups * inner * LANES / 4000)) as index:
         image, group = bind(T.floordiv(index, groups)), bind(T.floormod(index, groups))
         full = columns // LANES

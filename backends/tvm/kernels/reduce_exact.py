@@ -8,10 +8,10 @@ from typing import Any
 from tvm import tirx
 
 from ....ir.errors import OptionError
-from .base import LANES
+from .base import LANES, VECTOR
 from .emit import accumulator, arguments, bind, build, loop, parallel_kind, store
 from .exact_float import constant, fence, lane_sum
-from .float_base import VECTOR, load_lanes, store_lanes
+from .float_base import load_lanes, store_lanes
 from .isa import T
 
 #: Elements a microsecond that one core handles, for the choice between a serial and a parallel loop.

@@ -11,10 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .base import LANES
+from .base import LANES, VECTOR
 from .emit import accumulator, bind, loop, splat, store
 from .exact_float import across, exp_each, reciprocal, zero_past
-from .float_base import VECTOR
 from .isa import T
 
 #: Vectors of a row whose powers are computed side by side: with their temporaries they fill the register file.
@@ -23,11 +22,15 @@ GROUP = 4
 #: (row, first element, how many of LANES belong to the row) -> vector; lanes past those hold anything.
 Load = Callable[[Any, Any, int], Any]
 
+#: exp of several vectors, each lane at most 0.
+Powers = Callable[[list[Any]], list[Any]]
+
 
 @dataclass(frozen=True)
 class Block:
     """Rows of one block, all of one length. load: scores, called twice; keep and kept: store and load of the powers, after which
-    the scores of that row are not read again; finish: takes the probabilities of up to GROUP neighbouring vectors."""
+    the scores of that row are not read again; finish: takes the probabilities of up to GROUP neighbouring vectors.
+    exponentials: the exact ones by default."""
 
     rows: int
     length: int
@@ -35,6 +38,7 @@ class Block:
     keep: Callable[[Any, Any, Any, int], None]
     kept: Load
     finish: Callable[[Any, list[tuple[Any, int]], list[Any]], None]
+    exponentials: Powers = exp_each
 
     def emit(self) -> None:
         highest, inverse = T.alloc_buffer((self.rows,), "float32"), T.alloc_buffer((self.rows,), "float32")
@@ -69,7 +73,7 @@ class Block:
         store(sums, 0, splat(T.float32(0.0)))
 
         def take(places: list[tuple[Any, int]]) -> None:
-            powers = exp_each([bind(self.load(row, start, valid) - splat(highest)) for start, valid in places])
+            powers = self.exponentials([bind(self.load(row, start, valid) - splat(highest)) for start, valid in places])
             for (start, valid), power in zip(places, powers, strict=True):
                 self.keep(row, start, power, valid)
                 store(sums, 0, sums.vload([0], VECTOR) + zero_past(power, valid))

@@ -8,9 +8,10 @@ from tvm import tirx
 
 from ....ir.errors import OptionError
 from .emit import arguments, bind, build, loop, parallel_kind
+from .exact_float import exp_each
 from .float_base import load_lanes, store_lanes
 from .isa import T
-from .softmax_block import Block
+from .softmax_block import Block, Powers
 
 #: Elements a microsecond that one core handles, for the choice between a serial and a parallel loop.
 ELEMENTS_PER_US = 1500
@@ -26,24 +27,29 @@ def softmax(rows: int, length: int, name: str = "softmax_exact") -> tirx.PrimFun
 
     def body() -> None:
         x, y = arguments(("X", (rows, length), "float32"), ("Y", (rows, length), "float32"))
-        block = min(rows, max(1, BLOCK_BYTES // (4 * length)))
-        full, rest = divmod(rows, block)
-        # The last block is shorter instead of overlapping: no task may read rows that another has half done.
-        with loop(full + (rest > 0), parallel_kind(rows * length / ELEMENTS_PER_US)) as index:
-            first = bind(index * block + T.int32(0))
-            if not rest:
-                _block(x, y, first, block, length).emit()
-                return
-            with T.If(index < full):
-                with T.Then():
-                    _block(x, y, first, block, length).emit()
-                with T.Else():
-                    _block(x, y, first, rest, length).emit()
+        softmax_rows(x, y, rows, length, exp_each)
 
     return build(name, body)
 
 
-def _block(x: Any, y: Any, first: Any, rows: int, length: int) -> Block:
+def softmax_rows(x: Any, y: Any, rows: int, length: int, powers: Powers) -> None:
+    """Emits the softmax of all rows of x [rows, length] into y; powers: exp of vectors whose lanes are at most 0."""
+    block = min(rows, max(1, BLOCK_BYTES // (4 * length)))
+    full, rest = divmod(rows, block)
+    # The last block is shorter instead of overlapping: no task may read rows that another has half done.
+    with loop(full + (rest > 0), parallel_kind(rows * length / ELEMENTS_PER_US)) as index:
+        first = bind(index * block + T.int32(0))
+        if not rest:
+            _block(x, y, first, block, length, powers).emit()
+            return
+        with T.If(index < full):
+            with T.Then():
+                _block(x, y, first, block, length, powers).emit()
+            with T.Else():
+                _block(x, y, first, rest, length, powers).emit()
+
+
+def _block(x: Any, y: Any, first: Any, rows: int, length: int, powers: Powers) -> Block:
     def at(row: Any, start: Any) -> Any:
         return (first + row) * length + start
 
@@ -58,4 +64,5 @@ def _block(x: Any, y: Any, first: Any, rows: int, length: int) -> Block:
         keep=lambda row, start, value, valid: store_lanes(y, at(row, start), value, valid),
         kept=lambda row, start, valid: load_lanes(y, at(row, start), valid),
         finish=finish,
+        exponentials=powers,
     )

@@ -1,7 +1,8 @@
-"""Float layers with a designed kernel: convolution, linear, matmul, and the clamp that follows a layer."""
+"""Float layers with a designed kernel: convolution, linear, matmul, with the addition and the activation that follow a layer."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -10,33 +11,73 @@ import torch
 from torch import fx
 
 from ....ir.program import shape_of, single_user
-from ..kernels import convolution_f32, depthwise_f32, linear_f32, matmul_f32
+from ..kernels import activation_f32, convolution_f32, depthwise_f32, layer_norm_f32, linear_f32, matmul_f32, softmax_f32
 from ..kernels.base import LANES
 from ..kernels.convolution_f32 import pack_bias
-from ..kernels.float_base import NO_ACTIVATION, RELU, RELU6, Activation
+from ..kernels.float_base import RELU, RELU6, Activation, FloatSpec, MatrixProduct
 from ..lower import Lowering, rule
-from ..values import DTYPES, arguments, of_node
+from ..values import DTYPES, Expr, arguments, of_node, shape_of_var
 from .generic import fallback
 from .operands import matmul_operands, planar, without_frame
 
 aten = torch.ops.aten
 
+#: Activations without options.
+ACTIVATIONS = {
+    aten.relu.default: RELU,
+    aten.relu6.default: RELU6,
+    aten.sigmoid.default: Activation(function="sigmoid"),
+    aten.silu.default: Activation(function="silu"),
+    aten.tanh.default: Activation(function="tanh"),
+    aten.exp.default: Activation(function="exp"),
+    aten.hardsigmoid.default: Activation(function="hardsigmoid"),
+    aten.hardswish.default: Activation(function="hardswish"),
+}
+GELU = {"none": Activation(function="gelu"), "tanh": Activation(function="gelu_tanh")}
 
-def _activation(lowering: Lowering, node: fx.Node) -> tuple[Activation, tuple[fx.Node, ...]]:
-    """The clamp that alone reads `node`, and the nodes a kernel that does it covers."""
+
+def activation_of(node: fx.Node) -> Activation | None:
+    """What a kernel does in the place of `node`; None where it is no activation that a kernel knows."""
+    if node.target in ACTIVATIONS:
+        return ACTIVATIONS[node.target]
+    if node.target is aten.gelu.default:
+        return GELU[node.kwargs.get("approximate", "none")]  # type: ignore[index]
+    if node.target in (aten.clamp.default, aten.hardtanh.default) and len(arguments(node)) == 3:
+        low, high = arguments(node)[1:]
+        if all(v is None or isinstance(v, (int, float)) for v in (low, high)):
+            return Activation(*(None if v is None else float(v) for v in (low, high)))
+    return None
+
+
+@dataclass(frozen=True)
+class Finish:
+    """How a layer's kernel finishes: the nodes it covers, the layer first, and the tensor it adds before the activation."""
+
+    spec: FloatSpec
+    nodes: tuple[fx.Node, ...]
+    residual: fx.Node | None = None
+
+
+def finish(lowering: Lowering, node: fx.Node) -> Finish:
+    """Takes in a residual addition and an activation that alone read `node`. Integer programs round after every op: nothing."""
+    found = Finish(FloatSpec(level=lowering.float_level), (node,))
     reader = single_user(node)
     if reader is None or lowering.integer:
-        return NO_ACTIVATION, (node,)
-    found: Activation | None = None
-    if reader.target is aten.relu.default:
-        found = RELU
-    elif reader.target is aten.relu6.default:
-        found = RELU6
-    elif reader.target in (aten.clamp.default, aten.hardtanh.default) and len(arguments(reader)) == 3:
-        low, high = arguments(reader)[1:]
-        if all(v is None or isinstance(v, (int, float)) for v in (low, high)):
-            found = Activation(*(None if v is None else float(v) for v in (low, high)))
-    return (NO_ACTIVATION, (node,)) if found is None else (found, (node, reader))
+        return found
+    if reader.target is aten.add.Tensor and not reader.kwargs:
+        a, b = arguments(reader)
+        other = b if a is node else a
+        if isinstance(other, fx.Node) and other is not node and _same_type(other, node) and lowering.lowered(other):
+            found = Finish(replace(found.spec, residual=True), (node, reader), other)
+            reader = single_user(reader)
+    activation = None if reader is None else activation_of(reader)
+    if activation is None or reader is None:
+        return found
+    return replace(found, spec=replace(found.spec, activation=activation), nodes=(*found.nodes, reader))
+
+
+def _same_type(a: fx.Node, b: fx.Node) -> bool:
+    return shape_of(a) == shape_of(b) and _is_float32(a, b)
 
 
 def _stored(lowering: Lowering, argument: Any) -> np.ndarray | None:
@@ -57,20 +98,21 @@ def convolution(lowering: Lowering, node: fx.Node) -> None:
         fallback(lowering, node)
         return
     x, shape = without_frame(lowering, x, shape, 0.0)
-    activation, nodes = _activation(lowering, node)
+    done = finish(lowering, node)
     kernel = kernel.reshape(shape.filters, -1, *shape.kernel)
+    residual = [] if done.residual is None else [lowering.channels(done.residual)]
     if shape.depthwise:
         generator, label, packed = depthwise_f32.depthwise, "depthwise_f32", depthwise_f32.pack_weight(shape, kernel)
-        spec, source = (shape, activation, lowering.float_level), lowering.channels(x)
+        options, source = (shape, done.spec), lowering.channels(x)
     else:
         generator, label, packed = convolution_f32.convolution, "convolution_f32", convolution_f32.pack_weight(shape, kernel)
         # The image a network is given is planar, with few channels: a first layer reads it as it is.
         planar_input = shape.channels <= LANES and not lowering.is_channels(x) and len(x.users) == 1
         source = lowering.dense(x) if planar_input else lowering.channels(x)
-        spec = (shape, activation, lowering.float_level, None, planar_input)
-    inputs = [source, packed, pack_bias(shape.filters, offset)]
-    out = lowering.kernel(generator, *spec, inputs=inputs, nodes=nodes, macs=shape.macs, label=label)
-    lowering.bind_all(nodes, of_node(nodes[-1], channels=out))
+        options = (shape, done.spec, planar_input)
+    inputs = [source, *residual, packed, pack_bias(shape.filters, offset)]
+    out = lowering.kernel(generator, *options, inputs=inputs, nodes=done.nodes, macs=shape.macs, label=label)
+    lowering.bind_all(done.nodes, of_node(done.nodes[-1], channels=out))
 
 
 @rule(aten.linear.default)
@@ -95,14 +137,13 @@ def _linear(lowering: Lowering, node: fx.Node, x: Any, matrix: np.ndarray | None
     outputs, inputs = matrix.shape
     if offset is not None and offset.size == 1:
         offset = np.full(outputs, offset.reshape(()))
-    activation, nodes = _activation(lowering, node)
-    lead = shape_of(x)[:-1] or (1,)
-    parameters = [linear_f32.pack_weight(matrix), pack_bias(outputs, offset)]
-    out = lowering.kernel(
-        linear_f32.linear, lead, inputs, outputs, activation, lowering.float_level,
-        inputs=[lowering.dense(x), *parameters], nodes=nodes, macs=prod(lead) * inputs * outputs, label="linear_f32",
-    )  # fmt: skip
-    lowering.bind_all(nodes, of_node(nodes[-1], dense=out))
+    done = finish(lowering, node)
+    shape = MatrixProduct(prod(shape_of(x)[:-1]), inputs, outputs)
+    residual = [] if done.residual is None else [lowering.dense(done.residual)]
+    operands = [lowering.dense(x), *residual, linear_f32.pack_weight(matrix), pack_bias(outputs, offset)]
+    options = {"nodes": done.nodes, "macs": shape.macs, "label": "linear_f32"}
+    out = lowering.kernel(linear_f32.linear, shape, done.spec, inputs=operands, **options)
+    lowering.bind_all(done.nodes, of_node(done.nodes[-1], dense=out))
 
 
 @rule(aten.matmul.default, aten.bmm.default, aten.mm.default)
@@ -117,9 +158,53 @@ def matmul(lowering: Lowering, node: fx.Node) -> None:
         fallback(lowering, node)
         return
     batch, rows, inner, columns, source, transposed = operands
-    out = lowering.kernel(
-        matmul_f32.matmul, (batch,), rows, inner, columns, transposed, lowering.float_level,
-        inputs=[lowering.dense(a), lowering.dense(source)], nodes=(node,), macs=batch * rows * inner * columns,
-        label="matmul_f32",
-    )  # fmt: skip
+    done = finish(lowering, node)
+    shape = MatrixProduct(rows, inner, columns, batch, transposed)
+    residual = [] if done.residual is None else [lowering.dense(done.residual)]
+    inputs = [lowering.dense(a), *residual, lowering.dense(source)]
+    options = {"nodes": done.nodes, "macs": shape.macs, "label": "matmul_f32"}
+    out = lowering.kernel(matmul_f32.matmul, shape, done.spec, inputs=inputs, **options)
+    lowering.bind_all(done.nodes, of_node(done.nodes[-1], dense=out))
+
+
+@rule(*ACTIVATIONS, aten.gelu.default)
+def activation(lowering: Lowering, node: fx.Node) -> None:
+    """A clamp and every activation of an integer program (which must round as torch does) are left to the generic lowering."""
+    x, found = arguments(node)[0], activation_of(node)
+    if lowering.integer or found is None or found.function is None or not _is_float32(x):
+        fallback(lowering, node)
+        return
+    place = "channels" if lowering.is_channels(x) else "dense"
+    var = lowering.channels(x) if place == "channels" else lowering.dense(x)
+    shape = shape_of_var(var)
+    out = lowering.kernel(activation_f32.activation, prod(shape), found, inputs=[var], nodes=(node,), label="activation_f32")
+    lowering.bind(node, of_node(node, **{place: lowering.reshape(out, shape)}))
+
+
+@rule(aten.softmax.int, aten._softmax.default)
+def softmax(lowering: Lowering, node: fx.Node) -> None:
+    x, dim, *_ = arguments(node)
+    shape = shape_of(node)
+    if lowering.integer or not shape or int(dim) % len(shape) != len(shape) - 1 or not _is_float32(x, node):
+        fallback(lowering, node)
+        return
+    rows, inputs = prod(shape[:-1]), [lowering.dense(x)]
+    out = lowering.kernel(softmax_f32.softmax, rows, shape[-1], inputs=inputs, nodes=(node,), label="softmax_f32")
     lowering.bind(node, of_node(node, dense=out))
+
+
+@rule(aten.layer_norm.default)
+def layer_norm(lowering: Lowering, node: fx.Node) -> None:
+    x, normalized, weight, bias, eps, *_ = (*arguments(node), *(None, None, 1e-5)[len(arguments(node)) - 2 :])
+    if lowering.integer or not _is_float32(x) or (normalized and list(normalized) != list(shape_of(x)[-len(normalized) :])):
+        fallback(lowering, node)
+        return
+    length = prod(normalized)
+    inputs = [lowering.dense(x), _affine(lowering, weight, length, 1.0), _affine(lowering, bias, length, 0.0)]
+    spec = prod(shape_of(x)) // length, length, float(eps)
+    out = lowering.kernel(layer_norm_f32.layer_norm, *spec, inputs=inputs, nodes=(node,), label="layer_norm_f32")
+    lowering.bind(node, of_node(node, dense=out))
+
+
+def _affine(lowering: Lowering, parameter: fx.Node | None, length: int, fill: float) -> Expr | np.ndarray:
+    return np.full(length, fill, np.float32) if parameter is None else lowering.dense(parameter)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import ceil, prod
 from typing import Any
 
 from ..kernels import convolution_f32, convolution_int8, linear_f32, linear_int8, matmul_f32, matmul_int8
 from ..kernels.base import LANES, Convolution, padded
 from ..kernels.convolution_int8 import ConvolutionInt8
-from ..kernels.float_base import Level, Tile, fits, level_of, tile_cycles
+from ..kernels.float_base import Level, MatrixProduct, Tile, fits, level_of, tile_cycles
 from ..kernels.gemm_int8 import Pixels
 from ..kernels.isa import isa_of
 from ..kernels.linear_int8 import LinearInt8
@@ -28,27 +28,21 @@ Specification = tuple[Any, ...]
 class Family:
     """One tunable generator.
 
-    position: which argument of the generator takes the choice (None: the analytical guess). level: which one is the level.
-    work: the specification in words; a key of the database with the family's name before it. None: not tunable.
-    space: the choices worth measuring. argument: a choice as the generator takes it.
+    level: the kernel level of a specification. given: whether it names its choice already. work: the specification in words; a
+    key of the database with the family's name before it. None: not tunable. space: the choices worth measuring. chosen: the
+    specification with a choice in its place.
     """
 
     name: str
-    position: int
-    level: int
+    level: Callable[[Specification], str]
+    given: Callable[[Specification], bool]
     work: Callable[[Specification], str | None]
     space: Callable[[Specification], list[Choice]]
-    argument: Callable[[Specification, Choice], Any]
+    chosen: Callable[[Specification, Choice], Specification]
 
     def key(self, spec: Specification) -> str | None:
         work = self.work(spec)
         return None if work is None else f"{self.name} {work}"
-
-    def chosen(self, spec: Specification, choice: Choice) -> Specification:
-        """The specification with a choice in its place."""
-        full = [*spec, *[None] * (self.position + 1 - len(spec))]
-        full[self.position] = self.argument(spec, choice)
-        return tuple(full)
 
 
 # -- int8 products -----------------------------------------------------------------------------------------------------------
@@ -88,10 +82,15 @@ def _cuts(spec: Specification) -> list[Choice]:
     return [asdict(cut) for cut in cuts(*_product(spec), isa_of(spec[2]))]
 
 
-def _tiling(spec: Specification, choice: Choice) -> Any:
-    pixels, columns, _ = _product(spec)
-    numbers = {name: int(choice[name]) for name in ("panels", "height", "width")}
-    return tiling(Cut(**numbers, rows_outer=bool(choice["rows_outer"])), pixels, columns, isa_of(spec[2]))
+def _int8_family(name: str, work: Callable[[Specification], str | None]) -> Family:
+    """A generator of (operation, tail, level, tiling)."""
+
+    def chosen(spec: Specification, choice: Choice) -> Specification:
+        pixels, columns, _ = _product(spec)
+        numbers = {name: int(choice[name]) for name in ("panels", "height", "width")}
+        return (*spec[:3], tiling(Cut(**numbers, rows_outer=bool(choice["rows_outer"])), pixels, columns, isa_of(spec[2])))
+
+    return Family(name, lambda spec: spec[2], lambda spec: len(spec) > 3 and spec[3] is not None, work, _cuts, chosen)
 
 
 # -- float products ----------------------------------------------------------------------------------------------------------
@@ -107,9 +106,15 @@ class _Lines:
     depth: int
 
 
-def _convolution_lines(spec: Specification) -> _Lines:
-    shape: Convolution = spec[0]
-    pointwise = shape.kernel == (1, 1) == shape.stride and shape.padding == (0, 0) and not spec[4]
+def _planar(spec: Specification) -> bool:
+    return len(spec) > 2 and spec[2]
+
+
+def _lines(spec: Specification) -> _Lines:
+    shape: Convolution | MatrixProduct = spec[0]
+    if isinstance(shape, MatrixProduct):
+        return _Lines(shape.batch, shape.rows, padded(shape.columns) // LANES, shape.inner)
+    pointwise = shape.kernel == (1, 1) == shape.stride and not shape.bordered and not _planar(spec)
     pixels = shape.out_height * shape.out_width
     lines, columns = (1, shape.batch * pixels) if pointwise else (shape.batch * shape.out_height, shape.out_width)
     return _Lines(lines, columns, padded(shape.filters) // LANES, prod(shape.kernel) * shape.channels)
@@ -117,45 +122,31 @@ def _convolution_lines(spec: Specification) -> _Lines:
 
 def _convolution_f32(spec: Specification) -> str | None:
     shape: Convolution = spec[0]
-    return f"{shape.work}{', planar' if spec[4] else ''}" if shape.groups == 1 else None
+    return f"{shape.work}{', planar' if _planar(spec) else ''}" if shape.groups == 1 else None
 
 
-def _linear_lines(spec: Specification) -> _Lines:
-    lead, inputs, outputs = spec[:3]
-    return _Lines(1, prod(lead), padded(outputs) // LANES, inputs)
+def _product_f32(spec: Specification) -> str:
+    shape: MatrixProduct = spec[0]
+    return shape.work
 
 
-def _linear_f32(spec: Specification) -> str:
-    lead, inputs, outputs = spec[:3]
-    return f"{prod(lead)}x{inputs} -> {prod(lead)}x{outputs}"
+def _float_family(name: str, work: Callable[[Specification], str | None]) -> Family:
+    """A generator of (shape, FloatSpec, further options)."""
 
-
-def _matmul_lines(spec: Specification) -> _Lines:
-    lead, rows, inner, columns = spec[:4]
-    return _Lines(prod(lead), rows, padded(columns) // LANES, inner)
-
-
-def _matmul_f32(spec: Specification) -> str:
-    lead, rows, inner, columns, transposed = spec[:5]
-    return f"{prod(lead)}x{rows}x{inner} by {inner}x{columns}{' transposed' if transposed else ''}"
-
-
-def _float_family(
-    name: str, position: int, level: int, work: Callable[[Specification], str | None], lines: Callable[[Specification], _Lines]
-) -> Family:
     def space(spec: Specification) -> list[Choice]:
-        shape, registers = lines(spec), level_of(spec[level])
+        shape, registers = _lines(spec), level_of(spec[1].level)
         tiles = _tiles(registers, shape.columns, shape.groups)
         estimate = [tile_cycles(registers, t, shape.lines, shape.columns, shape.groups, shape.depth) for t in tiles]
         best = sorted(zip(estimate, tiles, strict=True), key=lambda pair: (pair[0], pair[1].rows * pair[1].groups))
         return [asdict(tile) for _, tile in best[:FLOAT_TILES]]
 
-    def argument(spec: Specification, choice: Choice) -> Tile:
-        registers = level_of(spec[level]).registers
+    def chosen(spec: Specification, choice: Choice) -> Specification:
+        registers = level_of(spec[1].level).registers
         groups = max(1, min(int(choice["groups"]), (registers - 1) // 2))
-        return Tile(max(1, min(int(choice["rows"]), (registers - 1 - groups) // groups)), groups)
+        tile = Tile(max(1, min(int(choice["rows"]), (registers - 1 - groups) // groups)), groups)
+        return (spec[0], replace(spec[1], tile=tile), *spec[2:])
 
-    return Family(name, position, level, work, space, argument)
+    return Family(name, lambda spec: spec[1].level, lambda spec: spec[1].tile is not None, work, space, chosen)
 
 
 def _tiles(level: Level, columns: int, groups: int) -> list[Tile]:
@@ -165,12 +156,12 @@ def _tiles(level: Level, columns: int, groups: int) -> list[Tile]:
 
 
 FAMILIES: dict[Any, Family] = {
-    convolution_int8.build: Family("convolution_int8", 3, 2, _convolution_int8, _cuts, _tiling),
-    linear_int8.build: Family("linear_int8", 3, 2, _linear_int8, _cuts, _tiling),
-    matmul_int8.build: Family("matmul_int8", 3, 2, _matmul_int8, _cuts, _tiling),
-    convolution_f32.convolution: _float_family("convolution_f32", 3, 2, _convolution_f32, _convolution_lines),
-    linear_f32.linear: _float_family("linear_f32", 5, 4, _linear_f32, _linear_lines),
-    matmul_f32.matmul: _float_family("matmul_f32", 6, 5, _matmul_f32, _matmul_lines),
+    convolution_int8.build: _int8_family("convolution_int8", _convolution_int8),
+    linear_int8.build: _int8_family("linear_int8", _linear_int8),
+    matmul_int8.build: _int8_family("matmul_int8", _matmul_int8),
+    convolution_f32.convolution: _float_family("convolution_f32", _convolution_f32),
+    linear_f32.linear: _float_family("linear_f32", _product_f32),
+    matmul_f32.matmul: _float_family("matmul_f32", _product_f32),
 }
 
 
@@ -178,10 +169,10 @@ def tuned(generator: Any, spec: Sequence[Any], database: TuningDatabase) -> tupl
     """The specification with its measured choice filled in, and the key of the row; as it came, and None, where there is none."""
     spec = tuple(spec)
     family = FAMILIES.get(generator)
-    if family is None or (len(spec) > family.position and spec[family.position] is not None):
+    if family is None or family.given(spec):
         return spec, None
     key = family.key(spec)
-    row = None if key is None else database.find(key, spec[family.level])
+    row = None if key is None else database.find(key, family.level(spec))
     if row is None or row.choice is None:
         return spec, None
     return family.chosen(spec, row.choice), key

@@ -1,0 +1,41 @@
+"""A float function of one tensor, element by element, where no kernel before it could take it in."""
+
+from __future__ import annotations
+
+from tvm import tirx
+
+from ....ir.errors import OptionError
+from .base import LANES
+from .emit import arguments, bind, build, loop, parallel_kind
+from .float_base import Activation, load_lanes, store_lanes
+from .isa import T
+
+#: Vectors of one iteration: their chains of dependent operations overlap.
+UNROLL = 4
+
+#: Elements a microsecond that one core handles, for the choice between a serial and a parallel loop.
+ELEMENTS_PER_US = 4000
+
+
+def activation(size: int, function: Activation) -> tirx.PrimFunc:
+    """(X [size], Y [size]), float32. Raises OptionError for an empty extent."""
+    if size < 1:
+        raise OptionError(f"activation: the size must be at least 1, got {size}")
+
+    def body() -> None:
+        x, y = arguments(("X", (size,), "float32"), ("Y", (size,), "float32"))
+
+        def vectors(start: object, count: int, rest: int = LANES) -> None:
+            valid = [LANES] * (count - 1) + [rest]
+            values = [bind(function.emit(load_lanes(x, start + i * LANES, v))) for i, v in enumerate(valid)]
+            for i, (value, v) in enumerate(zip(values, valid, strict=True)):
+                store_lanes(y, start + i * LANES, value, v)
+
+        blocks, rest = divmod(size, UNROLL * LANES)
+        if blocks:
+            with loop(blocks, parallel_kind(size / ELEMENTS_PER_US)) as index:
+                vectors(bind(index * T.int32(UNROLL * LANES)), UNROLL)
+        if rest:
+            vectors(blocks * UNROLL * LANES, -(-rest // LANES), (rest - 1) % LANES + 1)
+
+    return build("activation_f32", body)
