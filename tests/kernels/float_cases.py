@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tvm
 from graphwright.backends.host import X86_FLAGS, host_arch, host_flags
+from graphwright.backends.tvm.executor import ALIGNMENT, to_tvm
 from graphwright.backends.tvm.kernels.base import LANES, padded
 from graphwright.backends.tvm.kernels.float_base import NO_ACTIVATION, RELU, RELU6, Activation
 from graphwright.backends.tvm.kernels.vector_math import FUNCTIONS
@@ -40,8 +41,19 @@ def assembly(function, options: dict[str, str]) -> str:
 def run(function, level: str, inputs, out: tuple[int, ...], dtype: str = "float32") -> np.ndarray:
     """Runs the kernel. The output starts as NaN (99 for integers), so an element that nobody writes shows."""
     result = tvm.runtime.tensor(np.full(out, np.nan if dtype == "float32" else 99, dtype))
-    compiled(function, target(level))["main"](*(tvm.runtime.tensor(np.asarray(x, order="C")) for x in inputs), result)
+    compiled(function, target(level))["main"](*(to_tvm(_followed(np.asarray(x))) for x in inputs), result)
     return result.numpy()
+
+
+def _followed(x: np.ndarray) -> np.ndarray:
+    """An aligned copy with NaN (127 for integers) in the 64 bytes that a kernel may read past its end."""
+    raw = np.empty(x.nbytes + 2 * ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    whole = raw[start : start + x.nbytes + ALIGNMENT // x.itemsize * x.itemsize].view(x.dtype)
+    whole[x.size :] = np.nan if x.dtype.kind == "f" else 127
+    copy = whole[: x.size].reshape(x.shape)
+    copy[...] = x
+    return copy
 
 
 def to_physical(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:

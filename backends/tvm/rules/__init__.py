@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import data, elementwise, exact, floating, integer, pooling, pooling_float
+from . import attention_float, data, elementwise, exact, floating, integer, pooling, pooling_float
 from .generic import fallback
 
-__all__ = ["data", "elementwise", "exact", "fallback", "floating", "integer", "pooling", "pooling_float"]
+__all__ = ["attention_float", "data", "elementwise", "exact", "fallback", "floating", "integer", "pooling", "pooling_float"]

@@ -17,6 +17,7 @@ from ..kernels.convolution_f32 import pack_bias
 from ..kernels.float_base import RELU, RELU6, Activation, FloatSpec, MatrixProduct
 from ..lower import Lowering, rule
 from ..values import DTYPES, Expr, arguments, of_node, shape_of_var
+from .attention_float import lower_float_attention
 from .generic import fallback
 from .operands import matmul_operands, planar, without_frame
 
@@ -148,6 +149,8 @@ def _linear(lowering: Lowering, node: fx.Node, x: Any, matrix: np.ndarray | None
 
 @rule(aten.matmul.default, aten.bmm.default, aten.mm.default)
 def matmul(lowering: Lowering, node: fx.Node) -> None:
+    if node.target is not aten.mm.default and lower_float_attention(lowering, node):
+        return
     a, b = arguments(node)
     matrix = _stored(lowering, b)
     if matrix is not None and matrix.ndim == 2 and _stored(lowering, a) is None:
