@@ -24,7 +24,7 @@ from tvm import tirx
 
 from ....ir.errors import OptionError
 from .base import LANES, VECTOR, Convolution, padded
-from .emit import accumulator, bind, build, clamp_start, loop, parallel_kind, splat, store
+from .emit import accumulator, bind, build, clamp_start, loop, parallel_kind, prefetch, splat, store
 from .float_base import (
     PLAIN,
     Buffers,
@@ -41,6 +41,12 @@ from .window import Segment, column_segments, kernel_rows
 
 #: Inputs and outputs of one block of tiles, bytes: they stay in the second-level cache while the panels of weights pass by.
 BLOCK_BYTES = 512 * 1024
+
+#: Two panels of weights up to this size stay in the second-level cache together.
+PANEL_BYTES = 256 * 1024
+
+#: Steps of the inner loop that a larger panel is read ahead.
+AHEAD = 128
 
 
 def band(shape: Convolution) -> tuple[int, Callable[[Any], Any]]:
@@ -175,7 +181,7 @@ def emit_product(product: Product, buffers: Buffers) -> None:
         column = bind(clamp_start(xt, tile.rows, shape.out_width))
 
         def segment_code(segment: Segment) -> Callable[[], None]:
-            return lambda: _tile(product, segment, buffers, (image, oy, column), group, Panel(tile.rows, width, valid))
+            return lambda: _tile(product, segment, buffers, (image, oy, column, line_tile), group, Panel(tile.rows, width, valid))
 
         _switch(xt, [(segment.first + segment.count, segment_code(segment)) for segment in segments])
 
@@ -239,15 +245,28 @@ def _switch(index: Any, cases: list[tuple[int, Callable[[], None]]]) -> None:
             _switch(index, others)
 
 
+def _ahead(product: Product, panel: Panel, line_tile: Any, weight_base: Any) -> list[Any]:
+    """Where the weights start that a tile asks for while it works: a layer's weights come from behind the second-level cache once
+    a run, and a processor's own prefetching stops at every page.
+
+    Each tile takes one vector of the next panel, so that its panel's tiles share the traffic; where two panels do not fit the
+    cache together, it takes the vectors of its own panel AHEAD steps on.
+    """
+    size = product.depth * LANES
+    if panel.width * size * 4 > PANEL_BYTES:
+        return [weight_base + j * size + AHEAD * LANES for j in range(panel.width)]
+    return [bind(weight_base + (panel.width + T.floormod(line_tile, panel.width)) * size)]
+
+
 def _tile(
     product: Product,
     segment: Segment,
     buffers: Buffers,
-    place: tuple[Any, Any, Any],
+    place: tuple[Any, Any, Any, Any],
     group: Any,
     panel: Panel,
 ) -> None:
-    shape, (image, oy, column) = product.shape, place
+    shape, (image, oy, column, line_tile) = product.shape, place
     span, start = band(shape)
     group = bind(group)
     acc = [[accumulator("float32") for _ in range(panel.width)] for _ in range(panel.rows)]
@@ -260,6 +279,7 @@ def _tile(
     if product.batched:
         weight_base = weight_base + image * (product.groups * product.depth * LANES)
     weight_base = bind(weight_base)
+    ahead = _ahead(product, panel, line_tile, weight_base) if panel.rows > 1 and product.spec.level == "avx512" else None
     low, high = kernel_rows(shape, oy)
     with loop(shape.kernel[0]) if isinstance(low, int) else T.serial(low, high) as ky:
         line = (oy * shape.stride[0] + ky * shape.dilation[0] - shape.padding[0]) * shape.width
@@ -269,8 +289,11 @@ def _tile(
                 x_base = bind(image * product.x_image + pixel * product.x_pixel + start(group) * product.x_channel)
                 w_base = bind(weight_base + (ky * shape.kernel[1] + first_kx + tap) * (span * LANES))
                 with loop(span) as c:
-                    starts = [w_base + c * LANES + j * (product.depth * LANES) for j in range(panel.width)]
-                    weights = [bind(buffers.w.vload([start], VECTOR)) for start in starts]
+                    vectors = [w_base + c * LANES + j * (product.depth * LANES) for j in range(panel.width)]
+                    weights = [bind(buffers.w.vload([vector], VECTOR)) for vector in vectors]
+                    if ahead is not None:
+                        for vector in ahead:
+                            prefetch(buffers.w, vector + (w_base - weight_base) + c * LANES)
                     for i in rows:
                         value = splat(buffers.x.vload([x_base + c * product.x_channel + i * (shape.stride[1] * product.x_pixel)]))
                         for j, weight in enumerate(weights):

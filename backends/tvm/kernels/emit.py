@@ -59,6 +59,12 @@ def shuffle(vectors: list[Any], order: list[int]) -> Any:
     return tirx.Shuffle(vectors, indices)
 
 
+def prefetch(buffer: Any, offset: Any) -> None:
+    """Asks for the cache line of an element, into the second-level cache; it may lie outside the buffer."""
+    read, second_level, data = T.int32(0), T.int32(2), T.int32(1)
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(buffer[offset]), read, second_level, data))
+
+
 def bind(value: Any) -> Any:
     """Gives an expression a name, so that it is computed once."""
     return T.Bind(value)

@@ -71,7 +71,7 @@ class Level:
 
 
 LEVELS = {
-    "avx512": Level("avx512", 32, fma=0.5, load=0.5, broadcast=0.5, stream=1.5, far=4.0, latency=4, flops_per_us=80_000),
+    "avx512": Level("avx512", 32, fma=0.5, load=0.5, broadcast=0.5, stream=2.5, far=4.0, latency=4, flops_per_us=80_000),
     # AVX2: 16 registers of 8 lanes. AArch64's 32 of 4 lanes hold the same number of floats.
     "portable": Level("portable", 8, fma=1.0, load=1.0, broadcast=0.5, stream=2.0, far=6.0, latency=4, flops_per_us=20_000),
 }
