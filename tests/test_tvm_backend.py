@@ -344,7 +344,12 @@ class FloatNet(nn.Module):
         y = y * torch.sigmoid(self.gate(y.mean((2, 3))))[:, :, None, None] + 0.5 * y
         rows = self.norm(y.flatten(2).transpose(1, 2))
         mixed = torch.softmax(rows @ rows.transpose(1, 2), -1) @ rows
-        pools = F.max_pool2d(y, 3, 2, 1, ceil_mode=True), F.avg_pool2d(y, 3, 1, 1), F.adaptive_avg_pool2d(y, 1)
+        pools = (
+            F.max_pool2d(y, 3, 2, 1),
+            F.max_pool2d(y, 3, 2, 1, ceil_mode=True),
+            F.avg_pool2d(y, 3, 1, 1),
+            F.adaptive_avg_pool2d(y, 1),
+        )
         largest, where = torch.topk(y.mean((2, 3)), 3)
         return self.head(F.gelu(mixed).mean(1)), F.max_pool2d(self.up(y), 2), *pools, largest, where
 
@@ -356,8 +361,39 @@ def test_float_program_is_close_to_torch():
     for got, expected in zip(load_bytes(result.library)(x.numpy()), model(x), strict=True):
         np.testing.assert_allclose(got, expected.detach().numpy(), rtol=1e-4, atol=1e-5)
     names = kinds(result)
-    assert names["convolution_f"] == 2 and names["depthwise_f"] == 1 and names["linear_f"] == 2 and names["matmul_f"] == 2
+    assert names["convolution_f"] == 2 and names["depthwise_f"] == 1 and names["linear_f"] == 2 and names["attention_f"] == 1
+    assert names["layer_norm_f"] == 1 and names["max_pool_f"] == 1 and names["mean_pool_f"] == 1 and names["activation_f"] == 1
     assert {row.kind for row in result.kernels} == {"designed", "generic"}
+
+
+class Attend(nn.Module):
+    """Self-attention over three heads, a mask over the keys, and a residual."""
+
+    def __init__(self, scores_are_shared: bool = False) -> None:
+        super().__init__()
+        self.qkv, self.out, self.shared = nn.Linear(24, 72), nn.Linear(24, 24), scores_are_shared
+
+    def forward(self, x, mask):
+        q, k, v = self.qkv(x).reshape(2, 7, 3, 3, 8).permute(2, 0, 3, 1, 4)
+        scores = q @ k.transpose(-2, -1) / 8**0.5 + mask[:, None, None]
+        y = (torch.softmax(scores, -1) @ v).transpose(1, 2).reshape(2, 7, 24)
+        return F.silu(x + self.out(y)), *([scores] if self.shared else [])
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["one kernel", "scores read twice"])
+def test_attention_of_a_float_program(shared):
+    torch.manual_seed(0)
+    model, inputs = Attend(shared).eval(), (normal(2, 7, 24), normal(2, 7))
+    result = compiled(canonical(capture(model, inputs), Stage.CANONICAL))
+    for got, expected in zip(load_bytes(result.library)(*(x.numpy() for x in inputs)), model(*inputs), strict=True):
+        np.testing.assert_allclose(got, expected.detach().numpy(), rtol=1e-4, atol=1e-5)
+    names = kinds(result)
+    # Residual and silu are in the last linear layer.
+    assert names["linear_f"] == 2
+    if shared:
+        assert names["softmax_f"] == 1 and names["matmul_f"] == 2
+    else:
+        assert names == {"linear_f": 2, "attention_f": 1}
 
 
 def test_ops_that_tvm_lacks_are_lowered_by_torch_decompositions():

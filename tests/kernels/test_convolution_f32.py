@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from graphwright.backends.tvm.kernels import convolution_f32, depthwise_f32
+from graphwright.backends.tvm.kernels import convolution_f32, depthwise_f32, pooling_f32
 from graphwright.backends.tvm.kernels.base import Convolution, padded
 from graphwright.backends.tvm.kernels.float_base import (
     RELU,
@@ -115,6 +115,28 @@ def test_grouped(level, data, groups, activation, residual, seed):
 )
 def test_depthwise(level, shape, activation, residual, seed):
     check(depthwise_f32.depthwise, depthwise_f32.pack_weight, shape, FloatSpec(activation, residual, level), seed)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@EXAMPLES
+@given(shape=convolutions(depthwise=True), seed=st.integers(0, 2**31))
+def test_pools(level, shape, seed):
+    rng = np.random.default_rng(seed)
+    x = normal(rng, shape.batch, shape.channels, shape.height, shape.width)
+    out = (shape.batch, shape.out_height, shape.out_width, padded(shape.channels))
+    outside = np.pad(x, ((0, 0), (0, 0), *((p, p) for p in shape.padding)), constant_values=-np.inf)
+    window = {"kernel_size": shape.kernel, "stride": shape.stride, "dilation": shape.dilation}
+    largest = F.max_pool2d(torch.from_numpy(outside), **window)
+    y = run(pooling_f32.max_pool(shape, level), level, [to_physical(x, rng)], out)
+    np.testing.assert_array_equal(to_logical(y, shape.channels), largest.numpy())
+    taps, ones = shape.kernel[0] * shape.kernel[1], torch.ones(shape.channels, 1, *shape.kernel, dtype=torch.float64)
+
+    def mean(x):
+        x = torch.from_numpy(x.astype(np.float64))
+        return F.conv2d(x, ones / taps, None, shape.stride, shape.padding, shape.dilation, shape.groups).numpy()
+
+    y = run(pooling_f32.mean_pool(shape, level), level, [to_physical(x, rng)], out)
+    assert_close(to_logical(y, shape.channels), mean(x), mean(np.abs(x)), taps)
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -9,6 +9,8 @@ for image, vector of channels, output row:                                     (
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from ....ir.errors import OptionError
 from .base import LANES, VECTOR, Convolution, padded
 from .convolution_f32 import pack_bias
 from .emit import accumulator, bind, build, clamp_start, loop, parallel_kind, store
-from .float_base import CACHED_BYTES, PLAIN, Buffers, FloatSpec, Level, declare, level_of
+from .float_base import CACHED_BYTES, PLAIN, FloatSpec, Level, declare, level_of
 from .isa import T
 from .window import Segment, column_segments, kernel_rows
 
@@ -61,57 +63,72 @@ def depthwise(shape: Convolution, spec: FloatSpec = PLAIN) -> tirx.PrimFunc:
         x_shape = (shape.batch, shape.height, shape.width, groups * LANES)
         y_shape = (shape.batch, shape.out_height, shape.out_width, groups * LANES)
         buffers = declare(spec, x_shape, packed_weight_shape(shape), groups * LANES, y_shape)
+        w, bias, taps = buffers.w, buffers.bias, shape.kernel[0] * shape.kernel[1]
+        assert bias is not None
+        sweep = Sweep(
+            initial=lambda group: bias.vload([group * LANES], VECTOR),
+            tap=lambda group, ky, kx: bind(w.vload([((group * taps) + ky * shape.kernel[1] + kx) * LANES], VECTOR)),
+            combine=lambda total, value, weight: total + value * weight,
+            finish=lambda value, offset: buffers.finish(spec, value, offset),
+        )
+        sweep.emit(shape, rows, buffers.x, 2 * shape.macs / (level.flops_per_us / 4))
+
+    return build("depthwise_f32", body)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a channel-wise window computes: finish(combine over the window's taps inside the image, from `initial` on).
+
+    initial(group) and tap(group, ky, kx) give vectors; combine(total, value of X, tap); finish(value, offset) stores.
+    """
+
+    initial: Callable[[Any], Any]
+    tap: Callable[[Any, Any, int], Any]
+    combine: Callable[[Any, Any, Any], Any]
+    finish: Callable[[Any, Any], None]
+
+    def emit(self, shape: Convolution, rows: int, x: Any, microseconds: float) -> None:
+        """Emits the loops over images, vectors of channels, output rows and tiles of `rows` outputs; x is a flat buffer."""
+        groups = padded(shape.channels) // LANES
         segments = column_segments(shape, rows)
-        microseconds = 2 * shape.macs / (level.flops_per_us / 4)
         with loop(shape.batch * groups * shape.out_height, parallel_kind(microseconds)) as index:
             # A small image is walked vector by vector, so that the rows a window shares are read from the first-level cache; a
             # large one streams past row by row.
             if shape.height * shape.width * groups * LANES * 4 > CACHED_BYTES:
-                group, oy = bind(T.floormod(index, groups)), bind(T.floormod(T.floordiv(index, groups), shape.out_height))
+                group, oy = T.floormod(index, groups), T.floormod(T.floordiv(index, groups), shape.out_height)
             else:
-                oy, group = (
-                    bind(T.floormod(index, shape.out_height)),
-                    bind(T.floormod(T.floordiv(index, shape.out_height), groups)),
-                )
+                oy, group = T.floormod(index, shape.out_height), T.floormod(T.floordiv(index, shape.out_height), groups)
+            group, oy = bind(group), bind(oy)
             image = bind(T.floordiv(index, shape.out_height * groups))
             bounds = kernel_rows(shape, oy)
             for segment in segments:
                 with loop(segment.count) as tile:
                     column = clamp_start(segment.first + tile, rows, shape.out_width)
                     column = column if isinstance(column, int) else bind(column)
-                    _tile(shape, segment, spec, buffers, (image, oy, column, group), bounds)
+                    self._tile(shape, segment, x, (image, oy, column, group), bounds)
 
-    return build("depthwise_f32", body)
-
-
-def _tile(
-    shape: Convolution,
-    segment: Segment,
-    spec: FloatSpec,
-    buffers: Buffers,
-    place: tuple[Any, Any, Any, Any],
-    bounds: tuple[Any, Any],
-) -> None:
-    x, w, bias = buffers.x, buffers.w, buffers.bias
-    image, oy, column, group = place
-    assert bias is not None
-    row_size, taps = padded(shape.channels), shape.kernel[0] * shape.kernel[1]
-    first = bind(bias.vload([group * LANES], VECTOR))
-    acc = [accumulator("float32") for _ in segment.valid]
-    for sums in acc:
-        store(sums, 0, first)
-    low, high = bounds
-    with loop(shape.kernel[0]) if isinstance(low, int) else T.serial(low, high) as ky:
-        line = (image * shape.height + oy * shape.stride[0] + ky * shape.dilation[0] - shape.padding[0]) * shape.width
-        pixel = line + column * shape.stride[1] - shape.padding[1]
-        x_base = bind(pixel * row_size + group * LANES)
-        w_base = bind((group * taps + ky * shape.kernel[1]) * LANES)
-        for first, count, rows in segment.runs():
-            for kx in range(first, first + count):
-                weight = bind(w.vload([w_base + kx * LANES], VECTOR))
-                for i in rows:
-                    offset = (i * shape.stride[1] + kx * shape.dilation[1]) * row_size
-                    store(acc[i], 0, acc[i].vload([0], VECTOR) + x.vload([x_base + offset], VECTOR) * weight)
-    out = bind(((image * shape.out_height + oy) * shape.out_width + column) * row_size + group * LANES)
-    for i, sums in enumerate(acc):
-        buffers.finish(spec, sums.vload([0], VECTOR), out + i * row_size)
+    def _tile(
+        self, shape: Convolution, segment: Segment, x: Any, place: tuple[Any, Any, Any, Any], bounds: tuple[Any, Any]
+    ) -> None:
+        image, oy, column, group = place
+        row_size = padded(shape.channels)
+        first = bind(self.initial(group))
+        acc = [accumulator("float32") for _ in segment.valid]
+        for total in acc:
+            store(total, 0, first)
+        low, high = bounds
+        with loop(shape.kernel[0]) if isinstance(low, int) else T.serial(low, high) as ky:
+            line = (image * shape.height + oy * shape.stride[0] + ky * shape.dilation[0] - shape.padding[0]) * shape.width
+            pixel = line + column * shape.stride[1] - shape.padding[1]
+            x_base = bind(pixel * row_size + group * LANES)
+            for first_kx, count, rows in segment.runs():
+                for kx in range(first_kx, first_kx + count):
+                    tap = self.tap(group, ky, kx)
+                    for i in rows:
+                        offset = (i * shape.stride[1] + kx * shape.dilation[1]) * row_size
+                        value = self.combine(acc[i].vload([0], VECTOR), x.vload([x_base + offset], VECTOR), tap)
+                        store(acc[i], 0, value)
+        out = bind(((image * shape.out_height + oy) * shape.out_width + column) * row_size + group * LANES)
+        for i, total in enumerate(acc):
+            self.finish(total.vload([0], VECTOR), out + i * row_size)

@@ -1,4 +1,4 @@
-"""Float pooling of spatial values where they lie, as [N, H, W, Cp]: TVM's own loops, without a change of layout."""
+"""Float pooling of spatial values where they lie, as [N, H, W, Cp]: windows by designed kernels, whole images by TVM's loops."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from torch import fx
 from tvm import relax
 
 from ....ir.program import shape_of
+from ..kernels import pooling_f32
+from ..kernels.base import Convolution
 from ..lower import Lowering, rule
-from ..values import Expr, arguments, of_node
+from ..values import arguments, of_node
 from .generic import fallback, op_name
 
 aten = torch.ops.aten
-nn: Any = relax.op.nn
 
 
 def _in_place(lowering: Lowering, node: fx.Node) -> bool:
@@ -22,10 +23,8 @@ def _in_place(lowering: Lowering, node: fx.Node) -> bool:
     return len(shape_of(x)) == 4 and lowering.is_channels(x)
 
 
-def _bind_pool(lowering: Lowering, node: fx.Node, pooled: Expr) -> None:
-    out = lowering.builder.emit(pooled)
-    lowering.record(op_name(node), (node,), "generic", [lowering.channels(arguments(node)[0]), out])
-    lowering.bind(node, of_node(node, channels=out))
+def _designed(lowering: Lowering, node: fx.Node) -> bool:
+    return _in_place(lowering, node) and not lowering.integer and lowering.value(arguments(node)[0]).dtype == "float32"
 
 
 def _pair(values: Any) -> list[int]:
@@ -33,26 +32,39 @@ def _pair(values: Any) -> list[int]:
     return values * 2 if len(values) == 1 else values
 
 
+def _window(node: fx.Node, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Convolution:
+    n, c, h, w = shape_of(arguments(node)[0])
+    pairs = [tuple(_pair(v)) for v in (kernel, stride or kernel, padding, dilation)]
+    return Convolution(n, c, h, w, c, *pairs, groups=c)  # type: ignore[arg-type]
+
+
+def _pool(lowering: Lowering, node: fx.Node, generator: Any, shape: Convolution) -> None:
+    out = lowering.kernel(
+        generator, shape, lowering.float_level, inputs=[lowering.channels(arguments(node)[0])], nodes=(node,),
+        label=f"{generator.__name__}_f32",
+    )  # fmt: skip
+    lowering.bind(node, of_node(node, channels=out))
+
+
 @rule(aten.max_pool2d.default)
 def max_pool2d(lowering: Lowering, node: fx.Node) -> None:
-    if not _in_place(lowering, node):
+    _, *rest = arguments(node)
+    kernel, stride, padding, dilation, ceil_mode = (*rest, *(None, [], 0, 1, False)[len(rest) :])
+    if not _designed(lowering, node) or ceil_mode:
         fallback(lowering, node)
         return
-    x, *rest = arguments(node)
-    kernel, stride, padding, dilation, ceil_mode = (*rest, *(None, [], 0, 1, False)[len(rest) :])
-    window = {"strides": _pair(stride or kernel), "padding": _pair(padding), "dilation": _pair(dilation)}
-    _bind_pool(lowering, node, nn.max_pool2d(lowering.channels(x), _pair(kernel), **window, ceil_mode=ceil_mode, layout="NHWC"))
+    _pool(lowering, node, pooling_f32.max_pool, _window(node, kernel, stride, padding, dilation))
 
 
 @rule(aten.avg_pool2d.default)
 def avg_pool2d(lowering: Lowering, node: fx.Node) -> None:
-    x, *rest = arguments(node)
+    _, *rest = arguments(node)
     kernel, stride, padding, ceil_mode, include_pad, divisor = (*rest, *(None, [], 0, False, True, None)[len(rest) :])
-    if not _in_place(lowering, node) or ceil_mode or divisor is not None:
+    padded = any(_pair(padding))
+    if not _designed(lowering, node) or ceil_mode or divisor is not None or (padded and not include_pad):
         fallback(lowering, node)
         return
-    window = {"strides": _pair(stride or kernel), "padding": _pair(padding), "count_include_pad": include_pad}
-    _bind_pool(lowering, node, nn.avg_pool2d(lowering.channels(x), _pair(kernel), **window, layout="NHWC"))
+    _pool(lowering, node, pooling_f32.mean_pool, _window(node, kernel, stride, padding, 1))
 
 
 @rule(aten.mean.dim)
@@ -79,4 +91,6 @@ def adaptive_avg_pool2d(lowering: Lowering, node: fx.Node) -> None:
     if _pair(size) != [1, 1] or not _in_place(lowering, node):
         fallback(lowering, node)
         return
-    _bind_pool(lowering, node, relax.op.mean(lowering.channels(x), axis=[1, 2], keepdims=True))
+    pooled = lowering.builder.emit(relax.op.mean(lowering.channels(x), axis=[1, 2], keepdims=True))
+    lowering.record(op_name(node), (node,), "generic", [lowering.channels(x), pooled])
+    lowering.bind(node, of_node(node, channels=pooled))
