@@ -58,7 +58,8 @@ format: setup ## apply ruff's formatting
 
 bench: setup ## the tables of docs/BENCHMARKS.md (long)
 	$(BIN)/python -m graphwright.tools.bench.tables peers resnet20 mobilenetv2 vit-tiny efficientnet-lite0 minilm-l6
-	$(BIN)/python -m graphwright.tools.bench.tables exactness resnet20 mobilenetv2 vit-tiny efficientnet-lite0 minilm-l6
+	$(BIN)/python -m graphwright.tools.bench.tables exactness resnet20 mobilenetv2 vit-tiny efficientnet-lite0 minilm-l6 --arm64-inputs 1000
+	$(BIN)/python -m graphwright.tools.bench.tables export resnet20 mobilenetv2 vit-tiny
 	$(BIN)/python -m graphwright.tools.bench.tables cost efficientnet-lite0
 
 clean: ## remove what the build made (not .venv)

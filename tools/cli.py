@@ -289,7 +289,9 @@ def targets() -> None:
 @app.command()
 def bench(
     model: ModelArgument,
-    peers: Annotated[str, typer.Option(help="Comma-separated: ort, ort-int8, openvino, openvino-nncf, torch-compile.")] = "",
+    peers: Annotated[
+        str, typer.Option(help="Comma-separated: ort, ort-int8, ort-dynamic, openvino, openvino-nncf, torch-compile.")
+    ] = "",
     threads: Annotated[int, typer.Option(help="Threads of every system.")] = 2,
     rounds: Annotated[int, typer.Option(help="Interleaved timing rounds.")] = 20,
     samples: Samples = 512,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import html
 import io
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,14 +79,16 @@ class Report:
         base = self.rows[0].latency_ms
         for row in self.rows:
             ratio = f"{row.latency_ms / base:.2f}x" if base and row.latency_ms else "-"
-            result.add_row(row.system, _number(row.score, ".4f"), _size(row.size_bytes), _number(row.latency_ms, ".3f ms"), ratio)
+            result.add_row(
+                row.system, number_text(row.score, ".4f"), size_text(row.size_bytes), number_text(row.latency_ms, ".3f ms"), ratio
+            )
         passes = Table(title="certificate")
         for column in ("pass", "effect", "changed", "max |diff|", "SQNR", "nodes", "parameters", "time"):
             passes.add_column(column, justify="left" if column == "pass" else "right")
         for row in self.certificate:
             passes.add_row(
-                row.text, row.effect, "yes" if row.modified else "no", f"{row.max_abs:.3g}", _number(row.sqnr_db, ".1f dB"),
-                f"{row.nodes_before} -> {row.nodes_after}", f"{_size(row.bytes_before)} -> {_size(row.bytes_after)}",
+                row.text, row.effect, "yes" if row.modified else "no", f"{row.max_abs:.3g}", number_text(row.sqnr_db, ".1f dB"),
+                f"{row.nodes_before} -> {row.nodes_after}", f"{size_text(row.bytes_before)} -> {size_text(row.bytes_after)}",
                 f"{row.seconds:.1f} s",
             )  # fmt: skip
         return [result, passes]
@@ -102,51 +102,18 @@ class Report:
         return console.export_text()
 
     def save_html(self, path: str | Path) -> None:
-        """Writes the page; nothing is loaded from elsewhere when it is opened."""
-        write_atomically(Path(path), _page(self).encode())
+        """Writes the page, tables and plots, about 5 MB; nothing is loaded from elsewhere when it is opened."""
+        from .report_page import page  # plotly takes a second to import, and most runs write no page
+
+        write_atomically(Path(path), page(self).encode())
 
 
-def _number(value: float | None, form: str) -> str:
+def number_text(value: float | None, form: str) -> str:
     if value is None:
         return "-"
     spec, _, unit = form.partition(" ")
     return f"{value:{spec}}{' ' + unit if unit else ''}"
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
     return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
-
-
-def _html_table(head: list[str], rows: list[list[str]]) -> str:
-    cells = "".join(f"<th>{html.escape(h)}</th>" for h in head)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
-
-
-_STYLE = """
-body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1c2126;background:#fff}
-table{border-collapse:collapse;margin:.5rem 0 1.5rem;width:100%}
-th,td{padding:.3rem .6rem;border-bottom:1px solid #dfe3e8;text-align:left}
-th{background:#f4f6f8}td:nth-child(n+2){font-variant-numeric:tabular-nums}
-code{font-size:.9em;overflow-wrap:anywhere}
-"""
-
-
-def _page(report: Report) -> str:
-    results = [[r.system, _number(r.score, ".4f"), _size(r.size_bytes), _number(r.latency_ms, ".3f ms")] for r in report.rows]
-    passes = [
-        [r.text, r.effect, "yes" if r.modified else "no", f"{r.max_abs:.3g}", _number(r.sqnr_db, ".1f dB"),
-         f"{r.nodes_before} to {r.nodes_after}", f"{_size(r.bytes_before)} to {_size(r.bytes_after)}", f"{r.seconds:.1f} s",
-         json.dumps(r.stats)[:400] if r.stats else ""]
-        for r in report.certificate
-    ]  # fmt: skip
-    kernels = [[k.name, k.kind, f"{k.macs / 1e6:.2f} M", _size(k.bytes), ", ".join(k.nodes)] for k in report.kernels]
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in report.notes)
-    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(report.name)}: graphwright report</title>
-<style>{_STYLE}</style><h1>{html.escape(report.name)} for {html.escape(report.target)}</h1>
-<p>Pipeline <code>{html.escape(report.pipeline)}</code>, {report.seconds:.1f} s in all.</p>
-{_html_table(["", "score", "size", "latency"], results)}<ul>{notes}</ul>
-<h2>Certificate: what each pass did, and the evidence</h2>
-{_html_table(["pass", "effect", "changed", "max |diff|", "SQNR", "nodes", "parameters", "time", "details"], passes)}
-<h2>Kernels</h2>{_html_table(["kernel", "kind", "MACs", "bytes", "nodes"], kernels)}</html>
-"""

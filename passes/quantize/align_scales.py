@@ -20,8 +20,8 @@ from .encoding import is_fake_quantize, read_encoding
 
 #: Largest relative change of a scale: half a step of the outermost 8-bit code.
 TOLERANCE = 1 / 256
-#: Ratios below this belong to channels whose weights are all but zero; their sums are far below one code.
-SMALLEST_RATIO = 2.0**-20
+#: Ratios below this stay: their fractions' distance from a tie is less than float32 loses, and the weights are all but zero.
+SMALLEST_RATIO = 2.0**-14
 #: Denominators of sums of two operands; the margin to a tie is half of 1 / denominator.
 ADD_DENOMINATORS = range(65, 1024, 2)
 
