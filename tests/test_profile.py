@@ -16,6 +16,7 @@ from graphwright.tools.bench import peaks as peaks_module
 from graphwright.tools.bench import profile as profile_module
 from graphwright.tools.bench.peaks import Peaks, peaks
 from graphwright.tools.bench.profile import Profile, Step, floor_of, kind_rows, profile, step_rows
+from graphwright.tools.quick import check_precision
 
 RATES = Peaks(
     "some processor", "avx512-vnni", 2, "2026-01-31", {"int8": 1000.0, "float32": 200.0},
@@ -116,7 +117,7 @@ def test_tables_name_kinds_without_their_numbers_and_sum_them():
 
 def test_a_wrong_precision_is_named():
     with pytest.raises(UnknownNameError, match="unknown precision 'int7'; did you mean 'int8'"):
-        profile_module.check_precision("int7")
+        check_precision("int7")
 
 
 def test_functions_are_attributed_to_rows_and_a_missing_one_is_an_error():

@@ -14,6 +14,7 @@ from graphwright.ir import capture
 from graphwright.ir.errors import GraphwrightError
 from graphwright.tools import tune as tuning
 from graphwright.tools.cli import app
+from graphwright.tools.quick import quick_program
 from graphwright.tools.sources import Source
 from typer.testing import CliRunner
 
@@ -35,7 +36,7 @@ class Small(torch.nn.Module):
 @pytest.fixture(scope="module", params=["int8", "float32"])
 def kernels(request):
     source = Source(capture(Small().eval(), torch.randn(1, 16, 8, 8)))
-    return tuning.kernels_of(tuning.tunable_program(source, request.param), HERE)
+    return tuning.kernels_of(quick_program(source, request.param), HERE)
 
 
 def test_distinct_products_are_tunable_and_depthwise_is_not(kernels):
@@ -83,7 +84,7 @@ def test_a_real_measurement_covers_the_space_and_keeps_the_guess_within_noise(mo
 
 
 def test_the_whole_model_is_timed_both_ways(tmp_path):
-    program = tuning.tunable_program(Source(capture(Small().eval(), torch.randn(1, 16, 8, 8))), "int8")
+    program = quick_program(Source(capture(Small().eval(), torch.randn(1, 16, 8, 8))), "int8")
     found = tuning.end_to_end(program, HERE, 1, tmp_path / "none.jsonl", rounds=1)
     assert all(0 < least <= median for least, median in dataclasses.astuple(found))
 

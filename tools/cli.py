@@ -311,7 +311,7 @@ def bench(
     if as_json is not None:
         check_output(as_json, overwrite)
     if profile:
-        _profile(model, precision, threads, rounds, samples, as_json, dry_run)
+        _profile(model, precision, threads, rounds, as_json, dry_run)
         return
     names = [p for p in peers.split(",") if p]
     check_peers(names)
@@ -329,18 +329,19 @@ def bench(
         write_atomically(as_json, (json.dumps([dataclasses.asdict(r) for r in result.rows], indent=2) + "\n").encode())
 
 
-def _profile(model: str, precision: str, threads: int, rounds: int, samples: int, as_json: Path | None, dry_run: bool) -> None:
+def _profile(model: str, precision: str, threads: int, rounds: int, as_json: Path | None, dry_run: bool) -> None:
     from ..ir.files import write_atomically
     from .bench import profile as bench_profile
     from .progress import TerminalProgress
+    from .quick import check_precision
 
-    bench_profile.check_precision(precision)
+    check_precision(precision)
     _settings("profile", model=model, precision=precision, threads=threads, runs=rounds * bench_profile.RUNS_A_ROUND)
     if dry_run:
         err.print("dry run: nothing was measured or written")
         return
     with TerminalProgress(err) as progress:
-        found = bench_profile.profile_model(model, precision, threads, rounds, samples, progress)
+        found = bench_profile.profile_model(model, precision, threads, rounds, progress)
     wide = Console(width=max(out.width, 120))  # one line a kernel, also where the output is no terminal
     for columns, rows in (
         (bench_profile.STEP_COLUMNS, bench_profile.step_rows(found)),
@@ -379,13 +380,14 @@ def tune(
     from . import tune as tuning
     from . import zoo
     from .progress import TerminalProgress
+    from .quick import check_precision, quick_program
     from .sources import resolve
 
     names = list(zoo.names()) if all_zoo else list(models or [])
     if not names or (all_zoo and models):
         raise OptionError("tune takes MODELS or --all-zoo, exactly one of them")
     for name in precision:
-        tuning.check_precision(name)
+        check_precision(name)
     chosen, threads = Target.parse(target), threads or host_threads()
     require_run(chosen)
     path = database or tuning.default_path(chosen)
@@ -394,7 +396,7 @@ def tune(
         budget=f"{budget:g} min", database=path,
     )  # fmt: skip
     with TerminalProgress(err) as progress:
-        programs = {(n, p): tuning.tunable_program(resolve(n), p, progress) for n in names for p in precision}
+        programs = {(n, p): quick_program(resolve(n), p, progress) for n in names for p in precision}
         kernels = {k.key: k for program in programs.values() for k in tuning.kernels_of(program, chosen)}
         if dry_run:
             for key in kernels:

@@ -38,11 +38,16 @@ class Source:
         return lambda predict: reference.evaluate(single_output(predict), count)
 
 
-def resolve(model: str, input_shapes: dict[str, tuple[int, ...]] | None = None) -> Source:
-    """A reference model by name, or a file. A word without a suffix that names nothing is an error with the nearest name."""
+def resolve(model: str, input_shapes: dict[str, tuple[int, ...]] | None = None, dynamic_batch: bool = False) -> Source:
+    """A reference model by name, or a file. A word without a suffix that names nothing is an error with the nearest name.
+
+    dynamic_batch: leave the batch of a reference model symbolic. A file has the batch it was exported with.
+    """
     if model in zoo.names() or (not Path(model).exists() and not Path(model).suffix):
         reference = zoo.load(model)
-        return Source(capture(reference.model, reference.example_inputs, name=model), reference)
+        return Source(capture(reference.model, reference.example_inputs, dynamic_batch=dynamic_batch, name=model), reference)
+    if dynamic_batch:
+        raise OptionError(f"'{model}' is a file, whose batch is fixed; name a reference model: {', '.join(zoo.names())}")
     return Source(load_program(model, input_shapes))
 
 

@@ -16,23 +16,10 @@ from typing import Any
 from ..backends.host import host_processor
 from ..backends.target import Target
 from ..backends.tvm.tuning import TuningDatabase, TuningRow, user_path
-from ..ir.data import Calibration
-from ..ir.errors import UnknownNameError
 from ..ir.program import Program
-from ..passes.base import PassContext
-from ..passes.manager import PassManager
-from ..passes.pipeline import parse
 from .progress import silent
-from .sources import Source
 
 Progress = Callable[[int, int, str], None]
-
-#: Kernels depend on shapes and types alone, so the quickest calibration will do.
-PIPELINES = {
-    "int8": "canonicalize,quantize{activation_observer=min-max},lower-integer",
-    "float32": "canonicalize",
-}
-CALIBRATION_SAMPLES = 2
 
 
 @dataclass(frozen=True)
@@ -60,27 +47,6 @@ class EndToEnd:
 
     guess: tuple[float, float]
     tuned: tuple[float, float]
-
-
-def check_precision(precision: str) -> None:
-    if precision not in PIPELINES:
-        raise UnknownNameError("precision", precision, PIPELINES)
-
-
-def tunable_program(source: Source, precision: str, progress: Progress = silent) -> Program:
-    """The program whose kernels are tuned: the model's shapes in one precision, quantized on a handful of samples.
-
-    A model file without data is calibrated on random inputs: ranges do not change how a kernel is cut.
-    """
-    from ..backends.tvm.backend import example_inputs
-
-    check_precision(precision)
-    data = None
-    if precision == "int8":
-        batches = source.calibration(None, CALIBRATION_SAMPLES) or [example_inputs(source.program)]
-        data = Calibration.for_program(source.program, batches)
-    context = PassContext(calibration=data, progress=progress)
-    return PassManager().run(source.program, parse(PIPELINES[precision]), context).program
 
 
 def kernels_of(program: Program, target: Target) -> list[Kernel]:

@@ -21,12 +21,7 @@ import numpy as np
 
 from ...backends.base import Compiled, KernelRow
 from ...backends.target import Target
-from ...ir.data import Calibration
-from ...ir.errors import UnknownNameError
-from ...passes.base import PassContext
-from ...passes.manager import PassManager
-from ...passes.pipeline import parse
-from ..optimize import DEFAULT_PIPELINE
+from ..quick import check_precision, quick_program
 from ..sources import resolve
 from .peaks import Peaks, peaks
 
@@ -34,8 +29,6 @@ from .peaks import Peaks, peaks
 WARM_UP_RUNS = 20
 #: Timed runs of the whole program in what the command line calls a round.
 RUNS_A_ROUND = 10
-
-PIPELINES = {"int8": DEFAULT_PIPELINE, "float32": "canonicalize"}
 
 
 @dataclass(frozen=True)
@@ -106,27 +99,17 @@ def profile(
     return Profile(model, precision, rates, tuple(rows), total)
 
 
-def check_precision(precision: str) -> None:
-    if precision not in PIPELINES:
-        raise UnknownNameError("precision", precision, PIPELINES)
-
-
-def profile_model(
-    model: str, precision: str, threads: int, rounds: int, samples: int, progress: Callable[[int, int, str], None]
-) -> Profile:
-    """Builds the model for this machine as `optimize` does, and profiles it on a calibration sample (else on random numbers)."""
+def profile_model(model: str, precision: str, threads: int, rounds: int, progress: Callable[[int, int, str], None]) -> Profile:
+    """Compiles the model for this machine and profiles it on random inputs; see `quick_program`."""
     from ...backends.tvm.backend import TVMBackend, example_inputs
 
     check_precision(precision)
-    source, target = resolve(model), Target.parse("cpu")
+    target = Target.parse("cpu")
     rates = peaks(target, threads)
-    batches = source.calibration(None, samples) if precision == "int8" else None
-    data = None if batches is None else Calibration.for_program(source.program, batches)
-    context = PassContext(calibration=data, progress=progress)
-    program = PassManager().run(source.program, parse(PIPELINES[precision]), context).program
+    program = quick_program(resolve(model), precision, progress)
     compiled = TVMBackend().compile(program, target, progress)
-    inputs = data.samples[0] if data is not None else example_inputs(program)
-    return profile(source.program.name, precision, compiled, [x.numpy() for x in inputs], rates, rounds * RUNS_A_ROUND)
+    inputs = [x.numpy() for x in example_inputs(program)]
+    return profile(program.name, precision, compiled, inputs, rates, rounds * RUNS_A_ROUND)
 
 
 def floor_of(row: KernelRow, rates: Peaks, held: int) -> tuple[float, str]:

@@ -1,0 +1,54 @@
+"""A model in a given precision, quantized as quickly as possible: right for timing, tuning and memory, wrong for accuracy.
+
+Kernels depend on shapes and types alone, so two samples and min-max ranges give the program that a careful calibration gives,
+up to the numbers in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from ..ir.data import Calibration
+from ..ir.errors import UnknownNameError
+from ..ir.program import Program
+from ..passes.base import PassContext
+from ..passes.manager import PassManager
+from ..passes.pipeline import Pipeline, parse
+from .optimize import DEFAULT_PIPELINE
+from .progress import silent
+from .sources import Source
+
+PRECISIONS = ("int8", "float32")
+
+#: Passes of the default pipeline that only move numbers.
+VALUES_ONLY = ("equalize", "correct-bias")
+
+CALIBRATION_SAMPLES = 2
+
+
+def check_precision(precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise UnknownNameError("precision", precision, PRECISIONS)
+
+
+def quick_pipeline(precision: str) -> Pipeline:
+    """The default pipeline without the passes that only move numbers, and with the cheapest observer."""
+    check_precision(precision)
+    if precision == "float32":
+        return parse("canonicalize")
+    passes = [p for p in parse(DEFAULT_PIPELINE).passes if p.name not in VALUES_ONLY]
+    cheap = [dataclasses.replace(p, activation_observer="min-max") if p.name == "quantize" else p for p in passes]  # type: ignore[call-arg]
+    return Pipeline(tuple(cheap))
+
+
+def quick_program(source: Source, precision: str, progress: Callable[[int, int, str], None] = silent) -> Program:
+    """The program of `source` in `precision`. A model file without data is calibrated on random inputs."""
+    from ..backends.tvm.backend import example_inputs  # loads TVM
+
+    pipeline = quick_pipeline(precision)
+    data = None
+    if precision != "float32":
+        batches = source.calibration(None, CALIBRATION_SAMPLES) or [example_inputs(source.program)]
+        data = Calibration.for_program(source.program, batches)
+    return PassManager().run(source.program, pipeline, PassContext(calibration=data, progress=progress)).program
