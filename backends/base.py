@@ -18,9 +18,9 @@ class KernelRow:
     """One launched kernel of a compiled program: which nodes it covers, how it was made, and its work.
 
     kind: `designed` (our own schedule), `generic` (stock lowering), `island` (float op inside an integer program).
-    macs: multiply-accumulates of products. bytes: everything read and written once; weights: the constants among them.
-    dtype: element type of the first operand, which says what unit multiplies. shape: the work in words, such as
-    `96x56x56 -> 24x56x56, 1x1`.
+    macs: multiply-accumulates of products. bytes: everything read and written once; weights: the constants of a product
+    among them. dtype: element type that is multiplied, which says by what unit; of the first operand where nothing is.
+    shape: the work in words, such as `96x56x56 -> 24x56x56, 1x1`.
     """
 
     name: str

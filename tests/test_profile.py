@@ -124,6 +124,8 @@ def test_functions_are_attributed_to_rows_and_a_missing_one_is_an_error():
     rows = [row("a"), row("embedding", kind="generic"), row("add.Tensor", kind="generic"), row("b")]
     spent = profile_module._by_row(rows, [("a", 1.0), ("cast", 2.0), ("take", 3.0), ("add", 4.0), ("b", 5.0)])
     assert spent == [1.0, 2.0, 7.0, 5.0]
+    steps = [("a", 0), ("b_0", 1), ("b_1", 1), ("a", 2)]
+    assert profile_module._calls(steps, [1.0, 2.0, 3.0, 4.0]) == [("a", 1.0), ("b", 5.0), ("a", 4.0)]
     with pytest.raises(RuntimeError, match="has kernel 'b'"):
         profile_module._by_row(rows[:1] + rows[3:], [("a", 1.0), ("c", 5.0)])
     with pytest.raises(RuntimeError, match="ran 2 functions"):

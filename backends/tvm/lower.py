@@ -375,10 +375,14 @@ class Lowering:
         if not macs:
             # A gather reads of its table no more than it writes.
             sizes = [min(size, sizes[-1]) if isinstance(v, CONSTANT) else size for size, v in zip(sizes, moved, strict=True)]
-        weights = sum(size for size, v in zip(sizes, moved, strict=True) if isinstance(v, CONSTANT))
+        constants = [size for size, v in zip(sizes, moved, strict=True) if isinstance(v, CONSTANT)]
+        weights = sum(constants) if macs else 0
         work = work or " -> ".join("x".join(map(str, shape_of_var(v))) or "1" for v in (moved[0], moved[-1]))
         covered = tuple(n.name for n in nodes)
-        self.rows.append(KernelRow(name, covered, kind, macs, sum(sizes), weights, dtype_of_var(moved[0]), work))
+        # A layer that quantizes its own input multiplies bytes: the type of its weights says so.
+        bytes_ = [d for d in map(dtype_of_var, moved[:-1]) if d in ("int8", "uint8")] if macs else []
+        dtype = next(iter(bytes_), dtype_of_var(moved[0]))
+        self.rows.append(KernelRow(name, covered, kind, macs, sum(sizes), weights, dtype, work))
 
 
 def _work(spec: Sequence[Any]) -> str:

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import re
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,7 +65,7 @@ class Profile:
 
     @property
     def outside(self) -> float:
-        """Microseconds of a run that no kernel accounts for; negative where timing every kernel costs more than that."""
+        """Microseconds of a run that no kernel accounts for: the fork and join, the call. Reading the clock may cost more."""
         return self.total - self.inside
 
     def by_kind(self) -> list[tuple[str, int, float, float]]:
@@ -150,48 +148,40 @@ def _ratio(spent: float, floor: float) -> str:
 
 
 def step_times(compiled: Compiled, inputs: Sequence[np.ndarray], threads: int, runs: int) -> tuple[list[float], float]:
-    """(median microseconds of each kernel row, median microseconds of a whole run without timing inside)."""
-    from ...backends.tvm import executor  # loads TVM's runtime; only where something runs
+    """(median microseconds of each kernel row, median microseconds of a whole run without timing inside).
 
-    executor.set_threads(threads)
-    runtime = executor._runtime()
-    arguments = [executor.to_tvm(x) for x in inputs]
-    with tempfile.TemporaryDirectory(prefix="graphwright-") as folder:
-        path = Path(folder) / "model.so"
-        path.write_bytes(compiled.library)
-        machine = runtime.load_module(str(path), keep_module_alive=True)["vm_load_executable"]()
-        machine["vm_initialization"](executor._CPU, 0, executor._POOLED_ALLOCATOR)
-    main = machine[executor.ENTRY]
+    Runs with and without timing take turns, so that a drift of the machine's speed hits both alike.
+    """
+    from ...backends.tvm.executor import load_bytes, to_tvm  # loads TVM's runtime; only where something runs
+
+    program = load_bytes(compiled.library, threads)
+    arguments, outputs = [to_tvm(x) for x in inputs], [to_tvm(y) for y in program.empty_outputs()]
     for _ in range(WARM_UP_RUNS):
-        main(*arguments)
-    whole = []
+        program.run(arguments, outputs)
+    whole, columns = [], []
     for _ in range(runs):
         start = time.perf_counter()
-        main(*arguments)
-        whole.append(time.perf_counter() - start)
-    events: list[tuple[str, float]] = []
-    started = 0.0
+        program.run(arguments, outputs)
+        whole.append((time.perf_counter() - start) * 1e6)
+        calls = _calls(program.step_names, program.profile(arguments, outputs))
+        columns.append(_by_row(compiled.kernels, calls))
+    return [statistics.median(column) for column in zip(*columns, strict=True)], statistics.median(whole)
 
-    def instrument(_function: Any, name: Any, before: Any, *_: Any) -> int:
-        nonlocal started
-        if before:
-            started = time.perf_counter()
-        else:
-            events.append((str(name), time.perf_counter() - started))
-        return 0
 
-    machine["set_instrument"](runtime.convert(instrument))
-    columns = []
-    for _ in range(runs):
-        events.clear()
-        main(*arguments)
-        columns.append(_by_row(compiled.kernels, [e for e in events if not e[0].startswith("vm.")]))
-    return [statistics.median(column) * 1e6 for column in zip(*columns, strict=True)], statistics.median(whole) * 1e6
+def _calls(steps: Sequence[tuple[str, int]], microseconds: Sequence[float]) -> list[tuple[str, float]]:
+    """(function, microseconds) of each kernel call: the phases of one call, `name_0`, `name_1`, ..., together."""
+    calls: dict[int, list[tuple[str, float]]] = {}
+    for (name, call), spent in zip(steps, microseconds, strict=True):
+        calls.setdefault(call, []).append((name, spent))
+    return [
+        (parts[0][0] if len(parts) == 1 else parts[0][0].rpartition("_")[0], sum(spent for _, spent in parts))
+        for parts in calls.values()
+    ]
 
 
 def _by_row(rows: Sequence[KernelRow], events: Sequence[tuple[str, float]]) -> list[float]:
-    """Seconds of each row. A designed kernel is one function of its name; an op left to TVM is one or more of other names, and
-    of neighbouring ones the last takes what is left over."""
+    """Microseconds of each row. A designed kernel is one function of its name; an op left to TVM is one or more of other names,
+    and of neighbouring ones the last takes what is left over."""
     spent, at = [], 0
     for index, row in enumerate(rows):
         count = 1
@@ -202,7 +192,7 @@ def _by_row(rows: Sequence[KernelRow], events: Sequence[tuple[str, float]]) -> l
         if not part or (row.kind == "designed" and part[0][0] != row.name):
             ran = part[0][0] if part else "nothing"
             raise RuntimeError(f"where the program has kernel '{row.name}', '{ran}' ran")
-        spent.append(sum(seconds for _, seconds in part))
+        spent.append(sum(microseconds for _, microseconds in part))
         at += count
     if at != len(events):
         raise RuntimeError(f"the program ran {len(events)} functions, of which {at} belong to its kernels")
