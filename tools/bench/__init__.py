@@ -35,6 +35,9 @@ from .worker import Worker, WorkerError
 #: Pause before each timing; TVM's workers spin for about 60 ms after a run, other runtimes for less.
 SETTLE_SECONDS = 0.15
 
+#: Length of one system's turn, and rounds that are run in any case.
+TURN_SECONDS, LEAST_ROUNDS = 0.3, 5
+
 
 @dataclass(frozen=True)
 class Row:
@@ -100,7 +103,7 @@ def run_bench(
                     failures[peer] = str(error)
             progress(2 + len(peers), 2 + len(peers), "build systems")
             scores = _scores(source.reference, workers, evaluate)
-            latencies = _interleave(workers, rounds, progress)
+            latencies = interleave(workers, rounds, progress)
         finally:
             for worker in workers:
                 worker.close()
@@ -141,17 +144,29 @@ def _scores(reference: ReferenceModel | None, workers: Sequence[Worker], count: 
     return list(reference.evaluate_all([single_output(w.predict) for w in workers], count))
 
 
-def _interleave(workers: Sequence[Worker], rounds: int, progress) -> list[list[float]]:
-    """Times every system once a round, in turn, so that a drift of the machine's speed hits all alike."""
+def interleave(
+    workers: Sequence[Worker], rounds: int, progress: Callable[[int, int, str], None], seconds: float = float("inf")
+) -> list[list[float]]:
+    """Times every system once a round, in turn, so that a drift of the machine's speed hits all alike; ms, one list a system.
+
+    A turn is ten runs, or as many as fit TURN_SECONDS. After LEAST_ROUNDS rounds it ends where `seconds` have passed.
+    """
     times: list[list[float]] = [[] for _ in workers]
+    turns = []
     for worker in workers:
-        worker.time(warm_up=20, runs=1)
+        (first,) = worker.time(warm_up=2, runs=1)
+        runs = max(1, min(10, int(1e3 * TURN_SECONDS / first)))
+        worker.time(warm_up=2 * runs - 2, runs=1)
+        turns.append((max(1, runs // 3), runs))
+    start = time.monotonic()
     for index in range(rounds):
         progress(index, rounds, "time systems")
-        for worker, collected in zip(workers, times, strict=True):
+        if index >= LEAST_ROUNDS and time.monotonic() - start > seconds:
+            break
+        for worker, collected, (warm_up, runs) in zip(workers, times, turns, strict=True):
             # Idle worker threads of the system before spin for a while and would take a core from this one.
             time.sleep(SETTLE_SECONDS)
-            collected.extend(worker.time(warm_up=3, runs=10))
+            collected.extend(worker.time(warm_up=warm_up, runs=runs))
     progress(rounds, rounds, "time systems")
     return times
 

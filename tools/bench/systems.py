@@ -7,13 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnx
 
 from ...ir.errors import GraphwrightError
 
-PEERS = ("ort", "ort-int8", "ort-dynamic", "openvino", "openvino-nncf", "torch-compile")
+PEERS = ("ort", "ort-int8", "ort-dynamic", "openvino", "openvino-f32", "openvino-nncf", "torch-compile")
 
 Arrays = list[np.ndarray]
 
@@ -44,10 +45,11 @@ def build(name: str, folder: Path, threads: int) -> System:
         "graphwright-float": lambda: _graphwright(folder / "float.gw", "float32", samples, threads),
         "graphwright-int8": lambda: _graphwright(folder / "int8.gw", "int8", samples, threads),
         "ort": lambda: _ort(folder / "float.onnx", "float32", samples, threads),
-        "ort-int8": lambda: _ort(_ort_quantized(folder, samples), "int8", samples, threads),
+        "ort-int8": lambda: _ort(ort_quantized(folder, samples), "int8", samples, threads),
         "ort-dynamic": lambda: _ort(_ort_dynamic(folder), "int8 dynamic", samples, threads),
-        "openvino": lambda: _openvino(folder, samples, threads, quantized=False),
-        "openvino-nncf": lambda: _openvino(folder, samples, threads, quantized=True),
+        "openvino": lambda: _openvino("openvino", folder, samples, threads),
+        "openvino-f32": lambda: _openvino("openvino", folder, samples, threads, INFERENCE_PRECISION_HINT="f32"),
+        "openvino-nncf": lambda: _openvino("openvino-nncf", folder, samples, threads),
         "torch-compile": lambda: _torch_compile(folder, samples, threads),
     }
     return builders[name]()
@@ -109,7 +111,7 @@ def _ort_prepared(folder: Path) -> Path:
     return folder / "ort-prepared.onnx"
 
 
-def _ort_quantized(folder: Path, samples: dict[str, np.ndarray]) -> Path:
+def ort_quantized(folder: Path, samples: dict[str, np.ndarray]) -> Path:
     """Static QDQ quantization with ONNX Runtime's own tool: u8 activations, per-channel s8 weights, min-max calibration."""
     quantization = _need("onnxruntime.quantization", "onnxruntime")
 
@@ -121,7 +123,10 @@ def _ort_quantized(folder: Path, samples: dict[str, np.ndarray]) -> Path:
         def get_next(self):
             return next(self._rows, None)
 
-    prepared, path = _ort_prepared(folder), folder / "ort-int8.onnx"
+    path = folder / "ort-int8.onnx"
+    if path.exists():  # another thread count left it
+        return path
+    prepared = _ort_prepared(folder)
     quantization.quantize_static(
         str(prepared), str(path), Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
         activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
@@ -133,33 +138,42 @@ def _ort_quantized(folder: Path, samples: dict[str, np.ndarray]) -> Path:
 def _ort_dynamic(folder: Path) -> Path:
     """Dynamic quantization, which ONNX Runtime recommends for transformers: the range of each activation is found as it runs."""
     quantization = _need("onnxruntime.quantization", "onnxruntime")
-    prepared, path = _ort_prepared(folder), folder / "ort-dynamic.onnx"
-    quantization.quantize_dynamic(str(prepared), str(path), per_channel=True, weight_type=quantization.QuantType.QInt8)
+    path = folder / "ort-dynamic.onnx"
+    if not path.exists():
+        prepared = str(_ort_prepared(folder))
+        quantization.quantize_dynamic(prepared, str(path), per_channel=True, weight_type=quantization.QuantType.QInt8)
     return path
 
 
-def _openvino(folder: Path, samples: dict[str, np.ndarray], threads: int, quantized: bool) -> System:
-    """OpenVINO with its default precision, which the processor decides, or NNCF's int8 for the kind of model."""
+def _openvino(name: str, folder: Path, samples: dict[str, np.ndarray], threads: int, **hints: str) -> System:
+    """OpenVINO with its default precision, which the processor decides, or another one; `openvino-nncf`: NNCF's int8."""
     ov = _need("openvino", "openvino")
-    model = ov.Core().read_model(folder / "float.onnx")
-    if quantized:
-        nncf = _need("nncf", "nncf")
-        count = len(next(iter(samples.values())))
-        rows = [{name: value[i] for name, value in samples.items()} for i in range(count)]
-        kind = nncf.ModelType.TRANSFORMER if _is_transformer(folder / "float.onnx") else None
-        model = nncf.quantize(model, nncf.Dataset(rows), subset_size=count, model_type=kind)
-    path = folder / f"openvino-{'int8' if quantized else 'float'}.xml"
-    ov.save_model(model, path, compress_to_fp16=False)
-    compiled = ov.compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"})
+    quantized = name == "openvino-nncf"
+    path = folder / "openvino-int8.xml" if quantized else folder / "openvino-float.xml"
+    if not path.exists():  # else another thread count or precision left it
+        model = ov.Core().read_model(folder / "float.onnx")
+        ov.save_model(_nncf(model, folder, samples) if quantized else model, path, compress_to_fp16=False)
+    model = ov.Core().read_model(path)
+    options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", **hints}
+    compiled = ov.compile_model(model, "CPU", options)
     request = compiled.create_infer_request()
-    precision = "int8" if quantized else str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
+    chosen = str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
+    precision = "int8" if quantized else {"f32": "float32"}.get(chosen, chosen)
 
     def run(arrays: Arrays) -> Arrays:
         request.infer(dict(enumerate(arrays)))
         return [np.array(request.get_output_tensor(i).data) for i in range(len(compiled.outputs))]
 
-    name = "openvino-nncf" if quantized else "openvino"
     return System(name, precision, path.with_suffix(".bin").stat().st_size, run, samples)
+
+
+def _nncf(model: Any, folder: Path, samples: dict[str, np.ndarray]) -> Any:
+    """NNCF's default int8 for the kind of model."""
+    nncf = _need("nncf", "nncf")
+    count = len(next(iter(samples.values())))
+    rows = [{name: value[i] for name, value in samples.items()} for i in range(count)]
+    kind = nncf.ModelType.TRANSFORMER if _is_transformer(folder / "float.onnx") else None
+    return nncf.quantize(model, nncf.Dataset(rows), subset_size=count, model_type=kind)
 
 
 def _torch_compile(folder: Path, samples: dict[str, np.ndarray], threads: int) -> System:
