@@ -61,6 +61,12 @@ bench: setup ## the tables of docs/BENCHMARKS.md (long)
 	$(BIN)/python -m graphwright.tools.bench.tables exactness resnet20 mobilenetv2 vit-tiny efficientnet-lite0 minilm-l6 --arm64-inputs 1000
 	$(BIN)/python -m graphwright.tools.bench.tables export resnet20 mobilenetv2 vit-tiny
 	$(BIN)/python -m graphwright.tools.bench.tables cost efficientnet-lite0
+	$(BIN)/python -m graphwright.tools.bench.tables peers resnet50 --samples 64
+	$(BIN)/python -m graphwright.tools.bench.tables rates
+	$(BIN)/python -m graphwright.tools.bench.tables floors efficientnet-lite0 resnet50
+	$(BIN)/python -m graphwright.tools.bench.tables latency efficientnet-lite0 resnet50 minilm-l6
+	$(BIN)/python -m graphwright.tools.bench.tables cold-start efficientnet-lite0 resnet50
+	$(BIN)/python -m graphwright.tools.bench.tables compile resnet50
 
 clean: ## remove what the build made (not .venv)
 	rm -rf build dist demo *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -4,11 +4,12 @@ python -m graphwright.tools.bench.tables peers resnet20 --peers ort,ort-int8
 python -m graphwright.tools.bench.tables exactness resnet20 --inputs 1000 --arm64-inputs 50
 python -m graphwright.tools.bench.tables export resnet20 mobilenetv2 vit-tiny
 python -m graphwright.tools.bench.tables cost efficientnet-lite0
+
+The verbs of speed.py come on top: rates, floors, latency, cold-start, compile.
 """
 
 from __future__ import annotations
 
-import datetime
 import resource
 import subprocess
 import sys
@@ -18,26 +19,16 @@ from typing import Annotated
 
 import typer
 
-from ...backends.host import host_arch, host_level, host_threads
 from ..optimize import optimize
 from ..progress import TerminalProgress
 from ..sources import resolve
-from . import Row, run_bench
+from . import Row, run_bench, speed
 from .exactness import measure as measure_exactness
 from .export import measure as measure_export
+from .markdown import machine, markdown
 from .systems import PEERS
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-
-
-def machine() -> str:
-    """Machine class and date, the line every table carries."""
-    return f"{host_arch()}:{host_level()}, {host_threads()} cores, {datetime.date.today().isoformat()}"
-
-
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 @app.command()
@@ -47,11 +38,12 @@ def peers(
     rounds: int = 30,
     threads: int = 2,
     evaluate: Annotated[int, typer.Option(help="Evaluation samples; 0: all.")] = 0,
+    samples: Annotated[int, typer.Option(help="Calibration samples; 64 will do for resnet50, which has no accuracy.")] = 512,
 ) -> None:
     """Accuracy and latency of float, int8 and the peers, one interleaved run a model."""
     for model in models:
         with TerminalProgress() as progress:
-            bench = run_bench(model, [p for p in peers.split(",") if p], threads, rounds, 512, evaluate or None, progress)
+            bench = run_bench(model, [p for p in peers.split(",") if p], threads, rounds, samples, evaluate or None, progress)
         rows = bench.rows
         ours = next(r for r in rows if (r.system, r.precision) == ("graphwright", "int8")).latency_ms
         body = [_peer_row(r, ours) for r in rows]
@@ -124,6 +116,8 @@ def _cost(model: str, samples: int) -> None:
     typer.echo(markdown(["step", "seconds"], [[row.text, f"{row.seconds:.1f}"] for row in result.report.certificate]))
     typer.echo(f"\noptimize(): {seconds:.0f} s in all, peak memory {peak:.2f} GiB (samples included)")
 
+
+speed.register(app)
 
 if __name__ == "__main__":
     app()
