@@ -2,20 +2,24 @@
 
 portable: one output vector at a time, widen and multiply each tap.
 
-avx512-vnni, 8-bit output: vpdpbusd sums four taps of one channel in an s32 lane, so four rows of one input column are
-interleaved byte by byte (two levels of in-lane unpacking: 8 shuffles make 4 vectors of [16 channels][4 rows] from 64 channels).
-Each interleaved column serves every output column whose window covers it: a chunk of `columns` outputs stays in registers.
-Kernels taller than four rows take several row groups. The final saturating packs undo the interleaving.
+avx512-vnni, 8-bit output, no dilation: vpdpbusd sums four taps of one channel in an s32 lane. The four are a quad: 2 x 2
+neighbouring pixels at even rows and columns of the padded image. A task first rearranges its band of input rows into quads, four
+vectors of [16 channels][4 pixels] for each (two levels of in-lane unpacking: 8 shuffles), borders filled in. Every byte of the
+input is shuffled once, and then serves all the outputs whose window covers it: a window that starts at an odd row or column
+reads quads that stick out of it, and has a zero weight there. So the weights are packed up to four times, once for each parity.
 
-Borders: where most chunks lie inside the image, those read it in place and each of the others copies its window to a patch,
-zero points included. Small images have mostly borders: there a task copies its whole band of input rows, padding included.
-Either way the chunk code exists once or twice, not once for every kind of border.
+    3 x 3, stride 1: 2 shuffles and 16 dot instructions for 64 outputs     5 x 5: 2 and 36
+    3 x 3, stride 2: 8 shuffles and 16 dot instructions                    5 x 5: 8 and 36
 
-64 lanes are `pixels` neighbouring output columns x `channels` channels, so that narrow tensors fill the register too.
+A chunk of `COLUMNS` outputs stays in registers. The final saturating packs undo the order that the unpacking leaves.
+
+64 lanes are 64 channels; the 16 or 32 channels that a tensor has beyond whole vectors (or at all) are taken together with those
+of 4 or 2 vertical strips of the image.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
@@ -24,108 +28,114 @@ from typing import Any
 import numpy as np
 
 from .base import LANES, Convolution, Tail, padded
-from .emit import accumulator, balanced, bind, clamp_start, loop, parallel_kind, shuffle, splat, store
+from .emit import accumulator, balanced, bind, loop, parallel_kind, shuffle, splat, store
 from .isa import Isa, T
 from .tail import TailCode, declare, interleaved_order, pack_tail
 
-#: What a task's copy of its input may take: half of a first-level cache and a good part of a second-level one.
-SCRATCH_BYTES = 64 * 1024
+#: Tasks that a kernel should have where the image is large enough, and the least rows of a band worth a task.
+TASKS, LOWEST_BAND = 12, 8
 
-#: Bytes of a vector register, and rows whose bytes one s32 lane holds.
+#: Bytes of a vector register, and pixels whose bytes one s32 lane holds.
 BYTES, TAPS = 64, 4
+
+#: Output vectors of a chunk: times four accumulators they fill the register file. Even, so that chunks start at an even column.
+COLUMNS = 6
+
+
+@dataclass(frozen=True)
+class Strips:
+    """How the 64 lanes of some blocks of channels are filled: `channels` of each of `count` strips of output columns.
+
+    A strip has `width` columns; each starts `step` columns after the one before (they may overlap).
+    """
+
+    channels: int
+    count: int
+    step: int
+    width: int
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How the AVX-512 kernel cuts a depthwise convolution: a task is `rows` output rows of one block of channels."""
+    """How the AVX-512 kernel cuts a depthwise convolution: a task is `rows` output rows of one block of channels.
+
+    starts: first channel of each block. Blocks before `wide` have 64 channels of one strip, the last may be `narrow`.
+    """
 
     shape: Convolution
-    channels: int
-    pixels: int
-    columns: int
+    starts: tuple[int, ...]
+    wide: int
+    narrow: Strips | None
     rows: int
-    direct: bool
 
     @property
     def blocks(self) -> int:
-        return ceil(padded(self.shape.channels) / self.channels)
+        return len(self.starts)
 
-    def start(self, block: Any) -> Any:
-        """First channel of a block; the last block moves back to overlap its neighbour."""
-        total = padded(self.shape.channels)
-        if total % self.channels == 0:
-            return block * self.channels
-        last = total - self.channels
-        return min(block * self.channels, last) if isinstance(block, int) else T.min(block * self.channels, last)
-
-    @property
-    def groups(self) -> int:
-        return ceil(self.shape.kernel[0] / TAPS)
+    def strips(self, narrow: bool) -> Strips:
+        return self.narrow if narrow and self.narrow is not None else Strips(BYTES, 1, 0, self.shape.out_width)
 
     @cached_property
     def order(self) -> np.ndarray:
         """[blocks][4][LANES]: channel of each s32 lane."""
-        lanes = interleaved_order() % self.channels
-        return np.stack([self.start(block) + lanes for block in range(self.blocks)])
+        sizes = [self.strips(block >= self.wide).channels for block in range(self.blocks)]
+        return np.stack([start + interleaved_order() % size for start, size in zip(self.starts, sizes, strict=True)])
+
+    def parities(self, axis: int) -> int:
+        """Whether windows start at even rows (columns) only, 1, or at odd ones too, 2."""
+        return 1 + self.shape.stride[axis] % 2
+
+    def reach(self, axis: int, parity: int | None = None) -> int:
+        """Quads under one window that starts at a pixel of `parity`, the worst one by default."""
+        return ceil((self.shape.kernel[axis] + (self.parities(axis) - 1 if parity is None else parity)) / 2)
 
     @property
-    def span(self) -> int:
-        """Output columns of one chunk."""
-        return self.columns * self.pixels
+    def line(self) -> int:
+        """Quads of one line, of the widest strip."""
+        return _quads(self.shape, 1, self.shape.out_width if self.wide or self.narrow is None else self.narrow.width)
 
     @property
-    def reach(self) -> tuple[int, int]:
-        """Input rows and columns under one chunk, dilation included."""
-        shape = self.shape
-        columns = (self.span - 1) * shape.stride[1] + (shape.kernel[1] - 1) * shape.dilation[1] + 1
-        return (shape.kernel[0] - 1) * shape.dilation[0] + 1, columns
+    def kept(self) -> int:
+        """Lines of quads under the output rows that are computed together: one row for each parity."""
+        return _quads(self.shape, 0, self.parities(0))
 
     @property
-    def scratch_rows(self) -> int:
-        """Input rows under one band of output rows."""
-        return (self.rows - 1) * self.shape.stride[0] + (self.shape.kernel[0] - 1) * self.shape.dilation[0] + 1
+    def step(self) -> int:
+        """Lines of quads between two such groups of rows."""
+        return self.parities(0) * self.shape.stride[0] // 2
 
-    @property
-    def scratch_width(self) -> int:
-        return self.shape.framed_width
+
+def _quads(shape: Convolution, axis: int, outputs: int) -> int:
+    """Quads under `outputs` neighbouring windows, the first of which starts at an even pixel."""
+    return ceil(((outputs - 1) * shape.stride[axis] + shape.kernel[axis]) / 2)
 
 
 def choose_plan(shape: Convolution, tail: Tail, isa: Isa) -> Plan | None:
-    """The AVX-512 plan, or None where the portable code runs (no VNNI, output wider than 8 bits, rows too short)."""
-    if not isa.vnni or tail.dtype not in ("uint8", "int8"):
+    """The AVX-512 plan, or None where the portable code runs (no VNNI, output wider than 8 bits, dilation, rows too short)."""
+    if not isa.vnni or tail.dtype not in ("uint8", "int8") or shape.dilation != (1, 1):
         return None
     pitch = padded(shape.channels)
-    channels = max(size for size in (16, 32, 64) if size <= pitch)
-    pixels = BYTES // channels
-    if shape.out_width < pixels or (pixels > 1 and tail.residual is not None):
+    whole, rest = divmod(pitch, BYTES)
+    narrow = _strips(shape, rest) if rest in (16, 32) and tail.residual is None else None
+    if narrow is None and pitch < BYTES:
         return None
-    most = min(5, shape.out_width // pixels)  # 5 x 4 accumulators leave 12 registers for columns and constants
-
-    def cost(columns: int) -> int:
-        # Interleaving 8 shuffles a row group and column, 4 dot instructions a tap, about 21 for the tail.
-        groups, (_, width) = ceil(shape.kernel[0] / TAPS), shape.kernel
-        built = (columns - 1) * shape.stride[1] * pixels + width if pixels == 1 else columns * width
-        each = groups * (8 * built + 4 * width * columns) + 21 * columns
-        return ceil(shape.out_width / (columns * pixels)) * each
-
-    columns = min(range(1, most + 1), key=cost)
-    line = shape.framed_width * channels * shape.stride[0]
-    rows = balanced(shape.out_height, max(1, SCRATCH_BYTES // line))
-    in_place = pixels == 1 or (shape.stride[1] == 1 and pitch == channels)
-    # Copying costs a strided kernel more, because each output reads more fresh input. Measured on EfficientNet-lite0's layers.
-    direct = in_place and _inside_share(shape, columns * pixels) > (0.65 if shape.stride == (1, 1) else 0.5)
-    return Plan(shape, channels, pixels, columns, rows, direct)
+    starts = [BYTES * block for block in range(whole)]
+    if rest:
+        # Without strips the last block moves back to overlap its neighbour.
+        starts.append(BYTES * whole if narrow is not None else pitch - BYTES)
+    wide = whole if narrow is not None else len(starts)
+    # Bands as high as leaves every core some tasks: each one rearranges a few lines that its neighbour rearranges too.
+    most = max(LOWEST_BAND, shape.batch * len(starts) * shape.out_height // TASKS)
+    even = 1 + shape.stride[0] % 2
+    rows = ceil(balanced(shape.out_height, most) / even) * even
+    return Plan(shape, tuple(starts), wide, narrow, rows)
 
 
-def _inside_share(shape: Convolution, span: int) -> float:
-    """Fraction of the chunks of `span` output columns whose window lies inside the image."""
-    share = 1.0
-    for axis, size, out, step in ((0, shape.height, shape.out_height, 1), (1, shape.width, shape.out_width, span)):
-        stride, pad = shape.stride[axis], shape.padding[axis]
-        reach = (step - 1) * stride + (shape.kernel[axis] - 1) * shape.dilation[axis]
-        starts = [min(index * step, out - step) * stride - pad for index in range(ceil(out / step))]
-        share *= sum(start >= 0 and start + reach < size for start in starts) / len(starts)
-    return share
+def _strips(shape: Convolution, channels: int) -> Strips | None:
+    """Strips for the last `channels` channels; None where the image is too narrow for them."""
+    count, even = BYTES // channels, 1 + shape.stride[1] % 2
+    step = shape.out_width // count // even * even
+    return Strips(channels, count, step, shape.out_width - (count - 1) * step) if step else None
 
 
 def pack(
@@ -139,10 +149,13 @@ def pack(
     full[: shape.channels] = weight[:, 0]
     if plan is None:
         return np.ascontiguousarray(full.transpose(1, 2, 0)).reshape(-1), wide, *pack_tail(tail, shape.channels, **values)
-    rows = np.zeros((pitch, plan.groups * TAPS, shape.kernel[1]), np.int8)
-    rows[:, : shape.kernel[0]] = full
-    lanes = rows.reshape(pitch, plan.groups, TAPS, shape.kernel[1])[plan.order]  # [blocks][4][LANES][groups][TAPS][KW]
-    packed = np.ascontiguousarray(lanes.transpose(0, 3, 5, 1, 2, 4)).reshape(-1)
+    down, across = plan.reach(0), plan.reach(1)
+    quads = np.zeros((plan.parities(0), plan.parities(1), pitch, 2 * down, 2 * across), np.int8)
+    for y, x in np.ndindex(quads.shape[:2]):
+        quads[y, x, :, y : y + shape.kernel[0], x : x + shape.kernel[1]] = full
+    quads = quads.reshape(*quads.shape[:2], pitch, down, 2, across, 2).transpose(2, 0, 1, 3, 5, 4, 6)
+    lanes = quads.reshape(*quads.shape[:5], TAPS)[plan.order]  # [blocks][4][LANES][row parity][column parity][down][across][4]
+    packed = np.ascontiguousarray(lanes.transpose(0, 3, 5, 4, 6, 1, 2, 7)).reshape(-1)
     order = plan.order.reshape(-1)
     return packed, wide[order], *pack_tail(tail, shape.channels, order, **values)
 
@@ -150,8 +163,9 @@ def pack(
 def emit(shape: Convolution, dtype: str, zero_point: int, tail: Tail, isa: Isa) -> None:
     """Emits the function's arguments and body; see `convolution_int8` for the buffers."""
     plan, pitch = choose_plan(shape, tail, isa), padded(shape.channels)
-    lanes = plan.blocks * BYTES if plan else pitch
-    taps = shape.kernel[1] * (plan.groups * TAPS if plan else shape.kernel[0])
+    lanes, taps = pitch, shape.kernel[0] * shape.kernel[1]
+    if plan is not None:
+        lanes, taps = plan.blocks * BYTES, plan.parities(0) * plan.parities(1) * plan.reach(0) * plan.reach(1) * TAPS
     image = ("X", (shape.batch, shape.height, shape.width, pitch), dtype)
     out_shape = (shape.batch, shape.out_height, shape.out_width, pitch)
     packed = [("W", (lanes * taps,), "int8"), ("B", (lanes,), "int32")]
@@ -159,7 +173,7 @@ def emit(shape: Convolution, dtype: str, zero_point: int, tail: Tail, isa: Isa) 
     if plan is None:
         _portable(shape, zero_point, isa, x, weights, bias, code)
     else:
-        Interleaved(plan, isa, zero_point, x, weights, bias, code).emit()
+        Quads(plan, isa, zero_point, x, weights, bias, code).emit()
 
 
 def _portable(shape: Convolution, zero_point: int, isa: Isa, x: Any, weights: Any, bias: Any, code: TailCode) -> None:
@@ -188,8 +202,8 @@ def _portable(shape: Convolution, zero_point: int, isa: Isa, x: Any, weights: An
 
 
 @dataclass
-class Interleaved:
-    """Emits the AVX-512 kernel: parallel over (block, row), chunks of columns inside."""
+class Quads:
+    """Emits the AVX-512 kernel: parallel over (image, block of channels, band of rows)."""
 
     plan: Plan
     isa: Isa
@@ -202,132 +216,155 @@ class Interleaved:
     def emit(self) -> None:
         plan, shape = self.plan, self.plan.shape
         bands = ceil(shape.out_height / plan.rows)
-        work = shape.batch * shape.out_height * shape.out_width * plan.blocks * plan.channels
-        work *= shape.kernel[1] * plan.groups + 8
+        work = shape.batch * shape.out_height * shape.out_width * padded(shape.channels)
+        work *= plan.reach(0) * plan.reach(1) * TAPS + 8
         with loop(shape.batch * plan.blocks * bands, parallel_kind(work / 400_000)) as task:
-            image, block, band = task // (plan.blocks * bands), task // bands % plan.blocks, task % bands
-            channel = bind(plan.start(block) + T.int32(0))
-            top = bind(clamp_start(band, plan.rows, shape.out_height) + T.int32(0))
-            target = bind((image * shape.out_height + top) * (shape.out_width * padded(shape.channels)) + channel)
-            if plan.direct:
-                patch = T.alloc_buffer((shape.kernel[0] * plan.reach[1] * plan.channels,), "uint8")
-            else:
-                scratch = self._copy(image * shape.height, top * shape.stride[0] - shape.padding[0], channel)
-            with loop(plan.rows) as row, loop(ceil(shape.out_width / plan.span)) as chunk:
-                start = bind(clamp_start(chunk, plan.span, shape.out_width) + T.int32(0))
-                to = bind(target + (row * shape.out_width + start) * padded(shape.channels))
-                if plan.direct:
-                    y = bind((top + row) * shape.stride[0] - shape.padding[0] + T.int32(0))
-                    z = bind(start * shape.stride[1] - shape.padding[1] + T.int32(0))
-                    self._direct(patch, block, image * shape.height, y, z, channel, to)
-                else:
-                    line = plan.scratch_width * plan.channels
-                    base = bind(row * (shape.stride[0] * line) + start * (shape.stride[1] * plan.channels) + T.int32(0))
-                    self._chunk(scratch, base, (shape.dilation[0] * line, plan.channels), block, to)
-
-    def _direct(self, patch: Any, block: Any, first: Any, y: Any, z: Any, channel: Any, to: Any) -> None:
-        """The chunk whose window starts at input row y, column z: in place where it lies inside the image, else from a patch."""
-        plan, shape = self.plan, self.plan.shape
-        pitch, (down, across) = padded(shape.channels), plan.reach
-        line = shape.width * pitch
-        inside = T.And(T.And(y >= 0, y + down <= shape.height), T.And(z >= 0, z + across <= shape.width))
-        with T.If(inside):
-            with T.Then():
-                base = bind((first + y) * line + z * pitch + channel)
-                self._chunk(self.x, base, (shape.dilation[0] * line, pitch), block, to)
-            with T.Else():
-                with T.serial(0, shape.kernel[0]) as t, T.serial(0, across) as c:
-                    row, column = bind(y + t * shape.dilation[0]), bind(z + c)
-                    at = (t * across + c) * plan.channels
-                    within = T.And(T.And(row >= 0, row < shape.height), T.And(column >= 0, column < shape.width))
-                    with T.If(within):
-                        with T.Then():
-                            value = self._bytes(self.x, (first + row) * line + column * pitch + channel, plan.channels)
-                            store(patch, at, value, plan.channels)
-                        with T.Else():
-                            store(patch, at, self._blank(), plan.channels)
-                self._chunk(patch, 0, (across * plan.channels, plan.channels), block, to)
-
-    def _blank(self) -> Any:
-        return T.Broadcast(T.uint8(self.zero_point + self.isa.shift(str(self.x.dtype))), self.plan.channels)
-
-    def _bytes(self, source: Any, at: Any, lanes: int) -> Any:
-        """Bytes as u8; s8 becomes x + 128."""
-        value = source.vload([at], f"{source.dtype}x{lanes}")
-        if str(source.dtype) == "uint8":
-            return value
-        return T.reinterpret(f"uint8x{lanes}", value) ^ T.Broadcast(T.uint8(128), lanes)
-
-    def _copy(self, first: Any, top: Any, channel: Any) -> Any:
-        """The band's input as u8 [scratch_rows][scratch_width][channels]. first: row of X where the image starts."""
-        plan, shape, size = self.plan, self.plan.shape, self.plan.channels
-        pitch, pad = padded(shape.channels), shape.padding[1]
-        scratch = T.alloc_buffer((plan.scratch_rows * plan.scratch_width * size,), "uint8")
-        with loop(plan.scratch_rows) as row:
-            y = bind(top + row)
-            line = bind(row * (plan.scratch_width * size) + T.int32(0))
-
-            def fill(start: int, columns: int, line: Any = line) -> None:
-                with T.serial(0, columns) as column:
-                    store(scratch, line + (start + column) * size, self._blank(), size)
-
-            with T.If(T.And(y >= 0, y < shape.height)):
+            image, block, band = task // (plan.blocks * bands), bind(task // bands % plan.blocks + T.int32(0)), task % bands
+            top = bind(band * plan.rows + T.int32(0))
+            scratch = T.alloc_buffer((plan.kept * plan.line * TAPS * BYTES,), "uint8")
+            if plan.wide in (0, plan.blocks):
+                self._band(plan.strips(plan.wide == 0), image, block, top, scratch)
+                return
+            with T.If(block < plan.wide):
                 with T.Then():
-                    if pad:
-                        fill(0, pad)
-                    if pad + shape.width < plan.scratch_width:
-                        fill(pad + shape.width, plan.scratch_width - pad - shape.width)
-                    with T.serial(0, shape.width) as column:
-                        value = self._bytes(self.x, ((first + y) * shape.width + column) * pitch + channel, size)
-                        store(scratch, line + (pad + column) * size, value, size)
+                    self._band(plan.strips(False), image, block, top, scratch)
                 with T.Else():
-                    fill(0, plan.scratch_width)
-        return scratch
+                    self._band(plan.strips(True), image, block, top, scratch)
 
-    def _chunk(self, source: Any, base: Any, strides: tuple[int, int], block: Any, to: Any) -> None:
-        """`columns` output vectors from output element `to` on; their window starts at `base`. strides: kernel row, column."""
+    def _band(self, strips: Strips, image: Any, block: Any, top: Any, scratch: Any) -> None:
+        """The output rows from `top` on of one block of channels. Lines of quads are made one after the other, in a ring."""
         plan, shape = self.plan, self.plan.shape
-        acc = [[accumulator() for _ in range(TAPS)] for _ in range(plan.columns)]
+        pitch, parities = padded(shape.channels), plan.parities(0)
+        channel = bind(T.min(block * BYTES, pitch - strips.channels))
+        rows = bind(T.min(plan.rows, shape.out_height - top))
+        target = bind(((image * shape.out_height + top) * shape.out_width) * pitch + channel)
+        size = plan.line * TAPS * BYTES
+        groups = bind((rows + parities - 1) // parities)
+        with T.serial(0, (groups - 1) * plan.step + plan.kept) as line:
+            y = bind(top * shape.stride[0] + 2 * line - shape.padding[0])
+            self._rearrange(strips, image, channel, y, scratch, bind(line % plan.kept * size))
+            made = bind(line - (plan.kept - 1))
+            with T.If(T.And(made >= 0, made % plan.step == 0)), T.Then():
+                first = bind(made // plan.step * parities)
+                with T.serial(0, T.min(rows - first, parities)) as place:
+                    row = bind(first + place)
+                    self._row(strips, scratch, row, block, bind(target + row * (shape.out_width * pitch)))
+
+    def _row(self, strips: Strips, scratch: Any, row: Any, block: Any, to: Any) -> None:
+        """One output row of every strip."""
+        pitch, step = padded(self.plan.shape.channels), COLUMNS * self.plan.shape.stride[1] // 2 * TAPS * BYTES
+        full, rest = divmod(strips.width, COLUMNS)
+        if full:
+            with loop(full) as chunk:
+                self._chunk(strips, COLUMNS, scratch, bind(chunk * step + T.int32(0)), row, block, to + chunk * (COLUMNS * pitch))
+        if rest:
+            self._chunk(strips, rest, scratch, full * step, row, block, to + full * COLUMNS * pitch)
+
+    def _chunk(self, strips: Strips, columns: int, scratch: Any, base: Any, row: Any, block: Any, to: Any) -> None:
+        """`columns` output vectors from output element `to` on; their windows start at `base` in every line of quads."""
+        plan, stride, pitch = self.plan, self.plan.shape.stride[1], padded(self.plan.shape.channels)
+        acc = [[accumulator() for _ in range(TAPS)] for _ in range(columns)]
         for i in range(TAPS):
             bias = bind(self.bias.vload([block * BYTES + i * LANES], f"int32x{LANES}"))
             for vectors in acc:
                 store(vectors[i], 0, bias)
-        # Input column (relative to the chunk) -> the (output vector, kernel column) pairs that read it.
-        users: dict[int, list[tuple[int, int]]] = {}
-        for u in range(plan.columns):
-            for j in range(shape.kernel[1]):
-                users.setdefault(u * plan.pixels * shape.stride[1] + j * shape.dilation[1], []).append((u, j))
-        for column in sorted(users):
-            for group in range(plan.groups):
-                rows = range(group * TAPS, min((group + 1) * TAPS, shape.kernel[0]))
-                loads = [self._load(source, base + t * strides[0] + column * strides[1], strides[1]) for t in rows]
-                vectors = interleave(loads)
-                for u, j in users[column]:
-                    tap = ((block * plan.groups + group) * shape.kernel[1] + j) * (TAPS * BYTES)
-                    for i in range(TAPS):
-                        weight = self.weights.vload([tap + i * BYTES], f"int8x{BYTES}")
-                        store(acc[u][i], 0, self.isa.dot(acc[u][i].vload([0], f"int32x{LANES}"), vectors[i], weight))
+        # Quad of the chunk's line -> (output vector, parity of its first column, quad of its window).
+        users: dict[int, list[tuple[int, int, int]]] = {}
+        for u in range(columns):
+            first, odd = divmod(u * stride, 2)
+            for j in range(plan.reach(1, odd)):
+                users.setdefault(first + j, []).append((u, odd, j))
+        first_line = bind(row * plan.shape.stride[0] // 2)
+        parity = bind(row * plan.shape.stride[0] % 2) if plan.parities(0) == 2 else 0
+        # At stride 1 the extent depends on the row also where it need not (3 x 3): LLVM would unroll a loop of constant extent,
+        # mix its parts, and spill the quads.
+        with T.serial(0, (plan.shape.kernel[0] + 1 + row * plan.shape.stride[0] % 2) // 2) as down:
+            line = bind(base + (first_line + down) % plan.kept * (plan.line * TAPS * BYTES))
+            weights = bind(self._weight(block, parity, down))
+            for i in range(TAPS):
+                for quad in sorted(users):
+                    at = line + (quad * TAPS + i) * BYTES
+                    value = bind(T.reinterpret(f"int8x{BYTES}", scratch.vload([at], f"uint8x{BYTES}")))
+                    for u, odd, j in users[quad]:
+                        weight = self.isa.weight(self.weights, weights + ((odd * plan.reach(1) + j) * TAPS + i) * BYTES)
+                        store(acc[u][i], 0, self.isa.dot(acc[u][i].vload([0], f"int32x{LANES}"), value, weight))
         parameters = [self.code.load(block * BYTES + i * LANES) for i in range(TAPS)]
-        pitch = padded(shape.channels)
-        contiguous = plan.pixels == 1 or pitch == plan.channels
+        pieces = None if strips.count == 1 else (strips.channels, strips.step * pitch)
         for u, vectors in enumerate(acc):
             values = [bind(vector.vload([0], f"int32x{LANES}")) for vector in vectors]
-            offset = to + u * plan.pixels * pitch
-            self.code.emit_four(values, parameters, offset, None if contiguous else (plan.channels, pitch))
+            self.code.emit_four(values, parameters, to + u * pitch, pieces)
 
-    def _load(self, source: Any, at: Any, column: int) -> Any:
-        """64 lanes of one source row: `pixels` columns, stride apart, of `channels` channels. column: distance of columns."""
-        size, pixels, stride = self.plan.channels, self.plan.pixels, self.plan.shape.stride[1]
-        if pixels == 1 or stride == 1:
-            return bind(self._bytes(source, at, BYTES))
-        pieces = [self._bytes(source, at + p * stride * column, size) for p in range(pixels)]
-        return bind(shuffle(pieces, list(range(BYTES))))
+    def _weight(self, block: Any, parity: Any, down: Any) -> Any:
+        """Where the weights of one line of quads start: [block][row parity][down][column parity][across][4 vectors]."""
+        plan = self.plan
+        line = plan.parities(1) * plan.reach(1) * TAPS * BYTES
+        return ((block * plan.parities(0) + parity) * plan.reach(0) + down) * line
+
+    def _rearrange(self, strips: Strips, image: Any, channel: Any, y: Any, scratch: Any, at: Any) -> None:
+        """Writes the quads of image rows y and y + 1 at `at`: [line][4 vectors][LANES][4 pixels]."""
+        shape = self.plan.shape
+        with T.If(T.And(y >= 0, y + 1 < shape.height)):
+            with T.Then():
+                rows = [bind(self._pixel(image, y + dy, channel)) for dy in (0, 1)]
+                self._line(strips, lambda dy, column: self._read(strips, rows[dy], column), scratch, at)
+            with T.Else():
+                clamped = [T.max(T.min(y + dy, shape.height - 1), 0) for dy in (0, 1)]
+                starts = [bind(self._pixel(image, row, channel)) for row in clamped]
+                inside = [bind(T.And(y + dy >= 0, y + dy < shape.height)) for dy in (0, 1)]
+
+                def read(dy: int, column: Any) -> Any:
+                    return T.Select(inside[dy], self._read(strips, starts[dy], column), self._blank(strips))
+
+                self._line(strips, read, scratch, at)
+
+    def _line(self, strips: Strips, read: Callable[[int, Any], Any], scratch: Any, at: Any) -> None:
+        """One line of quads; those over the left and right border one by one, all others in a loop."""
+        shape = self.plan.shape
+        pad, shift = shape.padding[1], strips.step * shape.stride[1]
+
+        def columns(quad: Any, dx: int) -> list[Any]:
+            return [2 * quad + dx - pad + strip * shift for strip in range(strips.count)]
+
+        def write(quad: Any) -> None:
+            pixels = []
+            for dy, dx in ((0, 0), (0, 1), (1, 0), (1, 1)):
+                outside = [isinstance(c, int) and not 0 <= c < shape.width for c in columns(quad, dx)]
+                pieces = [
+                    self._blank(strips) if out else read(dy, column)
+                    for column, out in zip(columns(quad, dx), outside, strict=True)
+                ]
+                pixels.append(bind(pieces[0] if len(pieces) == 1 else shuffle(pieces, list(range(BYTES)))))
+            for i, vector in enumerate(interleave(pixels)):
+                store(scratch, at + (quad * TAPS + i) * BYTES, T.reinterpret(f"uint8x{BYTES}", vector), BYTES)
+
+        quads = range(_quads(shape, 1, strips.width))
+        inner = [q for q in quads if all(0 <= c < shape.width for dx in (0, 1) for c in columns(q, dx))]
+        for quad in quads:
+            if quad not in inner:
+                write(quad)
+        if inner:
+            with T.serial(0, len(inner)) as index:
+                write(index + inner[0])
+
+    def _pixel(self, image: Any, row: Any, channel: Any) -> Any:
+        """Element of X where a row of one block of channels starts."""
+        shape = self.plan.shape
+        return (image * shape.height + row) * (shape.width * padded(shape.channels)) + channel
+
+    def _read(self, strips: Strips, row: Any, column: Any) -> Any:
+        """The bytes of one pixel as u8; s8 becomes x + 128."""
+        size = strips.channels
+        value = self.x.vload([row + column * padded(self.plan.shape.channels)], f"{self.x.dtype}x{size}")
+        if str(self.x.dtype) == "uint8":
+            return value
+        return T.reinterpret(f"uint8x{size}", value) ^ T.Broadcast(T.uint8(128), size)
+
+    def _blank(self, strips: Strips) -> Any:
+        return T.Broadcast(T.uint8(self.zero_point + self.isa.shift(str(self.x.dtype))), strips.channels)
 
 
 def interleave(rows: list[Any]) -> list[Any]:
-    """Up to four vectors of 64 bytes -> four vectors whose s32 lanes hold one channel of every row (`interleaved_order`)."""
-    zero = T.Broadcast(T.uint8(0), BYTES)
-    rows = rows + [zero] * (TAPS - len(rows))
+    """Four vectors of 64 bytes -> four vectors whose s32 lanes hold one byte of each (`interleaved_order`)."""
     pairs = [[bind(T.reinterpret("int16x32", _unpack(a, b, BYTES, half))) for a, b in (rows[:2], rows[2:])] for half in (0, 1)]
     return [bind(T.reinterpret(f"int8x{BYTES}", _unpack(a, b, BYTES // 2, half))) for a, b in pairs for half in (0, 1)]
 
