@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from ..ir.program import Program
 from .target import Target, TargetInfo
@@ -61,5 +63,18 @@ class Backend(abc.ABC):
         """
 
     @abc.abstractmethod
-    def latency(self, program: Program, target: Target, repeats: int = 50) -> float:
-        """Median milliseconds of one run of `program` on this machine. Raises TargetError where the target cannot run here."""
+    def latency(self, compiled: Compiled, inputs: Sequence[torch.Tensor], repeats: int = 50) -> float:
+        """Median milliseconds of one run on `inputs` on this machine. Raises TargetError where the target cannot run here."""
+
+
+def example_inputs(program: Program, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """Inputs to time a program with: standard normal floats, zeros for every other type (any index is then in range)."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = []
+    for spec in program.input_specs:
+        shape = [int(d) for d in spec.shape if d is not None]
+        floating = spec.dtype.is_floating_point
+        inputs.append(
+            torch.randn(shape, generator=generator, dtype=spec.dtype) if floating else torch.zeros(shape, dtype=spec.dtype)
+        )
+    return tuple(inputs)

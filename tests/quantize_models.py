@@ -14,6 +14,9 @@ from graphwright.passes.manager import PassManager, PipelineResult
 from graphwright.passes.pipeline import parse
 from torch import nn
 
+#: Input shape of Block. Tests of several files share it, and with it the model that `prepared` keeps.
+BLOCK = (2, 5, 32)
+
 
 class ConvNet(nn.Module):
     """Stem, depthwise block with relu6 and a residual sum, pooling, linear head."""

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from graphwright.backends.base import KernelRow
+from graphwright.backends.base import KernelRow, example_inputs
 from graphwright.backends.host import host_arch
 from graphwright.backends.target import Target
-from graphwright.backends.tvm.backend import TVMBackend, example_inputs
+from graphwright.backends.tvm.backend import TVMBackend
 from graphwright.ir import capture
 from graphwright.ir.errors import UnknownNameError
 from graphwright.passes.manager import PassManager

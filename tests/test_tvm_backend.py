@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -453,10 +454,11 @@ def test_the_portable_level_gives_the_same_bits():
 
 def test_latency_is_positive_and_refuses_another_machine():
     graph = program(lambda p, x: gw.lookup(x, p.t), codes(4, 8), t=codes(256))
-    assert TVMBackend().latency(graph, HERE, repeats=3) > 0
+    compiled = TVMBackend().compile(graph, HERE)
+    assert TVMBackend().latency(compiled, [codes(4, 8)], repeats=3) > 0
     foreign = Target("arm64", "generic") if host_arch() == "x86" else Target("x86", "avx2")
     with pytest.raises(TargetError, match="cannot run"):
-        TVMBackend().latency(graph, foreign, repeats=1)
+        TVMBackend().latency(replace(compiled, target=foreign), [codes(4, 8)], repeats=1)
 
 
 def test_targets_lists_every_level_and_what_is_missing(monkeypatch):

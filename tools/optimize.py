@@ -12,7 +12,7 @@ import torch
 from torch.export import ExportedProgram
 
 from ..backends.artifact import Artifact
-from ..backends.base import Backend, Compiled
+from ..backends.base import Backend, Compiled, example_inputs
 from ..backends.registry import backend_for
 from ..backends.target import Target
 from ..ir.capture import capture
@@ -102,12 +102,14 @@ def optimize(
     source = as_program(model, example_inputs)
     samples = None if calibration is None else Calibration.for_program(source, calibration)
     context = PassContext(calibration=samples, seed=seed, progress=progress)
-    outcome = PassManager((*instruments, PassProgress(progress))).run(source, passes, context)
+    canonical = _FirstCanonical()
+    outcome = PassManager((*instruments, PassProgress(progress), canonical)).run(source, passes, context)
     compiled = backend.compile(outcome.program, chosen, progress)
     plan = Plan(str(passes), str(chosen), source.name, limits, seed)
     rows = [row.to_json() for row in outcome.certificate]
     artifact = Artifact.build(outcome.program, [compiled], certificate=rows, plan=plan.to_json())
-    float_row, row = _measure(source, outcome, artifact, backend, chosen, evaluate, measure and runs_here, progress)
+    runs = _Runs(source, outcome.program, canonical.program, compiled, artifact)
+    float_row, row = _measure(runs, backend, evaluate, measure and runs_here, progress)
     report = Report(
         name=source.name,
         target=str(chosen),
@@ -135,33 +137,46 @@ def _check_constraints(limits: dict[str, float], evaluate: object, measure: bool
     return {name: float(value) for name, value in limits.items()}
 
 
+@dataclass(frozen=True)
+class _Runs:
+    """What is measured: the float model (`canonical`: as the backend compiles it, None where no pass made it) and the result."""
+
+    source: Program
+    result: Program
+    canonical: Program | None
+    compiled: Compiled
+    artifact: Artifact
+
+    def float_program(self) -> Program:
+        if self.source.stage >= Stage.CANONICAL:
+            return self.source
+        return self.canonical or PassManager().run(self.source, parse("canonicalize")).program
+
+
 def _measure(
-    source: Program,
-    outcome: PipelineResult,
-    artifact: Artifact,
+    runs: _Runs,
     backend: Backend,
-    target: Target,
     evaluate: Callable[[Predict], float] | None,
     run: bool,
     progress: Callable[[int, int, str], None],
 ) -> tuple[Measurement, Measurement]:
     """Scores, sizes and latencies of the float model and of the artifact. What cannot run here stays None."""
-    float_bytes = sum(t.numel() * t.element_size() for t in source.parameters().values())
+    float_bytes = sum(t.numel() * t.element_size() for t in runs.source.parameters().values())
     float_score = score = float_latency = latency = None
     if evaluate is not None:
         progress(0, 2, "evaluate")
-        float_score = float(evaluate(program_predict(source)))
+        float_score = float(evaluate(program_predict(runs.source)))
         progress(1, 2, "evaluate")
         # Where the target is another machine the torch reference stands in: the artifact equals it bit for bit.
-        score = float(evaluate(artifact_predict(artifact) if run else program_predict(outcome.program)))
+        score = float(evaluate(artifact_predict(runs.artifact) if run else program_predict(runs.result)))
         progress(2, 2, "evaluate")
     if run:
-        float_program = PassManager().run(source, parse("canonicalize")).program if source.stage < Stage.CANONICAL else source
-        float_latency = backend.latency(float_program, target)
-        latency = backend.latency(outcome.program, target)
+        inputs = example_inputs(runs.result)
+        float_latency = backend.latency(backend.compile(runs.float_program(), runs.compiled.target, progress), inputs)
+        latency = backend.latency(runs.compiled, inputs)
     return (
         Measurement("float", float_score, float_bytes, float_latency),
-        Measurement(outcome.program.stage.label, score, artifact.size, latency),
+        Measurement(runs.result.stage.label, score, runs.artifact.size, latency),
     )
 
 
@@ -177,6 +192,16 @@ def _notes(outcome: PipelineResult, compiled: Compiled, evaluate: object, runs_h
     if outcome.program.stage is not Stage.INTEGER:
         notes.append(f"the program is in stage {outcome.program.stage.label}: not integer arithmetic")
     return tuple(notes)
+
+
+class _FirstCanonical(Instrument):
+    """Keeps the first canonical program of a run: the float model in the form a backend compiles."""
+
+    program: Program | None = None
+
+    def after(self, row, total, program):
+        if self.program is None and program.stage is Stage.CANONICAL:
+            self.program = program
 
 
 class PassProgress(Instrument):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+from ..backends.base import example_inputs
 from ..ir.data import Calibration
 from ..ir.errors import UnknownNameError
 from ..ir.program import Program
@@ -44,8 +45,6 @@ def quick_pipeline(precision: str) -> Pipeline:
 
 def quick_program(source: Source, precision: str, progress: Callable[[int, int, str], None] = silent) -> Program:
     """The program of `source` in `precision`. A model file without data is calibrated on random inputs."""
-    from ..backends.tvm.backend import example_inputs  # loads TVM
-
     pipeline = quick_pipeline(precision)
     data = None
     if precision != "float32":

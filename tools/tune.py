@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..backends.base import example_inputs
 from ..backends.host import host_processor
 from ..backends.target import Target
 from ..backends.tvm.tuning import TuningDatabase, TuningRow, user_path
@@ -108,7 +109,7 @@ def _known(database: TuningDatabase, kernel: Kernel, threads: int, machine: str)
 
 def end_to_end(program: Program, target: Target, threads: int, path: Path, rounds: int = 30) -> EndToEnd:
     """Runs the program built with the guesses and with the rows of `path`, in turn. Wall times: other work disturbs them."""
-    from ..backends.tvm.backend import TVMBackend, example_inputs
+    from ..backends.tvm.backend import TVMBackend
     from ..backends.tvm.executor import load_bytes
 
     inputs = [x.numpy() for x in example_inputs(program)]

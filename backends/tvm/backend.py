@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -62,31 +63,18 @@ class TVMBackend(Backend):
             progress(2, 2, "generate machine code")
         return Compiled(target, library, lowered.kernels, {"tvm_target": str(compiler_target), "tuned": list(lowered.tuned)})
 
-    def latency(self, program: Program, target: Target, repeats: int = 50) -> float:
-        """Median milliseconds of one run on random inputs, the copies in and out included."""
-        require_run(target)
+    def latency(self, compiled: Compiled, inputs: Sequence[torch.Tensor], repeats: int = 50) -> float:
+        """Median milliseconds of one run on `inputs` on this machine, the copies in and out included."""
+        require_run(compiled.target)
         from .executor import load_bytes  # loads TVM's runtime; only where something runs
 
-        inputs = [x.numpy() for x in example_inputs(program)]
-        run = load_bytes(self.compile(program, target).library)
+        arrays = [x.numpy() for x in inputs]
+        run = load_bytes(compiled.library)
         for _ in range(WARM_UP_RUNS):
-            run(*inputs)
+            run(*arrays)
         times = []
         for _ in range(repeats):
             start = time.perf_counter()
-            run(*inputs)
+            run(*arrays)
             times.append(time.perf_counter() - start)
         return statistics.median(times) * 1e3
-
-
-def example_inputs(program: Program, seed: int = 0) -> tuple[torch.Tensor, ...]:
-    """Inputs to time a program with: standard normal floats, zeros for every other type (any index is then in range)."""
-    generator = torch.Generator().manual_seed(seed)
-    inputs = []
-    for spec in program.input_specs:
-        shape = [int(d) for d in spec.shape if d is not None]
-        floating = spec.dtype.is_floating_point
-        inputs.append(
-            torch.randn(shape, generator=generator, dtype=spec.dtype) if floating else torch.zeros(shape, dtype=spec.dtype)
-        )
-    return tuple(inputs)

@@ -10,7 +10,7 @@ from graphwright.passes.quantize.correct_bias import is_quantized_layer
 from graphwright.passes.quantize.encoding import is_fake_quantize, read_encoding
 from hypothesis import given
 from hypothesis import strategies as st
-from quantize_models import Block, ConvNet, prepare, prepared, run
+from quantize_models import BLOCK, Block, ConvNet, prepare, prepared, run
 from torch import nn
 
 ALIGNED = "quantize,correct-bias,align-scales"
@@ -94,7 +94,7 @@ def test_scales_move_little_and_biases_lie_on_their_grid():
 
 
 def test_a_transformer_keeps_its_float_islands():
-    program, context = prepared(Block, (2, 5, 32))
+    program, context = prepared(Block, BLOCK)
     result = run(program, f"{ALIGNED},lower-integer", context)
     assert result.certificate[-1].sqnr_db > 40 and result.certificate[2].stats["aligned"] == 3
 

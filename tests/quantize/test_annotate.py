@@ -9,10 +9,10 @@ from graphwright.ir.program import Stage, origin_of
 from graphwright.passes.base import PassContext
 from graphwright.passes.quantize.annotate import sqnr_db
 from graphwright.passes.quantize.encoding import is_fake_quantize, read_encoding, symmetric
-from quantize_models import Block, ConvNet, Mixed, prepare, prepared, run, seeded, targets
+from quantize_models import BLOCK, Block, ConvNet, Mixed, prepare, prepared, run, seeded, targets
 from torch import nn
 
-MODELS = [(ConvNet, (2, 3, 13, 11)), (Mixed, (2, 3, 8, 8)), (Block, (2, 5, 32))]
+MODELS = [(ConvNet, (2, 3, 13, 11)), (Mixed, (2, 3, 8, 8)), (Block, BLOCK)]
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_weights_are_per_channel_and_activations_per_tensor():
 
 
 def test_softmax_has_the_scale_of_probabilities():
-    program, context = prepared(Block, (1, 5, 32))
+    program, context = prepared(Block, BLOCK)
     annotated = run(program, "quantize", context).program
     node = next(n for n in annotated.nodes if is_fake_quantize(n) and "softmax" in str(n.args[0].target))
     encoding = read_encoding(annotated, node)

@@ -6,7 +6,7 @@ from graphwright.passes.quantize import correct_bias
 from graphwright.passes.quantize.correct_bias import Correction, is_quantized_layer
 from graphwright.passes.quantize.encoding import is_fake_quantize
 from graphwright.passes.quantize.operators import CONVOLUTION, LINEAR
-from quantize_models import Block, ConvNet, prepare, prepared, run, seeded
+from quantize_models import BLOCK, Block, ConvNet, prepare, prepared, run, seeded
 from torch import nn
 
 COARSE = "quantize{weight_bits=4}"
@@ -16,7 +16,7 @@ def mean_outputs(program, samples):
     return torch.cat([program(*s)[0].flatten(0, -2) for s in samples]).mean(0)
 
 
-@pytest.mark.parametrize(("model", "shape"), [(ConvNet, (2, 3, 9, 9)), (Block, (2, 5, 32))])
+@pytest.mark.parametrize(("model", "shape"), [(ConvNet, (2, 3, 9, 9)), (Block, BLOCK)])
 def test_the_mean_output_returns_to_its_float_value(model, shape):
     program, context = prepared(model, shape)
     before = run(program, COARSE, context).program

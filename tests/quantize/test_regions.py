@@ -2,7 +2,7 @@ import torch
 import torch.nn.functional as F
 from graphwright.ir.program import origin_of
 from graphwright.passes.quantize.regions import find_regions
-from quantize_models import Block, ConvNet, Mixed, prepared
+from quantize_models import BLOCK, Block, ConvNet, Mixed, prepared
 from torch import nn
 
 
@@ -52,7 +52,7 @@ def test_a_concat_part_with_other_readers_keeps_its_own_encoding():
 
 
 def test_the_residual_stream_of_a_transformer_stays_float():
-    program, _ = prepared(Block, (1, 5, 32))
+    program, _ = prepared(Block, BLOCK)
     found = sources(program)
     assert "add" not in found
     assert found.count("layer_norm") == 2, "the two that linear layers read; the last one feeds a float mean"
@@ -60,7 +60,7 @@ def test_the_residual_stream_of_a_transformer_stays_float():
 
 
 def test_the_second_operand_of_a_matmul_is_signed():
-    program, _ = prepared(Block, (1, 5, 32))
+    program, _ = prepared(Block, BLOCK)
     signed = {origin_of(p.source): p.signed for p in find_regions(program).placements}
     assert signed["qkv"] and not signed["fc1"] and not signed["norm1"]
 

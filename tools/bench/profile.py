@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ...backends.base import Compiled, KernelRow
+from ...backends.base import Compiled, KernelRow, example_inputs
 from ...backends.target import Target
 from ..quick import check_precision, quick_program
 from ..sources import resolve
@@ -99,7 +99,7 @@ def profile(
 
 def profile_model(model: str, precision: str, threads: int, rounds: int, progress: Callable[[int, int, str], None]) -> Profile:
     """Compiles the model for this machine and profiles it on random inputs; see `quick_program`."""
-    from ...backends.tvm.backend import TVMBackend, example_inputs
+    from ...backends.tvm.backend import TVMBackend
 
     check_precision(precision)
     target = Target.parse("cpu")
