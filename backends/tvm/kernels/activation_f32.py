@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tvm import tirx
 
 from ....ir.errors import OptionError
@@ -25,7 +27,7 @@ def activation(size: int, function: Activation) -> tirx.PrimFunc:
     def body() -> None:
         x, y = arguments(("X", (size,), "float32"), ("Y", (size,), "float32"))
 
-        def vectors(start: object, count: int, rest: int = LANES) -> None:
+        def vectors(start: Any, count: int, rest: int = LANES) -> None:
             valid = [LANES] * (count - 1) + [rest]
             values = [bind(function.emit(load_lanes(x, start + i * LANES, v))) for i, v in enumerate(valid)]
             for i, (value, v) in enumerate(zip(values, valid, strict=True)):

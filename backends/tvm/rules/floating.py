@@ -24,7 +24,7 @@ from .operands import matmul_operands, planar, without_frame
 aten = torch.ops.aten
 
 #: Activations without options.
-ACTIVATIONS = {
+ACTIVATIONS: dict[Any, Activation] = {
     aten.relu.default: RELU,
     aten.relu6.default: RELU6,
     aten.sigmoid.default: Activation(function="sigmoid"),
@@ -46,7 +46,7 @@ def activation_of(node: fx.Node) -> Activation | None:
     if node.target in (aten.clamp.default, aten.hardtanh.default) and len(arguments(node)) == 3:
         low, high = arguments(node)[1:]
         if all(v is None or isinstance(v, (int, float)) for v in (low, high)):
-            return Activation(*(None if v is None else float(v) for v in (low, high)))
+            return Activation(None if low is None else float(low), None if high is None else float(high))
     return None
 
 
@@ -198,7 +198,9 @@ def softmax(lowering: Lowering, node: fx.Node) -> None:
 
 @rule(aten.layer_norm.default)
 def layer_norm(lowering: Lowering, node: fx.Node) -> None:
-    x, normalized, weight, bias, eps, *_ = (*arguments(node), *(None, None, 1e-5)[len(arguments(node)) - 2 :])
+    given: list[Any] = list(arguments(node))
+    defaults: list[Any] = [None, None, 1e-5]
+    x, normalized, weight, bias, eps, *_ = given + defaults[len(given) - 2 :]
     if lowering.integer or not _is_float32(x) or (normalized and list(normalized) != list(shape_of(x)[-len(normalized) :])):
         fallback(lowering, node)
         return
