@@ -40,7 +40,7 @@ from .isa import T
 from .window import Segment, column_segments, kernel_rows
 
 #: Inputs and outputs of one block of tiles, bytes: they stay in the second-level cache while the panels of weights pass by.
-BLOCK_BYTES = 512 * 1024
+BLOCK_BYTES = 1024 * 1024
 
 #: Two panels of weights up to this size stay in the second-level cache together.
 PANEL_BYTES = 256 * 1024
