@@ -87,7 +87,7 @@ def tails(draw, channels: int, with_residual: bool = True):
             int(rng.integers(1, 1 << 21)), int(rng.integers(1, 1 << 21)), int(rng.integers(18, 23)),
             zero_point, int(rng.integers(0, 100)), int(rng.integers(qmin, qmax)), qmin, qmax, b_dtype,
         )  # fmt: skip
-    tail = Tail(kind, dtype, zero_point, qmin, qmax, residual)
+    tail = Tail(kind, dtype, zero_point, qmin, qmax, residual, shrinks=bool(scale.max() < 1))
     if kind == "rescale":
         return TailCase(tail, {"scale": scale})
     shift = rng.integers(1, 40, size).astype(np.int32)

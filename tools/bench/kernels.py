@@ -83,7 +83,7 @@ def int8_case(layer: Layer, level: str, batch: int) -> tuple[PrimFunc, list[np.n
     from ...backends.tvm.kernels.base import Tail, padded
 
     rng = np.random.default_rng(0)
-    tail, scale = Tail("rescale", "uint8", 3, 0, 255), np.full(1, 1e-4, np.float32)
+    tail, scale = Tail("rescale", "uint8", 3, 0, 255, shrinks=True), np.full(1, 1e-4, np.float32)
     if layer.size:
         shape = shape_of(layer, batch)
         weight = rng.integers(-127, 128, (layer.filters, layer.channels // shape.groups, *shape.kernel)).astype(np.int8)

@@ -49,6 +49,7 @@ class Tail:
     stores float32; none: stores the s32 accumulator. Parameters are per output channel, always expanded to the full vector
     (padded like the output's channels) at build time. dtype is the stored type: uint8, int8, float32 or int32.
     residual: an addition fused after rescale or dyadic; saves one pass over memory.
+    shrinks: every float scale is below 1, so that no product leaves s32 and saturating packs can do the upper clamp.
     """
 
     kind: Literal["rescale", "dyadic", "scale", "none"]
@@ -57,6 +58,7 @@ class Tail:
     qmin: int = 0
     qmax: int = 255
     residual: ResidualAdd | None = None
+    shrinks: bool = False
 
 
 def pair(values: tuple[int, int]) -> str:

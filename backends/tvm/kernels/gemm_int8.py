@@ -203,6 +203,11 @@ class Product:
         panel_size = self.steps * isa.step * LANES
         weight_base = bind(weight_start + image * pixels.weight_image + panel * panel_size)
         self._accumulate(acc, sources, x_base, weight_base, panel_size)
+        if self.tail.narrow and segment.panels in (2, 4):
+            self._finish_side_by_side(
+                acc, [self.tail.load((panel + p) * LANES) for p in range(segment.panels)], targets, y_base, panel
+            )
+            return
         for p in range(segment.panels):
             lane = (panel + p) * LANES
             parameters = self.tail.load(lane)
@@ -210,6 +215,19 @@ class Product:
             values = [bind(row[p].vload([0], f"int32x{LANES}")) for row in acc]
             offsets = [y_base + target + lane for target in targets]
             self._finish(values, parameters, offsets, valid)
+
+    def _finish_side_by_side(
+        self, acc: list[list[Any]], parameters: list[tuple[Any, ...]], targets: list[int], y_base: Any, panel: Any
+    ) -> None:
+        """Tails of two or four full panels: a row's vectors are neighbours in memory, so one store takes them all."""
+        panels = len(parameters)
+        together = 4 // panels
+        for first in range(0, len(acc), together):
+            rows = range(first, min(first + together, len(acc)))
+            values = [bind(acc[row][p].vload([0], f"int32x{LANES}")) for row in rows for p in range(panels)]
+            offsets = [y_base + targets[row] + panel * LANES for row in rows]
+            missing = together - len(offsets)
+            self.tail.emit_four(values + values[:panels] * missing, parameters * together, offsets + [None] * missing)
 
     def _finish(self, values: list[Any], parameters: tuple[Any, ...], offsets: list[Any], valid: int) -> None:
         """Tail of one panel: four rows at a time where the level can narrow them together."""

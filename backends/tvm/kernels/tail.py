@@ -84,8 +84,9 @@ class TailCode:
         """Finishes four vectors, needs `narrow`.
 
         Args:
-            offsets: four output elements, each for one row of consecutive channels (None: do not store that row); or a single
-                one for 4 * LANES bytes whose s32 lanes are split as `interleaved_order`.
+            offsets: four output elements, each for one row of consecutive channels (None: do not store that row); two, each for
+                a row of 2 * LANES channels that two vectors hold, or one for a row of four; or no list but a single element
+                for 4 * LANES bytes whose s32 lanes are split as `interleaved_order`.
             pieces: (size, stride) stores those bytes as runs of `size`, `stride` elements apart.
         """
         rows = isinstance(offsets, list)
@@ -109,24 +110,30 @@ class TailCode:
                 part = value if size == 64 else shuffle([value], list(range(index * size, (index + 1) * size)))
                 store(self.output, offsets + index * stride, part, size)
             return
-        # In each 128-bit lane the packs leave four channels of each row: gather the rows.
+        # In each 128-bit lane the packs leave four channels of each vector: gather the vectors.
         value = bind(shuffle([value], [16 * lane + 4 * row + e for row in range(4) for lane in range(4) for e in range(4)]))
+        width = 64 // len(offsets)
         for row, offset in enumerate(offsets):
             if offset is not None:
-                store(self.output, offset, shuffle([value], list(range(16 * row, 16 * row + 16))))
+                store(self.output, offset, shuffle([value], list(range(width * row, width * row + width))), width)
 
     def _steps(self, acc: Any, parameters: tuple[Any, ...]) -> Any:
         """As `_finish`; for a plain rescale without the zero point and the lower clamp, which the saturating packs supply."""
         if self.tail.kind != "rescale" or self.tail.residual is not None:
             return self._finish(acc, parameters)
         product = T.Cast(f"float32x{LANES}", acc) * parameters[0]
+        if self.tail.shrinks and self.tail.qmax == (255 if self.tail.dtype == "uint8" else 127):
+            return self._round(product)
         return self._round(T.min(product, splat(T.float32(self.tail.qmax - self.tail.zero_point))))
 
     def _add_four(self, add: ResidualAdd, steps: list[Any], offsets: Any) -> list[Any]:
         dtype = str(self.residual.dtype)
         if isinstance(offsets, list):
             first = next(offset for offset in offsets if offset is not None)
-            others = [self.residual.vload([first if offset is None else offset], f"{dtype}x{LANES}") for offset in offsets]
+            places = [first if offset is None else offset for offset in offsets]
+            width = 4 // len(places)
+            places = [place + LANES * index if index else place for place in places for index in range(width)]
+            others = [self.residual.vload([place], f"{dtype}x{LANES}") for place in places]
         else:
             block = bind(self.residual.vload([offsets], f"{dtype}x64"))
             others = [shuffle([block], [int(lane) for lane in lanes]) for lanes in interleaved_order()]

@@ -65,6 +65,8 @@ def tail_of(lowering: Lowering, node: fx.Node) -> tuple[Tail, dict[str, np.ndarr
         if parameter is None:
             return None
         arrays[name] = parameter.detach().cpu().numpy().reshape(-1)
+    if tail.kind == "rescale":
+        tail = replace(tail, shrinks=bool(arrays["scale"].max() < 1))
     rank = len(shape_of(acc))
     return tail, arrays, int(axis) % rank if rank else 0
 
