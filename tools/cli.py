@@ -290,7 +290,8 @@ def targets() -> None:
 def bench(
     model: ModelArgument,
     peers: Annotated[
-        str, typer.Option(help="Comma-separated: ort, ort-int8, ort-dynamic, openvino, openvino-nncf, torch-compile.")
+        str,
+        typer.Option(help="Comma-separated: ort, ort-int8, ort-dynamic, openvino, openvino-f32, openvino-nncf, torch-compile."),
     ] = "",
     threads: Annotated[int, typer.Option(help="Threads of every system.")] = 2,
     rounds: Annotated[int, typer.Option(help="Interleaved timing rounds.")] = 20,
