@@ -181,6 +181,24 @@ def test_attention_whose_parts_have_other_readers_stays_in_parts():
     assert names == {"matmul_int": 2, "softmax": 1, "quantize": 1}
 
 
+def test_residual_stream_of_a_transformer():
+    """The float sum belongs to the layer before it, the quantization to the normalization before it."""
+
+    def body(p, x, y):
+        n = gw.layer_norm(x, p.g, p.b, 1e-5)
+        q = gw.quantize(n, 0.02, 117, 0, 255, U8)
+        total = gw.scale(gw.linear(q, p.w, None, 117), p.s, 2) + n
+        last = gw.quantize(gw.layer_norm(total, p.g, p.b, 1e-5), 0.02, -3, -128, 127, S8)
+        image = gw.scale(gw.convolution(y, p.v, None, [1, 1], [1, 1], [1, 1], 1, 0), p.t, 1)
+        return gw.scale(gw.linear(last, p.w, None, -3), p.s, 2), total, image + p.c
+
+    parameters = {"g": normal(37), "b": normal(37), "w": integers(-127, 128, 37, 37), "s": scales(37, 1e-4)}
+    parameters |= {"v": integers(-127, 128, 5, 3, 3, 3), "t": scales(5, 1e-3), "c": normal(2, 5, 6, 7)}
+    inputs = (normal(2, 9, 37), codes(2, 3, 6, 7))
+    names = kinds(check_bits(program(body, *inputs, **parameters), inputs))
+    assert names["layer_norm"] == 2 and "quantize" not in names and "add" not in names
+
+
 def test_layer_norm_and_float_islands_keep_every_bit():
     def body(p, x):
         y = (x * p.pos + p.pos) / 3.7 - torch.reciprocal(torch.abs(x) + 1)

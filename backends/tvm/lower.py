@@ -339,8 +339,21 @@ class Lowering:
 
         label: name of the function in the library; the generator's own by default.
         """
+        return self.kernel_outputs(generator, *spec, inputs=inputs, nodes=nodes, macs=macs, label=label)[0]
+
+    def kernel_outputs(
+        self,
+        generator: Callable[..., tirx.PrimFunc],
+        *spec: Any,
+        inputs: Sequence[Expr | np.ndarray],
+        nodes: Sequence[fx.Node],
+        macs: int = 0,
+        label: str = "",
+        outputs: int = 1,
+    ) -> list[Expr]:
+        """As `kernel`, for a kernel whose last `outputs` buffers are written."""
         variable, function = self.function(generator, spec, label or generator.__name__)
-        *buffers, out = function.params
+        buffers, written = function.params[:-outputs], function.params[-outputs:]
         if len(buffers) != len(inputs):
             raise RuntimeError(f"kernel {variable.name_hint} reads {len(buffers)} buffers, not {len(inputs)}")
         arguments = []
@@ -351,10 +364,11 @@ class Lowering:
                     f"kernel {variable.name_hint} reads {buffer.dtype} at '{buffer.name}', not {dtype_of_var(var)}"
                 )
             arguments.append(self.reshape(var, [int(d) for d in buffer.shape]))
-        shape = tuple(int(d) for d in out.shape)
-        result = self.builder.emit(relax.call_tir(variable, arguments, relax.TensorType(shape, str(out.dtype))))
-        self.record(variable.name_hint, nodes, "designed", [*arguments, result], macs, _work(spec))
-        return result
+        types = [relax.TensorType([int(d) for d in out.shape], str(out.dtype)) for out in written]
+        result = self.builder.emit(relax.call_tir(variable, arguments, types if outputs > 1 else types[0]))
+        results = [result] if outputs == 1 else [self.builder.emit(relax.TupleGetItem(result, i)) for i in range(outputs)]
+        self.record(variable.name_hint, nodes, "designed", [*arguments, *results], macs, _work(spec))
+        return results
 
     def function(self, generator: Callable[..., tirx.PrimFunc], spec: tuple[Any, ...], label: str):
         """The module's function for one kernel specification, generated on first use."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 import tvm
 from graphwright.backends.host import X86_FLAGS, host_arch, host_flags
-from graphwright.backends.tvm.kernels.base import LANES, ResidualAdd, Tail
+from graphwright.backends.tvm.kernels.base import LANES, FloatAdd, ResidualAdd, Tail
 from hypothesis import strategies as st
 
 HAS_VNNI = host_arch() == "x86" and X86_FLAGS["avx512-vnni"] <= host_flags()
@@ -48,7 +48,8 @@ class TailCase:
         if tail.kind == "none":
             return acc
         if tail.kind == "scale":
-            return torch.ops.gw.scale(acc, values["scale"], axis)
+            out = torch.ops.gw.scale(acc, values["scale"], axis)
+            return out if residual is None else out + residual
         dtype = TORCH[tail.dtype]
         limits = (tail.zero_point, tail.qmin, tail.qmax, dtype)
         if tail.kind == "rescale":
@@ -74,7 +75,8 @@ def tails(draw, channels: int, with_residual: bool = True):
         return TailCase(Tail("none", "int32"), {})
     scale = (rng.uniform(0.2, 4.0, size) / draw(st.sampled_from([1.0, 300.0, 3000.0, 1e-9]))).astype(np.float32)
     if kind == "scale":
-        return TailCase(Tail("scale", "float32"), {"scale": scale})
+        residual = FloatAdd() if with_residual and draw(st.booleans()) else None
+        return TailCase(Tail("scale", "float32", residual=residual), {"scale": scale})
     dtype = draw(st.sampled_from(["uint8", "int8"]))
     low, high = (0, 255) if dtype == "uint8" else (-128, 127)
     qmin = draw(st.sampled_from([low, low + 1, low + 37]))
@@ -95,7 +97,10 @@ def tails(draw, channels: int, with_residual: bool = True):
     return TailCase(tail, {"multiplier": multiplier, "shift": shift})
 
 
-def random_integers(rng: np.random.Generator, dtype: str, shape) -> np.ndarray:
+def random_values(rng: np.random.Generator, dtype: str, shape) -> np.ndarray:
+    """Every value of an integer type is as likely as any other; floats are normal."""
+    if dtype == "float32":
+        return rng.standard_normal(shape).astype(np.float32)
     info = np.iinfo(dtype)
     return rng.integers(info.min, info.max + 1, shape).astype(dtype)
 
@@ -103,6 +108,6 @@ def random_integers(rng: np.random.Generator, dtype: str, shape) -> np.ndarray:
 def to_physical(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """(N, C, H, W) -> [N, H, W, Cp] with garbage in the padding lanes."""
     n, c, h, w = x.shape
-    out = random_integers(rng, str(x.dtype), (n, h, w, -(-c // LANES) * LANES))
+    out = random_values(rng, str(x.dtype), (n, h, w, -(-c // LANES) * LANES))
     out[..., :c] = x.transpose(0, 2, 3, 1)
     return out

@@ -15,7 +15,7 @@ from graphwright.ir.errors import OptionError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .kernel_cases import LEVELS, TORCH, random_integers, run, tails
+from .kernel_cases import LEVELS, TORCH, random_values, run, tails
 
 
 def permuted(array: np.ndarray, order: tuple[int, ...]) -> tuple[np.ndarray, Strided]:
@@ -37,9 +37,9 @@ def test_equals_the_chain_of_ops(level, data):
     )
     quantize = Quantize(data.draw(st.sampled_from([1 / 255, 0.01, 1e-3])), *limits)
     rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
-    q = random_integers(rng, q_dtype, (batch, heads, rows, inner))
-    k = random_integers(rng, "int8", (batch, heads, inner, keys))
-    v = random_integers(rng, "int8", (batch, heads, keys, columns))
+    q = random_values(rng, q_dtype, (batch, heads, rows, inner))
+    k = random_values(rng, "int8", (batch, heads, inner, keys))
+    v = random_values(rng, "int8", (batch, heads, keys, columns))
     kind = data.draw(st.sampled_from(["none", "keys", "batch", "causal", "whole"]))
     shapes = {"keys": (1, 1, 1, keys), "batch": (batch, 1, 1, keys), "causal": (rows, keys), "whole": (batch, heads, rows, keys)}
     mask = (

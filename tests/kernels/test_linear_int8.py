@@ -9,7 +9,7 @@ from graphwright.backends.tvm.kernels import linear_int8
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .kernel_cases import LEVELS, random_integers, run, tails
+from .kernel_cases import LEVELS, random_values, run, tails
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -20,11 +20,11 @@ def test_equals_reference(level, data):
     dtype, zero_point = data.draw(st.sampled_from([("uint8", 0), ("uint8", 131), ("int8", 0), ("int8", -128), ("int8", 5)]))
     case = data.draw(tails(outer))
     rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
-    x, weight = random_integers(rng, dtype, (rows, inner)), random_integers(rng, "int8", (outer, inner))
+    x, weight = random_values(rng, dtype, (rows, inner)), random_values(rng, "int8", (outer, inner))
     bias = rng.integers(-(10**4), 10**4, outer).astype(np.int32) if data.draw(st.booleans()) else None
     spec = linear_int8.LinearInt8(rows, inner, outer, dtype, zero_point)
     packed = linear_int8.pack(spec, case.tail, level, weight, bias, **case.values)
-    residual = [random_integers(rng, case.tail.residual.b_dtype, (rows, outer))] if case.tail.residual else []
+    residual = [random_values(rng, case.tail.residual.b_dtype, (rows, outer))] if case.tail.residual else []
     function = linear_int8.build(spec, case.tail, level)
     got = run(function, level, [x, *residual, *packed], np.zeros((rows, outer), case.tail.dtype))
     acc = torch.ops.gw.linear(

@@ -11,7 +11,7 @@ from graphwright.ir.errors import OptionError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .kernel_cases import LEVELS, random_integers, run, tails
+from .kernel_cases import LEVELS, random_values, run, tails
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -24,7 +24,7 @@ def test_equals_reference(transposed, level, data):
     dtype, zero_point = data.draw(st.sampled_from([("uint8", 0), ("uint8", 131), ("int8", 0), ("int8", -128), ("int8", 5)]))
     case = data.draw(tails(columns, with_residual=False))
     rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
-    a, b = random_integers(rng, dtype, (batch, rows, inner)), random_integers(rng, "int8", (batch, inner, columns))
+    a, b = random_values(rng, dtype, (batch, rows, inner)), random_values(rng, "int8", (batch, inner, columns))
     spec = matmul_int8.MatmulInt8(batch, rows, inner, columns, dtype, zero_point, transposed=transposed)
     packed = matmul_int8.pack(spec, case.tail, level, **case.values)
     second = b.transpose(0, 2, 1) if transposed else b

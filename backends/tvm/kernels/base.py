@@ -42,13 +42,20 @@ class ResidualAdd:
 
 
 @dataclass(frozen=True)
+class FloatAdd:
+    """A float32 addition fused after `gw::scale`: the second tensor, of the output's shape, is an extra input buffer."""
+
+    b_dtype: str = "float32"
+
+
+@dataclass(frozen=True)
 class Tail:
     """What happens to an s32 accumulator before it is stored; mirrors `gw::rescale`, `gw::rescale_dyadic` and `gw::scale`.
 
     rescale: reads float32 scale [C]; dyadic: reads s32 multiplier [C] and s32 shift [C]; scale: reads float32 scale [C],
     stores float32; none: stores the s32 accumulator. Parameters are per output channel, always expanded to the full vector
     (padded like the output's channels) at build time. dtype is the stored type: uint8, int8, float32 or int32.
-    residual: an addition fused after rescale or dyadic; saves one pass over memory.
+    residual: an addition fused after rescale, dyadic or scale; saves one pass over memory.
     shrinks: every float scale is below 1, so that no product leaves s32 and saturating packs can do the upper clamp.
     """
 
@@ -57,7 +64,7 @@ class Tail:
     zero_point: int = 0
     qmin: int = 0
     qmax: int = 255
-    residual: ResidualAdd | None = None
+    residual: ResidualAdd | FloatAdd | None = None
     shrinks: bool = False
 
 

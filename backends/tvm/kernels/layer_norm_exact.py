@@ -8,49 +8,74 @@ import numpy as np
 from tvm import tirx
 
 from ....ir.errors import OptionError
+from .base import LANES
 from .emit import arguments, bind, build, loop, parallel_kind, splat
 from .exact_float import for_chunks, lane_sum, product, reciprocal, square_root, zero_past
 from .float_base import load_lanes, store_lanes
-from .isa import T
+from .isa import T, isa_of
+from .quantize_image import Quantize
 
 #: Elements a microsecond that one core handles, for the choice between a serial and a parallel loop.
 ELEMENTS_PER_US = 2000
 
 
-def layer_norm(rows: int, length: int, eps: float, name: str = "layer_norm_exact") -> tirx.PrimFunc:
-    """(X [rows, length], weight [length], bias [length], Y [rows, length]), float32. Raises OptionError for an empty extent."""
+def layer_norm(
+    rows: int,
+    length: int,
+    eps: float,
+    quantize: Quantize | None = None,
+    keep: bool = True,
+    level: str = "portable",
+    name: str = "layer_norm_exact",
+) -> tirx.PrimFunc:
+    """(X [rows, length], weight [length], bias [length], Y [rows, length]), float32.
+
+    quantize: a last buffer Q [rows, length] takes `gw::quantize` of Y; keep=False leaves Y itself out.
+
+    Raises:
+        OptionError: an empty extent, or nothing to write. UnknownNameError: an unknown level.
+    """
     if min(rows, length) < 1:
         raise OptionError(f"layer_norm: every extent must be at least 1, got {rows} x {length}")
+    if quantize is None and not keep:
+        raise OptionError("layer_norm: keep=False without quantize leaves nothing to write")
+    isa = isa_of(level)
 
     def body() -> None:
-        x, weight, bias, y = arguments(
-            ("X", (rows, length), "float32"),
-            ("weight", (length,), "float32"),
-            ("bias", (length,), "float32"),
-            ("Y", (rows, length), "float32"),
-        )
+        specs = [("X", (rows, length), "float32"), ("weight", (length,), "float32"), ("bias", (length,), "float32")]
+        specs += [("Y", (rows, length), "float32")] if keep else []
+        specs += [("Q", (rows, length), quantize.dtype)] if quantize is not None else []
+        x, weight, bias, *outputs = arguments(*specs)
         with loop(rows, parallel_kind(rows * length / ELEMENTS_PER_US)) as row:
-            _row((x, weight, bias, y), bind(row * length), length, eps)
+            base = bind(row * length + T.int32(0))
+            centered = (outputs[0], base) if keep else (T.alloc_buffer((length,), "float32"), 0)
+            deviation = _center(x, base, centered, length, eps)
+
+            def affine(start: Any, valid: int) -> None:
+                d = load_lanes(centered[0], centered[1] + start, valid) * splat(deviation)
+                scaled = product(d, load_lanes(weight, start, valid))
+                value = bind(scaled + load_lanes(bias, start, valid))
+                if keep:
+                    store_lanes(outputs[0], base + start, value, valid)
+                if quantize is not None:
+                    code = quantize.codes(value, isa) + splat(T.int32(quantize.zero_point))
+                    codes = T.Cast(f"{quantize.dtype}x{LANES}", code)
+                    store_lanes(outputs[-1], base + start, codes, valid, quantize.dtype)
+
+            for_chunks(length, affine)
 
     return build(name, body)
 
 
-def _row(buffers: tuple[Any, Any, Any, Any], base: Any, length: int, eps: float) -> None:
-    x, weight, bias, y = buffers
+def _center(x: Any, base: Any, centered: tuple[Any, Any], length: int, eps: float) -> Any:
+    """Stores the row minus its mean at `centered` (buffer, element) and returns 1 / sqrt(variance + eps)."""
     inverse = T.float32(float(np.float32(1.0) / np.float32(length)))
     mean = bind(product(lane_sum(length, lambda start, valid: load_lanes(x, base + start, valid)), inverse))
 
     def squares(start: Any, valid: int) -> Any:
         d = bind(load_lanes(x, base + start, valid) - splat(mean))
-        store_lanes(y, base + start, d, valid)
+        store_lanes(centered[0], centered[1] + start, d, valid)
         return zero_past(product(d, d), valid)
 
     variance = bind(product(lane_sum(length, squares), inverse))
-    deviation = bind(reciprocal(square_root(variance + T.float32(float(np.float32(eps))))))
-
-    def affine(start: Any, valid: int) -> None:
-        d = load_lanes(y, base + start, valid) * splat(deviation)
-        scaled = product(d, load_lanes(weight, start, valid))
-        store_lanes(y, base + start, scaled + load_lanes(bias, start, valid), valid)
-
-    for_chunks(length, affine)
+    return bind(reciprocal(square_root(variance + T.float32(float(np.float32(eps))))))

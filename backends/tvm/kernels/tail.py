@@ -1,7 +1,7 @@
 """Code for `Tail`: from s32 accumulators to stored values, bit-equal to `gw::rescale`, `rescale_dyadic`, `scale` and `add`.
 
-The float path is one conversion, one multiply, a clamp and one rounding: there is no float addition that LLVM could fuse with
-the product. Rounding is half to even under the default mode (`nearbyint`, `cvtps2dq`).
+The float path is one conversion, one multiply, a clamp and one rounding. Only `FloatAdd` adds floats; its product is fenced, so
+that LLVM cannot fuse the two. Rounding is half to even under the default mode (`nearbyint`, `cvtps2dq`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ....ir.errors import OptionError
-from .base import LANES, ResidualAdd, Tail, padded
-from .emit import Argument, arguments, bind, shuffle, splat, store
+from .base import LANES, FloatAdd, ResidualAdd, Tail, padded
+from .emit import Argument, arguments, bind, fence, shuffle, splat, store
 from .isa import Isa, T
 
 
@@ -62,7 +62,9 @@ class TailCode:
     def emit(self, acc: Any, parameters: tuple[Any, ...], offset: Any, valid: int = LANES) -> None:
         """Finishes one vector and stores its first `valid` lanes at output element `offset`."""
         value = self._finish(acc, parameters)
-        if self.tail.residual is not None:
+        if isinstance(self.tail.residual, FloatAdd):
+            value = fence(value) + self._other(offset, valid)
+        elif self.tail.residual is not None:
             value = add_residual(self.tail.residual, value, T.Cast(f"int32x{LANES}", self._other(offset, valid)))
         value = value if self.tail.dtype in ("int32", "float32") else T.Cast(f"{self.tail.dtype}x{LANES}", value)
         if valid == LANES:
@@ -91,7 +93,7 @@ class TailCode:
         """
         rows = isinstance(offsets, list)
         steps = [self._steps(acc, vectors) for acc, vectors in zip(accs, parameters, strict=True)]
-        if self.tail.residual is not None:
+        if isinstance(self.tail.residual, ResidualAdd):
             steps = self._add_four(self.tail.residual, steps, offsets)
         packed = [x86_pack("packssdw", "int16x32", *pair) for pair in (steps[:2], steps[2:])]
         zero_point = self.tail.zero_point if self.tail.kind == "rescale" and self.tail.residual is None else 0

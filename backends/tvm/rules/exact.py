@@ -9,8 +9,9 @@ from torch import fx
 from ....ir.dialect import gw
 from ....ir.program import shape_of
 from ..kernels import layer_norm_exact, reduce_exact, softmax_exact
+from ..kernels.quantize_image import Quantize
 from ..lower import Lowering, rule
-from ..values import arguments, of_node
+from ..values import DTYPES, arguments, of_node
 
 
 def _rows(node: fx.Node) -> tuple[int, int]:
@@ -26,10 +27,26 @@ def softmax(lowering: Lowering, node: fx.Node) -> None:
 
 @rule(gw.layer_norm.default)
 def layer_norm(lowering: Lowering, node: fx.Node) -> None:
+    """With the quantization of its result, which alone the next layer reads; the float result is kept where others read it."""
     *tensors, eps = arguments(node)
     inputs = [lowering.dense(t) for t in tensors]
-    out = lowering.kernel(layer_norm_exact.layer_norm, *_rows(node), float(eps), inputs=inputs, nodes=(node,))
-    lowering.bind(node, of_node(node, dense=out))
+    spec = (*_rows(node), float(eps))
+    reader = next((user for user in node.users if user.target is gw.quantize.default), None)
+    if reader is None:
+        out = lowering.kernel(layer_norm_exact.layer_norm, *spec, inputs=inputs, nodes=(node,))
+        lowering.bind(node, of_node(node, dense=out))
+        return
+    _, scale, zero_point, qmin, qmax, dtype = arguments(reader)
+    keep = len(node.users) > 1
+    spec = (*spec, Quantize(float(scale), zero_point, qmin, qmax, DTYPES[dtype]), keep, lowering.int8_level)
+    generator, nodes = layer_norm_exact.layer_norm, (node, reader)
+    if keep:
+        whole, codes = lowering.kernel_outputs(generator, *spec, inputs=inputs, nodes=nodes, outputs=2)
+        lowering.bind(node, of_node(node, dense=whole))
+        lowering.bind(reader, of_node(reader, dense=codes))
+    else:
+        codes = lowering.kernel(generator, *spec, inputs=inputs, nodes=nodes)
+        lowering.bind_all(nodes, of_node(reader, dense=codes))
 
 
 @rule(gw.reduce_sum.default)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import fx
 
 from ....ir.dialect import gw
 from ....ir.program import shape_of, single_user
-from ..kernels.base import ResidualAdd, Tail
+from ..kernels.base import FloatAdd, ResidualAdd, Tail
 from ..lower import Lowering
 from ..values import DTYPES, arguments
+
+aten = torch.ops.aten
 
 TAIL_OPS = (gw.rescale.default, gw.rescale_dyadic.default, gw.scale.default)
 
@@ -87,8 +90,10 @@ def find(lowering: Lowering, node: fx.Node, axis: int, residual: bool = False) -
 
 
 def _with_residual(lowering: Lowering, finish: Finish) -> Finish:
-    """Takes in a `gw::add` that reads the rescaled value and a tensor of the same shape that exists already."""
+    """Takes in the addition that reads the finished value and a tensor of the same shape that exists already."""
     add = single_user(finish.node)
+    if add is not None and add.target is aten.add.Tensor and finish.tail.kind == "scale":
+        return _with_float_add(lowering, finish, add)
     if add is None or add.target is not gw.add.default or finish.tail.kind == "scale":
         return finish
     a, b, ma, mb, shift, za, zb, zero_point, qmin, qmax, dtype = arguments(add)
@@ -100,3 +105,13 @@ def _with_residual(lowering: Lowering, finish: Finish) -> Finish:
         return finish
     fused = ResidualAdd(ma, mb, shift, za, zb, zero_point, qmin, qmax, DTYPES[b.meta["val"].dtype])
     return replace(finish, tail=replace(finish.tail, residual=fused), nodes=(*finish.nodes, add), residual=b)
+
+
+def _with_float_add(lowering: Lowering, finish: Finish, add: fx.Node) -> Finish:
+    a, b = arguments(add)
+    other = b if a is finish.node else a
+    if add.kwargs or a is b or not isinstance(other, fx.Node) or not lowering.lowered(other):
+        return finish
+    if shape_of(other) != shape_of(finish.node) or DTYPES[other.meta["val"].dtype] != "float32":
+        return finish
+    return replace(finish, tail=replace(finish.tail, residual=FloatAdd()), nodes=(*finish.nodes, add), residual=other)
