@@ -14,6 +14,7 @@ from ..ir.program import TensorSpec
 from .artifact import Artifact
 from .host import host_arch, host_flags
 from .manifest import Manifest, TargetEntry
+from .tiles import request_tiles
 
 
 class LoadedModel:
@@ -31,6 +32,7 @@ class LoadedModel:
         self.target = target
         self.input_specs = [entry.spec() for entry in manifest.inputs]
         self.output_specs = [entry.spec() for entry in manifest.outputs]
+        request_tiles(target.requires)
         self._run = load_bytes(library, threads)
 
     @overload

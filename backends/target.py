@@ -1,4 +1,4 @@
-"""Targets: what machine an artifact is for. `x86`, `x86:avx512-vnni`, `arm64:cortex-a76`, `onnx`."""
+"""Targets: what machine an artifact is for. `x86`, `x86:avx512-amx`, `arm64:cortex-a76`, `onnx`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..ir.errors import TargetError, UnknownNameError
 
 #: Instruction-set levels of a target, best first. `native` picks the best one this machine has.
 LEVELS: dict[str, tuple[str, ...]] = {
-    "x86": ("avx512-vnni", "avx512", "avx2"),
+    "x86": ("avx512-amx", "avx512-vnni", "avx512", "avx2"),
     "arm64": ("cortex-a76", "cortex-a72", "cortex-a53", "generic"),
     "onnx": ("qdq",),
 }

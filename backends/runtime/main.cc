@@ -15,6 +15,7 @@
 #include "failure.h"
 #include "files.h"
 #include "model.h"
+#include "tiles.h"
 
 namespace gw {
 namespace {
@@ -210,6 +211,7 @@ std::vector<Array> RunEach(Model* model, const std::vector<Array>& inputs) {
 
 void RunModel(const Artifact& artifact, const Options& options) {
   const TargetEntry& target = Choose(artifact, HostArch(), HostFlags());
+  RequestTiles(target.requires_flags);
   const std::vector<Array> inputs = ReadInputs(artifact, options);
   const std::vector<std::string> paths = OutputPaths(options.output, artifact.outputs.size());
   for (const std::string& path : paths) CheckOutput(path);

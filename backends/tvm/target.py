@@ -10,14 +10,16 @@ import tvm
 from tvm.target import codegen
 
 from ...ir.errors import TargetError
-from ..host import X86_FLAGS, host_arch, host_flags, host_threads
+from ..host import X86_FLAGS, host_arch, host_flags, host_threads, required_flags
 from ..target import LEVELS, Target, TargetInfo
+from ..tiles import request_tiles
 
 TRIPLES = {"x86": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}
 LLVM_BACKENDS = {"x86": "x86_64", "arm64": "aarch64"}
 
 #: Oldest processor of each level, so that code for the level runs on every machine that has it.
 PROCESSORS = {
+    "x86:avx512-amx": "cascadelake",
     "x86:avx512-vnni": "cascadelake",
     "x86:avx512": "skylake-avx512",
     "x86:avx2": "haswell",
@@ -30,6 +32,7 @@ PROCESSORS = {
 #: Features a level asks for beyond its processor's defaults.
 FEATURES = {
     # 256-bit preference is a power heuristic of old parts; our kernels are written for whole 512-bit registers.
+    "x86:avx512-amx": ("+amx-tile", "+amx-int8", "-prefer-256-bit"),
     "x86:avx512-vnni": ("-prefer-256-bit",),
     "x86:avx512": ("-prefer-256-bit",),
     "arm64:cortex-a76": ("+dotprod",),
@@ -63,8 +66,8 @@ def llvm_backends() -> frozenset[str]:
 
 def kernel_levels(target: Target) -> tuple[str, str]:
     """Levels of the (int8, float) designed kernels for a target."""
-    int8 = target.level if target.level == "avx512-vnni" else "portable"
-    return int8, "avx512" if target.level in ("avx512-vnni", "avx512") else "portable"
+    int8 = target.level if target.level in ("avx512-amx", "avx512-vnni") else "portable"
+    return int8, "avx512" if target.level.startswith("avx512") else "portable"
 
 
 def missing_to_emit(target: Target) -> str:
@@ -111,6 +114,7 @@ def require_run(target: Target) -> None:
     missing = missing_to_run(target)
     if missing:
         raise TargetError(f"cannot run {target} here: {missing}")
+    request_tiles(required_flags(target))
 
 
 def tvm_target(target: Target) -> tvm.target.Target:

@@ -19,6 +19,7 @@ from tvm import ir, tirx
 from tvm.tirx.buffer import is_buffer_var
 from tvm_ffi import structural_map
 
+from .kernels.slices import hoist
 from .values import item_size
 
 #: A TIR statement, variable or function; the stubs do not know their fields.
@@ -123,7 +124,7 @@ def _slice(loop: Node, task: Node, tasks: Node) -> Node:
     kind = loop.loop_var.ty.dtype
     count, task, tasks = (tirx.Cast(kind, value) for value in (loop.extent, task, tasks))
     begin, end = (tirx.truncdiv(count * place, tasks) for place in (task, task + 1))
-    return tirx.For(loop.loop_var, loop.min + begin, end - begin, _SERIAL, loop.body)
+    return hoist(tirx.For(loop.loop_var, loop.min + begin, end - begin, _SERIAL, loop.body))
 
 
 def _serial(statement: Node) -> Node:

@@ -10,19 +10,31 @@ import pytest
 import torch
 import tvm
 from graphwright.backends.host import X86_FLAGS, host_arch, host_flags
+from graphwright.backends.target import Target
+from graphwright.backends.tvm.executor import ALIGNMENT
 from graphwright.backends.tvm.kernels.base import LANES, FloatAdd, ResidualAdd, Tail
+from graphwright.backends.tvm.target import tvm_target
 from hypothesis import strategies as st
 
 HAS_VNNI = host_arch() == "x86" and X86_FLAGS["avx512-vnni"] <= host_flags()
-LEVELS = [
-    pytest.param("avx512-vnni", marks=pytest.mark.skipif(not HAS_VNNI, reason="this processor has no AVX-512 VNNI")),
-    "portable",
+HAS_AMX = HAS_VNNI and X86_FLAGS["avx512-amx"] <= host_flags()
+_needs_vnni = pytest.mark.skipif(not HAS_VNNI, reason="this processor has no AVX-512 VNNI")
+LEVELS = [pytest.param("avx512-vnni", marks=_needs_vnni), "portable"]
+#: Levels with a tile unit: emulated everywhere, the real one where the processor has it.
+TILE_LEVELS = [
+    "portable-tiles",
+    pytest.param("avx512-tiles", marks=_needs_vnni),
+    pytest.param("avx512-amx", marks=pytest.mark.skipif(not HAS_AMX, reason="this processor has no AMX")),
 ]
+#: Bytes after its end that every buffer of a program lets a kernel read.
+SLACK = 64
 TORCH = {"uint8": torch.uint8, "int8": torch.int8, "int32": torch.int32, "float32": torch.float32}
 
 
 def target(level: str) -> tvm.target.Target:
-    if level == "avx512-vnni":
+    if level == "avx512-amx":
+        return tvm_target(Target("x86", "avx512-amx"))
+    if level in ("avx512-vnni", "avx512-tiles"):
         return tvm.target.Target({"kind": "llvm", "mcpu": "cascadelake", "num-cores": 2})
     if host_arch() == "x86":
         return tvm.target.Target({"kind": "llvm", "mcpu": "haswell", "num-cores": 2})
@@ -30,10 +42,20 @@ def target(level: str) -> tvm.target.Target:
 
 
 def run(function, level: str, arrays, output: np.ndarray) -> np.ndarray:
+    """Runs one kernel as a program does: every buffer has SLACK readable bytes after its end, of any value."""
     library = tvm.compile(tvm.IRModule({"main": function}), target=target(level))
     result = tvm.runtime.tensor(output)
-    library["main"](*(tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arrays), result)
+    library["main"](*(tvm.runtime.from_dlpack(with_slack(array)) for array in arrays), result)
     return result.numpy()
+
+
+def with_slack(array: np.ndarray) -> np.ndarray:
+    """An aligned copy in front of SLACK bytes of noise."""
+    raw = np.random.default_rng(0).integers(0, 256, array.nbytes + ALIGNMENT + SLACK, np.uint8)
+    skip = -raw.ctypes.data % ALIGNMENT
+    copy = raw[skip : skip + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 @dataclasses.dataclass

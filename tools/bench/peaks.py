@@ -143,7 +143,7 @@ def _units(target: Target) -> dict[str, tuple[tuple[str, ...], str, str, int, St
         "int8": ((), "int32", "int32", 16, chained),
         "float32": ((), "float32", "float32", 16, lambda acc, a, b: T.call_llvm_pure_intrin("float32x16", "llvm.fma", acc, a, b)),
     }
-    if target.level == "avx512-vnni":
+    if target.level in ("avx512-amx", "avx512-vnni"):
         units["int8"] = ((), "int32", "int8", 64, intrinsic("int32x16", "llvm.x86.avx512.vpdpbusd.512"))
     return units
 

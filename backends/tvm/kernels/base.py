@@ -19,8 +19,8 @@ LANES = 16
 VECTOR = f"float32x{LANES}"
 
 
-def padded(channels: int) -> int:
-    return -(-channels // LANES) * LANES
+def padded(channels: int, multiple: int = LANES) -> int:
+    return -(-channels // multiple) * multiple
 
 
 @dataclass(frozen=True)

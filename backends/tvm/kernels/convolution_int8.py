@@ -19,10 +19,10 @@ import numpy as np
 from tvm import tirx
 
 from ....ir.errors import OptionError
-from . import depthwise_int8, grouped_int8
+from . import convolution_tiles, depthwise_int8, grouped_int8
 from .base import Convolution, Tail, padded
+from .emit import Argument, loop, parallel_kind, store
 from .emit import build as build_function
-from .emit import loop, parallel_kind, store
 from .gemm_int8 import Pixels, Product, Tiling, choose_tiling, fold_bias, pack_panels
 from .isa import Isa, T, isa_of
 from .quantize_image import Quantize, framed_words, word_pitch
@@ -50,15 +50,20 @@ def build(spec: ConvolutionInt8, tail: Tail, level: str, tiling: Tiling | None =
     """The kernel for one convolution.
 
     Args:
-        level: "avx512-vnni" or "portable". tiling: overrides `choose_tiling` (dense convolutions only).
+        level: one of `isa.ISAS`. tiling: overrides `choose_tiling` (dense convolutions only).
 
     Raises:
-        UnknownNameError: unknown level. OptionError: an empty output, or a tiling or a float image for a convolution that is
-            not dense.
+        UnknownNameError: unknown level. OptionError: an empty output, a float image for a convolution that is not dense, or a
+            tiling for one that is not or that runs on tiles.
     """
     shape, isa = spec.shape, isa_of(level)
     if min(shape.out_height, shape.out_width) < 1:
         raise OptionError(f"convolution {shape} has an empty output; the kernel is larger than the padded image")
+    form = tiled_form(spec, isa)
+    if tiling is not None and form is not None:
+        raise OptionError(f"tiling cuts products on registers; level '{level}' computes this one on tiles")
+    if form is not None:
+        return build_function(name, lambda: _tiled(spec, form, tail, isa))
     if shape.groups == 1:
         return build_function(name, lambda: _dense(spec, tail, isa, tiling))
     if spec.quantize is not None:
@@ -79,13 +84,25 @@ def pack(
         values: what the tail reads, (1,) or (O,): scale, or multiplier and shift.
     """
     shape, isa = spec.shape, isa_of(level)
-    folded = fold_bias(weight, bias, spec.zero_point + isa.shift(spec.dtype))
+    form = tiled_form(spec, isa)
+    shift = 0 if form and spec.quantize is None else isa.shift(spec.dtype)
+    folded = fold_bias(weight, bias, spec.zero_point + shift)
     if shape.depthwise:
         return depthwise_int8.pack(shape, tail, isa, weight, folded, values)
     wide = np.zeros(padded(shape.filters), np.int32)
     wide[: shape.filters] = folded
-    packed = _pack_dense(weight, isa) if shape.groups == 1 else grouped_int8.pack_weight(shape, weight)
+    if form:
+        packed = convolution_tiles.pack(form, weight)
+    else:
+        packed = _pack_dense(weight, isa) if shape.groups == 1 else grouped_int8.pack_weight(shape, weight)
     return packed, wide, *pack_tail(tail, shape.filters, **values)
+
+
+def tiled_form(spec: ConvolutionInt8, isa: Isa) -> convolution_tiles.TiledConvolution | None:
+    """How the level's tile unit computes a convolution; None where it has none, or where registers serve better."""
+    dense = isa.tiles is not None and spec.shape.groups == 1
+    words = None if spec.quantize is None else word_pitch(spec.shape.channels)
+    return convolution_tiles.tiled(spec.shape, words) if dense else None
 
 
 def _pack_dense(weight: np.ndarray, isa: Isa) -> np.ndarray:
@@ -96,18 +113,35 @@ def _pack_dense(weight: np.ndarray, isa: Isa) -> np.ndarray:
     return pack_panels(matrix.reshape(-1, filters), isa)
 
 
+def _tiled(spec: ConvolutionInt8, form: convolution_tiles.TiledConvolution, tail: Tail, isa: Isa) -> None:
+    assert isa.tiles is not None
+    shape, pitch = spec.shape, padded(spec.shape.filters)
+    packed = [("W", (convolution_tiles.packed_size(form),), "int8"), ("B", (pitch,), "int32")]
+    out_shape = (shape.batch, shape.out_height, shape.out_width, pitch)
+    (x, weights, bias), code = declare(tail, isa, shape.filters, [_image(spec)], packed, out_shape)
+    if spec.quantize is not None:
+        x = framed_words(shape, x, spec.quantize, isa)
+    elif form.frame.copied:
+        x = convolution_tiles.fill(form.frame, x, spec.zero_point)
+    convolution_tiles.emit(form, isa.tiles, x, weights, bias, code)
+
+
+def _image(spec: ConvolutionInt8) -> Argument:
+    shape = spec.shape
+    if spec.quantize is not None:
+        return "X", (shape.batch, shape.channels, shape.height, shape.width), "float32"
+    return "X", (shape.batch, shape.height, shape.width, padded(shape.channels)), spec.dtype
+
+
 def _dense(spec: ConvolutionInt8, tail: Tail, isa: Isa, tiling: Tiling | None) -> None:
     shape = spec.shape
     kernel_height, kernel_width = shape.kernel
     pitch, out_pitch = padded(shape.channels), padded(shape.filters)
-    image = ("X", (shape.batch, shape.height, shape.width, pitch), spec.dtype)
-    if spec.quantize is not None:
-        image = ("X", (shape.batch, shape.channels, shape.height, shape.width), "float32")
     out_shape = (shape.batch, shape.out_height, shape.out_width, out_pitch)
     inner = ceil(shape.channels / isa.step)
     taps = kernel_height * kernel_width
     packed = [("W", (out_pitch * taps * inner * isa.step,), "int8"), ("B", (out_pitch,), "int32")]
-    (x, weights, bias), code = declare(tail, isa, shape.filters, [image], packed, out_shape)
+    (x, weights, bias), code = declare(tail, isa, shape.filters, [_image(spec)], packed, out_shape)
     flip = bool(isa.shift(spec.dtype))
     height, width = shape.framed_height, shape.framed_width
     if spec.quantize is not None:

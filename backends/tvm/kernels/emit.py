@@ -79,6 +79,13 @@ def fence(value: Any) -> Any:
     return T.call_llvm_intrin(dtype_of(value), "llvm.arithmetic.fence", value)
 
 
+def opaque(value: Any) -> Any:
+    """As `bind` for an int32, without TVM's simplifier seeing through it: nested clamps and quotients cost it seconds."""
+    cell = T.alloc_buffer((1,), "int32")
+    T.buffer_store(cell, value, [0])
+    return T.Bind(cell.vload([0]))
+
+
 def accumulator(dtype: str = "int32", lanes: int = LANES) -> Any:
     """A vector variable. Scope global and under 1 KB: TVM then uses a stack slot, which LLVM turns into a register;
     any other scope becomes a call to the workspace allocator and lives in memory."""

@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
+from ....ir.errors import OptionError
 from .base import Tail, padded
 from .emit import build as build_function
 from .emit import loop, parallel_kind
 from .gemm_int8 import Pixels, Product, Tiling, choose_tiling, fold_bias, pack_panels
+from .gemm_tiles import Lines, Run, TileProduct, pack_runs, tiles_pay
 from .isa import Isa, T, isa_of
 from .tail import declare, pack_tail
+from .tile_unit import DEPTH
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,12 @@ class LinearInt8:
 
 
 def build(spec: LinearInt8, tail: Tail, level: str, tiling: Tiling | None = None, *, name: str = "main") -> tirx.PrimFunc:
-    """The kernel for one linear layer. Raises UnknownNameError for an unknown level."""
+    """The kernel for one linear layer. Raises UnknownNameError: unknown level. OptionError: a tiling where it runs on tiles."""
     isa = isa_of(level)
+    if tiled(spec, isa):
+        if tiling is not None:
+            raise OptionError(f"tiling cuts products on registers; level '{level}' computes this one on tiles")
+        return build_function(name, lambda: _emit_tiled(spec, tail, isa))
     return build_function(name, lambda: _emit(spec, tail, isa, tiling))
 
 
@@ -47,8 +54,28 @@ def pack(
     """Packed parameters in buffer order. weight s8 (N, K), bias s32 (N,) or None, values as the tail reads them, (1,) or (N,)."""
     isa = isa_of(level)
     wide = np.zeros(padded(spec.outer), np.int32)
-    wide[: spec.outer] = fold_bias(weight, bias, spec.zero_point + isa.shift(spec.dtype))
-    return pack_panels(weight.T, isa), wide, *pack_tail(tail, spec.outer, **values)
+    tiles = tiled(spec, isa)
+    wide[: spec.outer] = fold_bias(weight, bias, spec.zero_point + (0 if tiles else isa.shift(spec.dtype)))
+    packed = pack_runs([weight.T], spec.outer) if tiles else pack_panels(weight.T, isa)
+    return packed, wide, *pack_tail(tail, spec.outer, **values)
+
+
+def tiled(spec: LinearInt8, isa: Isa) -> bool:
+    """Whether the level's tile unit computes the layer."""
+    return isa.tiles is not None and tiles_pay(_lines(spec), spec.inner, padded(spec.outer))
+
+
+def _lines(spec: LinearInt8) -> Lines:
+    return Lines.matrix(spec.rows, spec.inner)
+
+
+def _emit_tiled(spec: LinearInt8, tail: Tail, isa: Isa) -> None:
+    columns, steps = padded(spec.outer), ceil(spec.inner / DEPTH)
+    packed = [("W", (columns * steps * DEPTH,), "int8"), ("B", (columns,), "int32")]
+    rows, shape = ("X", (spec.rows, spec.inner), spec.dtype), (spec.rows, spec.outer)
+    (x, weights, bias), code = declare(tail, isa, spec.outer, [rows], packed, shape)
+    assert isa.tiles is not None
+    TileProduct(isa.tiles, _lines(spec), (Run(0, steps),), columns, spec.outer, x, weights, bias, code).emit()
 
 
 def _emit(spec: LinearInt8, tail: Tail, isa: Isa, tiling: Tiling | None) -> None:

@@ -10,7 +10,7 @@ accumulator; the row term needs sum a, and is paid only where zb is not zero.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
@@ -22,9 +22,11 @@ from .base import LANES, Tail, padded
 from .emit import accumulator, bind, loop, parallel_kind, shuffle, splat, store
 from .emit import build as build_function
 from .gemm_int8 import Pixels, Product, Tiling, choose_tiling
+from .gemm_tiles import Lines, Run, TileProduct, tiles_pay
 from .isa import Isa, T, isa_of
 from .linear_int8 import pad_rows
-from .tail import declare, pack_tail
+from .tail import TailCode, declare, pack_tail
+from .tile_unit import DEPTH
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,11 @@ def build(spec: MatmulInt8, tail: Tail, level: str, tiling: Tiling | None = None
         raise OptionError(
             f"matmul: the second operand is {spec.b_dtype} with zero point {spec.b_zero_point}; quantize it symmetric, as int8"
         )
-    return build_function(name, lambda: _emit(spec, tail, isa, tiling))
+    if not tiled(spec, isa):
+        return build_function(name, lambda: _emit(spec, tail, isa, tiling))
+    if tiling is not None:
+        raise OptionError(f"tiling cuts products on registers; level '{level}' computes this one on tiles")
+    return build_function(name, lambda: _emit_tiled(spec, tail, isa))
 
 
 def pack(spec: MatmulInt8, tail: Tail, level: str, **values: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -68,14 +74,37 @@ def pack(spec: MatmulInt8, tail: Tail, level: str, **values: np.ndarray) -> tupl
     return pack_tail(tail, spec.columns, **values)
 
 
-def _emit(spec: MatmulInt8, tail: Tail, isa: Isa, tiling: Tiling | None) -> None:
+def tiled(spec: MatmulInt8, isa: Isa) -> bool:
+    """Whether the level's tile unit computes the product."""
+    return isa.tiles is not None and tiles_pay(Lines.matrix(spec.rows, spec.inner, spec.batch), spec.inner, padded(spec.columns))
+
+
+def _declare(spec: MatmulInt8, tail: Tail, isa: Isa) -> tuple[Any, Any, TailCode]:
     b_shape = (spec.batch, *((spec.columns, spec.inner) if spec.transposed else (spec.inner, spec.columns)))
     inputs = [("A", (spec.batch, spec.rows, spec.inner), spec.a_dtype), ("Bm", b_shape, spec.b_dtype)]
     (a, b), code = declare(tail, isa, spec.columns, inputs, [], (spec.batch, spec.rows, spec.columns))
-    columns, pitch = padded(spec.columns), ceil(spec.inner / isa.step) * isa.step
+    return a, b, code
+
+
+def _pack(spec: MatmulInt8, b: Any, shift: int, isa: Isa, whole: int) -> tuple[Any, Any]:
     along = (1, spec.inner) if spec.transposed else (spec.columns, 1)
-    second = Second(spec.batch, spec.inner, spec.columns, *along, spec.a_zero_point + isa.shift(spec.a_dtype))
-    weights, bias = pack_second(second, b, lambda image: image * (spec.inner * spec.columns), isa)
+    second = Second(spec.batch, spec.inner, spec.columns, *along, spec.a_zero_point + shift, whole)
+    return pack_second(second, b, lambda image: image * (spec.inner * spec.columns), isa)
+
+
+def _emit_tiled(spec: MatmulInt8, tail: Tail, isa: Isa) -> None:
+    assert isa.tiles is not None
+    a, b, code = _declare(spec, tail, isa)
+    weights, bias = _pack(spec, b, 0, replace(isa, step=4), DEPTH // 4)  # a tile's rows hold four k of each column
+    columns, depth = padded(spec.columns), padded(spec.inner, DEPTH)
+    lines = Lines.matrix(spec.rows, spec.inner, spec.batch, columns * depth, columns)
+    TileProduct(isa.tiles, lines, (Run(0, depth // DEPTH),), columns, spec.columns, a, weights, bias, code).emit()
+
+
+def _emit(spec: MatmulInt8, tail: Tail, isa: Isa, tiling: Tiling | None) -> None:
+    a, b, code = _declare(spec, tail, isa)
+    columns, pitch = padded(spec.columns), ceil(spec.inner / isa.step) * isa.step
+    weights, bias = _pack(spec, b, isa.shift(spec.a_dtype), isa, 1)
     if pitch != spec.inner:
         a = pad_rows(a, spec.batch * spec.rows, spec.inner, pitch)
     pixels = Pixels(spec.batch, 1, spec.rows, spec.rows * pitch, 0, pitch, spec.columns, columns * pitch, columns)
@@ -87,7 +116,7 @@ def _emit(spec: MatmulInt8, tail: Tail, isa: Isa, tiling: Tiling | None) -> None
 class Second:
     """A second operand [batch, inner, columns] s8 with element strides along inner and columns.
 
-    zero_point: of the first operand as the dot instruction sees it.
+    zero_point: of the first operand as the dot instruction sees it. whole: packed steps are a multiple of this.
     """
 
     batch: int
@@ -96,9 +125,10 @@ class Second:
     along_k: int
     along_n: int
     zero_point: int
+    whole: int = 1
 
     def steps(self, isa: Isa) -> int:
-        return ceil(self.inner / isa.step)
+        return padded(ceil(self.inner / isa.step), self.whole)
 
     def weight_size(self, isa: Isa) -> int:
         """Packed bytes of one image."""
@@ -122,7 +152,12 @@ def pack_second(second: Second, b: Any, start: Callable[[Any], Any], isa: Isa) -
         image, panel = task // panels, task % panels
         sums = accumulator()
         store(sums, 0, splat(T.int32(0)))
-        pack(second, b, bind(start(image) + T.int32(0)), panel, weights, bind(task * (steps * size) + T.int32(0)), sums, isa)
+        base, target = bind(start(image) + T.int32(0)), bind(task * (steps * size) + T.int32(0))
+        pack(second, b, base, panel, weights, target, sums, isa)
+        used = steps if pack is _pack_bytes else ceil(second.inner / isa.step)
+        if used < steps:
+            with loop(steps - used) as k:
+                store(weights, target + (used + k) * size, splat(T.int8(0), size), size)
         store(bias, task * LANES, sums.vload([0], f"int32x{LANES}") * splat(T.int32(-second.zero_point)))
     return weights, bias
 

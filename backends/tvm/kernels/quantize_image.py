@@ -27,6 +27,9 @@ PIXELS_PER_US = 1000
 #: More channels than this have whole vectors of their own.
 MOST_CHANNELS = LANES
 
+#: Bytes that a kernel may read past the end of what it was given.
+SLACK = 64
+
 #: Channels of one 32-bit word.
 WORD = 4
 
@@ -87,7 +90,7 @@ def framed_words(shape: Convolution, x: Any, quantize: Quantize, isa: Isa) -> An
     """
     shift = isa.shift(quantize.dtype)
     pitch, height, width = word_pitch(shape.channels), shape.framed_height, shape.framed_width
-    scratch = T.alloc_buffer((shape.batch * height * width * pitch,), "uint8" if isa.vnni else quantize.dtype)
+    scratch = T.alloc_buffer((shape.batch * height * width * pitch + SLACK,), "uint8" if isa.vnni else quantize.dtype)
     pixels = shape.height * shape.width
 
     def blank(offset: Any, columns: int) -> None:

@@ -78,7 +78,7 @@ class TailCode:
     @property
     def narrow(self) -> bool:
         """Four vectors at a time can be narrowed with saturating packs (8-bit output on AVX-512)."""
-        return self.isa.vnni and self.tail.dtype in ("uint8", "int8")
+        return self.isa.avx512 and self.tail.dtype in ("uint8", "int8")
 
     def emit_four(
         self, accs: list[Any], parameters: list[tuple[Any, ...]], offsets: Any, pieces: tuple[int, int] | None = None
@@ -170,7 +170,7 @@ class TailCode:
 
 def rounded(isa: Isa, value: Any) -> Any:
     """A vector of floats as s32, half to even."""
-    if not isa.vnni:
+    if not isa.avx512:
         return T.Cast(f"int32x{LANES}", T.nearbyint(value))
     zero = splat(T.int32(0))
     name = "llvm.x86.avx512.mask.cvtps2dq.512"  # rounds by the current mode: nearest, ties to even

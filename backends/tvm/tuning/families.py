@@ -82,15 +82,28 @@ def _cuts(spec: Specification) -> list[Choice]:
     return [asdict(cut) for cut in cuts(*_product(spec), isa_of(spec[2]))]
 
 
+def _on_tiles(spec: Specification) -> bool:
+    """Whether a tile unit computes the product; its blocking is the generator's own."""
+    operation, isa = spec[0], isa_of(spec[2])
+    if isinstance(operation, ConvolutionInt8):
+        return convolution_int8.tiled_form(operation, isa) is not None
+    if isinstance(operation, LinearInt8):
+        return linear_int8.tiled(operation, isa)
+    return matmul_int8.tiled(operation, isa)
+
+
 def _int8_family(name: str, work: Callable[[Specification], str | None]) -> Family:
     """A generator of (operation, tail, level, tiling)."""
+
+    def on_registers(spec: Specification) -> str | None:
+        return None if _on_tiles(spec) else work(spec)
 
     def chosen(spec: Specification, choice: Choice) -> Specification:
         pixels, columns, _ = _product(spec)
         numbers = {name: int(choice[name]) for name in ("panels", "height", "width")}
         return (*spec[:3], tiling(Cut(**numbers, rows_outer=bool(choice["rows_outer"])), pixels, columns, isa_of(spec[2])))
 
-    return Family(name, lambda spec: spec[2], lambda spec: len(spec) > 3 and spec[3] is not None, work, _cuts, chosen)
+    return Family(name, lambda spec: spec[2], lambda spec: len(spec) > 3 and spec[3] is not None, on_registers, _cuts, chosen)
 
 
 # -- float products ----------------------------------------------------------------------------------------------------------
