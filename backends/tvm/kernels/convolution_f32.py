@@ -279,6 +279,12 @@ def _tile(
     if product.batched:
         weight_base = weight_base + image * (product.groups * product.depth * LANES)
     weight_base = bind(weight_base)
+    out = bind(((image * shape.out_height + oy) * shape.out_width + column) * product.y_row + group * LANES)
+    if buffers.residual is not None:
+        # Read at the very end, with nothing left to do meanwhile: ask for it now.
+        for i in range(panel.rows):
+            for j in range(panel.width):
+                prefetch(buffers.residual, out + (i * product.y_row + j * LANES))
     ahead = _ahead(product, panel, line_tile, weight_base) if panel.rows > 1 and product.spec.level == "avx512" else None
     low, high = kernel_rows(shape, oy)
     with loop(shape.kernel[0]) if isinstance(low, int) else T.serial(low, high) as ky:
@@ -298,7 +304,6 @@ def _tile(
                         value = splat(buffers.x.vload([x_base + c * product.x_channel + i * (shape.stride[1] * product.x_pixel)]))
                         for j, weight in enumerate(weights):
                             store(acc[i][j], 0, acc[i][j].vload([0], VECTOR) + value * weight)
-    out = bind(((image * shape.out_height + oy) * shape.out_width + column) * product.y_row + group * LANES)
     for i, row in enumerate(acc):
         for j, sums in enumerate(row):
             valid = panel.valid if j == panel.width - 1 else LANES
