@@ -6,6 +6,7 @@ function's buffers are the inputs, the tail's residual if it has one, the packed
     convolution_int8   ConvolutionInt8   X [N, H, W, Cp] -> Y [N, OH, OW, Op]; dense, depthwise and grouped
     linear_int8        LinearInt8        X [M, K] -> Y [M, N]
     matmul_int8        MatmulInt8        A [B, M, K], B [B, K, N] or [B, N, K] -> Y [B, M, N]
+    attention_int8     AttentionInt8     Q, K, V, (mask) through strides -> Y [*batch, M, D] or with the heads side by side
 
 The float32 modules are functions of shapes, `pack_weight` and `pack_bias`; buffers are inputs, W, bias, output:
 
@@ -17,7 +18,7 @@ The float32 modules are functions of shapes, `pack_weight` and `pack_bias`; buff
 The exact ones give the bits of the `gw::` float ops on every target (`exact_float` says how); they have one level:
 
     softmax_exact      softmax(rows, N)                           X [rows, N] -> Y [rows, N]
-    layer_norm_exact   layer_norm(rows, N, eps)                   X [rows, N], weight [N], bias [N] -> Y [rows, N]
+    layer_norm_exact   layer_norm(rows, N, eps, ...)              X [rows, N], weight [N], bias [N] -> Y [rows, N], 8-bit codes
     reduce_exact       reduce_sum(shape, axis, keepdim)           X [shape] -> Y
     exact_elementwise  elementwise(shape, dtypes, dtype, expression)
 

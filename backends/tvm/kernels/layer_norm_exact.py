@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from .quantize_image import Quantize
 
 #: Elements a microsecond that one core handles, for the choice between a serial and a parallel loop.
 ELEMENTS_PER_US = 2000
+
+#: Rows that a task takes through each step before the next one: a row alone is a chain of sums, and neighbours' chains overlap.
+BLOCK = 4
 
 
 def layer_norm(
@@ -46,36 +50,50 @@ def layer_norm(
         specs += [("Y", (rows, length), "float32")] if keep else []
         specs += [("Q", (rows, length), quantize.dtype)] if quantize is not None else []
         x, weight, bias, *outputs = arguments(*specs)
-        with loop(rows, parallel_kind(rows * length / ELEMENTS_PER_US)) as row:
-            base = bind(row * length + T.int32(0))
-            centered = (outputs[0], base) if keep else (T.alloc_buffer((length,), "float32"), 0)
-            deviation = _center(x, base, centered, length, eps)
+        with loop(ceil(rows / BLOCK), parallel_kind(rows * length / ELEMENTS_PER_US)) as block:
+            first = bind(block * BLOCK + T.int32(0))
+            count = bind(T.min(BLOCK, rows - first))
+            centered = (outputs[0], first * length) if keep else (T.alloc_buffer((BLOCK * length,), "float32"), 0)
+            means, deviations = T.alloc_buffer((BLOCK,), "float32"), T.alloc_buffer((BLOCK,), "float32")
+            with T.serial(0, count) as row:
+                T.buffer_store(means, _mean(x, bind((first + row) * length), length), [row])
+            with T.serial(0, count) as row:
+                source, target = bind((first + row) * length), (centered[0], bind(centered[1] + row * length))
+                T.buffer_store(deviations, _deviation(x, source, target, bind(means.vload([row])), length, eps), [row])
+            with T.serial(0, count) as row:
+                deviation = splat(bind(deviations.vload([row])))
+                base, place = bind((first + row) * length), bind(centered[1] + row * length)
 
-            def affine(start: Any, valid: int) -> None:
-                d = load_lanes(centered[0], centered[1] + start, valid) * splat(deviation)
-                scaled = product(d, load_lanes(weight, start, valid))
-                value = bind(scaled + load_lanes(bias, start, valid))
-                if keep:
-                    store_lanes(outputs[0], base + start, value, valid)
-                if quantize is not None:
-                    code = quantize.codes(value, isa) + splat(T.int32(quantize.zero_point))
-                    codes = T.Cast(f"{quantize.dtype}x{LANES}", code)
-                    store_lanes(outputs[-1], base + start, codes, valid, quantize.dtype)
+                def affine(start: Any, valid: int, base: Any = base, place: Any = place, deviation: Any = deviation) -> None:
+                    d = load_lanes(centered[0], place + start, valid) * deviation
+                    value = bind(product(d, load_lanes(weight, start, valid)) + load_lanes(bias, start, valid))
+                    if keep:
+                        store_lanes(outputs[0], base + start, value, valid)
+                    if quantize is not None:
+                        code = quantize.codes(value, isa) + splat(T.int32(quantize.zero_point))
+                        codes = T.Cast(f"{quantize.dtype}x{LANES}", code)
+                        store_lanes(outputs[-1], base + start, codes, valid, quantize.dtype)
 
-            for_chunks(length, affine)
+                for_chunks(length, affine)
 
     return build(name, body)
 
 
-def _center(x: Any, base: Any, centered: tuple[Any, Any], length: int, eps: float) -> Any:
+def _mean(x: Any, base: Any, length: int) -> Any:
+    return bind(product(lane_sum(length, lambda start, valid: load_lanes(x, base + start, valid)), _inverse(length)))
+
+
+def _deviation(x: Any, base: Any, centered: tuple[Any, Any], mean: Any, length: int, eps: float) -> Any:
     """Stores the row minus its mean at `centered` (buffer, element) and returns 1 / sqrt(variance + eps)."""
-    inverse = T.float32(float(np.float32(1.0) / np.float32(length)))
-    mean = bind(product(lane_sum(length, lambda start, valid: load_lanes(x, base + start, valid)), inverse))
 
     def squares(start: Any, valid: int) -> Any:
         d = bind(load_lanes(x, base + start, valid) - splat(mean))
         store_lanes(centered[0], centered[1] + start, d, valid)
         return zero_past(product(d, d), valid)
 
-    variance = bind(product(lane_sum(length, squares), inverse))
+    variance = bind(product(lane_sum(length, squares), _inverse(length)))
     return bind(reciprocal(square_root(variance + T.float32(float(np.float32(eps))))))
+
+
+def _inverse(length: int) -> Any:
+    return T.float32(float(np.float32(1.0) / np.float32(length)))
