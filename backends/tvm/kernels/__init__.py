@@ -8,12 +8,21 @@ function's buffers are the inputs, the tail's residual if it has one, the packed
     matmul_int8        MatmulInt8        A [B, M, K], B [B, K, N] or [B, N, K] -> Y [B, M, N]
     attention_int8     AttentionInt8     Q, K, V, (mask) through strides -> Y [*batch, M, D] or with the heads side by side
 
-The float32 modules are functions of shapes, `pack_weight` and `pack_bias`; buffers are inputs, W, bias, output:
+The float32 modules have `generator(shape, FloatSpec) -> PrimFunc` (`float_base.FloatSpec`: activation, residual, level, tile),
+`pack_weight` and `pack_bias`; buffers are the input, the residual if the spec has one, W, bias, the output:
 
-    convolution_f32    convolution(shape, activation, level)      X [N, H, W, Cp] or planar -> Y [N, OH, OW, Op]; dense, grouped
-    depthwise_f32      depthwise(shape, activation, level)        X [N, H, W, Cp] -> Y [N, OH, OW, Cp]
-    linear_f32         linear(lead, K, N, activation, level)      X [*lead, K] -> Y [*lead, N]
-    matmul_f32         matmul(lead, M, K, N, transposed, level)   A [*lead, M, K], B [*lead, K, N] or [*lead, N, K] -> Y
+    convolution_f32    Convolution     X [N, H, W, Cp] or planar -> Y [N, OH, OW, Op]; dense, grouped
+    depthwise_f32      Convolution     X [N, H, W, Cp] -> Y [N, OH, OW, Cp]
+    linear_f32         MatrixProduct   X [M, K] -> Y [M, N]
+    matmul_f32         MatrixProduct   A [B, M, K], B [B, K, N] or [B, N, K] -> Y [B, M, N]
+
+Each of these states an error bound and holds it (`vector_math` has the polynomials and their bounds):
+
+    attention_f32      attention(Attention, level)                Q, K, V where they lie, mask -> Y
+    activation_f32     activation(size, Activation)               X [size] -> Y [size]
+    softmax_f32        softmax(rows, N)                           X [rows, N] -> Y [rows, N]
+    layer_norm_f32     layer_norm(rows, N, eps)                   X [rows, N], weight [N], bias [N] -> Y [rows, N]
+    pooling_f32        max_pool(shape, level), mean_pool          X [N, H, W, Cp] -> Y [N, OH, OW, Cp]
 
 The exact ones give the bits of the `gw::` float ops on every target (`exact_float` says how); they have one level:
 
