@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from .float_cases import EPS, LEVELS, normal, run
 
-EXAMPLES = settings(max_examples=12, deadline=None)
+EXAMPLES = settings(max_examples=8, deadline=None)
 
 
 def rows_of(shape: tuple[int, int, int, int], axes: str, offset: int, pitch: int) -> tuple[Rows, tuple[int, ...]]:
