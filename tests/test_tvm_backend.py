@@ -444,7 +444,8 @@ def test_progress_and_kernel_rows():
     graph = program(lambda p, x: gw.lookup(gw.lookup(x, p.t), p.t), codes(4, 8), t=codes(256))
     result = TVMBackend().compile(graph, HERE, progress=lambda done, total, what: seen.append(what))
     assert [s.split()[0] for s in seen] == ["lower", "lower", "generate", "generate"]
-    assert [(r.kind, r.bytes) for r in result.kernels] == [("designed", 32 + 256 + 32)] * 2
+    # Of its table a lookup reads no more than it writes.
+    assert [(r.kind, r.bytes) for r in result.kernels] == [("designed", 32 + 32 + 32)] * 2
     assert sum(r.macs for r in result.kernels) == 0
 
 
