@@ -3,6 +3,7 @@
 import pytest
 from graphwright.backends import host
 from graphwright.backends.target import LEVELS, Target
+from graphwright.backends.tiles import request_tiles
 from graphwright.ir.errors import TargetError, UnknownNameError
 
 
@@ -43,3 +44,14 @@ def test_levels_follow_the_cpu_flags(monkeypatch):
     monkeypatch.setattr(host, "host_flags", lambda: frozenset({"sse2"}))
     with pytest.raises(TargetError, match="AVX2"):
         host.host_level()
+
+
+@pytest.mark.skipif(host.host_arch() != "x86", reason="tiles are an x86 feature")
+def test_tiles_need_the_kernels_permission():
+    request_tiles({"avx2", "avx512_vnni"})  # asks for nothing
+    if "amx_tile" in host.host_flags():
+        request_tiles({"amx_tile"})
+        request_tiles({"amx_tile"})
+    else:
+        with pytest.raises(TargetError, match="refuses this process AMX tiles.*x86:avx512-vnni"):
+            request_tiles({"amx_tile"})
