@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from tvm import tirx
 from tvm_ffi import structural_map
 
-from .kernel_cases import TILE_LEVELS, TailCase, random_integers, run, tails
+from .kernel_cases import TILE_LEVELS, TailCase, random_values, run, tails
 from .test_convolution_int8 import check
 
 AMX = Target("x86", "avx512-amx")
@@ -50,12 +50,12 @@ def test_linear_equals_reference(always_tiles, level, data):
     dtype, zero_point = data.draw(st.sampled_from(DTYPES))
     case = data.draw(tails(outer))
     rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
-    x, weight = random_integers(rng, dtype, (rows, inner)), random_integers(rng, "int8", (outer, inner))
+    x, weight = random_values(rng, dtype, (rows, inner)), random_values(rng, "int8", (outer, inner))
     bias = rng.integers(-(10**4), 10**4, outer).astype(np.int32)
     spec = linear_int8.LinearInt8(rows, inner, outer, dtype, zero_point)
     assert linear_int8.tiled(spec, isa_of(level))
     packed = linear_int8.pack(spec, case.tail, level, weight, bias, **case.values)
-    residual = [random_integers(rng, case.tail.residual.b_dtype, (rows, outer))] if case.tail.residual else []
+    residual = [random_values(rng, case.tail.residual.b_dtype, (rows, outer))] if case.tail.residual else []
     function = linear_int8.build(spec, case.tail, level)
     got = run(function, level, [x, *residual, *packed], np.zeros((rows, outer), case.tail.dtype))
     acc = torch.ops.gw.linear(torch.from_numpy(x), torch.from_numpy(weight), torch.from_numpy(bias), zero_point)
@@ -73,7 +73,7 @@ def test_matmul_equals_reference(always_tiles, transposed, level, data):
     dtype, zero_point = data.draw(st.sampled_from(DTYPES))
     case = data.draw(tails(columns, with_residual=False))
     rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
-    a, b = random_integers(rng, dtype, (batch, rows, inner)), random_integers(rng, "int8", (batch, inner, columns))
+    a, b = random_values(rng, dtype, (batch, rows, inner)), random_values(rng, "int8", (batch, inner, columns))
     spec = matmul_int8.MatmulInt8(batch, rows, inner, columns, dtype, zero_point, transposed=transposed)
     assert matmul_int8.tiled(spec, isa_of(level))
     packed = matmul_int8.pack(spec, case.tail, level, **case.values)
