@@ -77,12 +77,16 @@ class Pass(abc.ABC):
     #: Stages a pass accepts, and the stage it leaves (None: unchanged).
     accepts: ClassVar[tuple[Stage, ...]] = (Stage.CAPTURED, Stage.CANONICAL, Stage.COMPRESSED)
     leaves: ClassVar[Stage | None] = None
+    #: Whether it refuses to run without calibration samples.
+    needs_calibration: ClassVar[bool] = False
 
     def requires(self, program: Program, context: PassContext) -> None:
         """Raises PassError where the program cannot be handled. Overriders call super()."""
         if program.stage not in self.accepts:
             stages = ", ".join(s.label for s in self.accepts)
             raise PassError(f"{self.name} takes a program in stage {stages}, but '{program.name}' is {program.stage.label}")
+        if self.needs_calibration:
+            context.require_calibration(self.name)
 
     @abc.abstractmethod
     def run(self, program: Program, context: PassContext) -> PassResult:

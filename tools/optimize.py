@@ -29,7 +29,7 @@ from .progress import silent
 from .report import Measurement, Report
 
 #: What `optimize` runs where no pipeline is given: 8-bit weights and activations, integer arithmetic throughout.
-DEFAULT_PIPELINE = "canonicalize,equalize,quantize,correct-bias,align-scales,lower-integer"
+DEFAULT_PIPELINE = "canonicalize,equalize,quantize,align-scales,correct-bias,lower-integer"
 
 #: Limits a user may set; each names what it bounds.
 CONSTRAINTS = {
@@ -186,7 +186,7 @@ def _notes(outcome: PipelineResult, compiled: Compiled, evaluate: object, runs_h
     if islands:
         notes.append(f"{len(islands)} float islands inside the integer program: {', '.join(k.name for k in islands[:8])}")
     if evaluate is None:
-        notes.append("no accuracy: pass evaluate=... to have it measured")
+        notes.append("no accuracy: it takes evaluate=... in Python, or a reference model, to have it measured")
     if not runs_here:
         notes.append("the target does not run on this machine: no latency, and the score is the torch reference's")
     if outcome.program.stage is not Stage.INTEGER:

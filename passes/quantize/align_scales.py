@@ -14,7 +14,7 @@ from torch import fx
 from ...ir.program import Program, Stage, origin_of, shape_of
 from ..base import LOSSY, Pass, PassContext, PassResult, register
 from . import operators as ops
-from .annotate import source_of_codes
+from .annotate import bias_on_grid, source_of_codes
 from .correct_bias import is_quantized_layer
 from .encoding import is_fake_quantize, read_encoding
 
@@ -41,7 +41,8 @@ class AlignScales(Pass):
     differs, and the step travels through the layers behind it.
 
     A weight's scale follows the activations around its layer; an add moves the scale of its result and of an operand that is
-    still free; a mean, a pool and a product move the scale of their result. Run it last, after bias correction.
+    still free; a mean, a pool and a product move the scale of their result. Every weight is rounded anew, so bias correction,
+    which makes up for that rounding, comes afterwards: in the other order EfficientNet-lite0 lost 3 dB.
 
     Stats: sums aligned, sums that could not be (with origin and reason), the smallest distance from a tie in codes, and the
     largest relative change of a scale.
@@ -212,28 +213,23 @@ class _Aligner:
         self.denominators.append(max(f.denominator for f in fractions))
 
     def write(self) -> bool:
-        """Puts the scales and the biases on their grid into the program; whether anything changed."""
-        wanted = [(quantized, 1, scale) for quantized, scale in self.scales.items()]
-        wanted += [(layer, 2, bias) for layer in self.program.nodes if (bias := self._bias(layer)) is not None]
-        changed = False
-        for node, index, value in wanted:
-            parameter = node.args[index]
-            old = self.program.parameter(parameter).detach()  # type: ignore[union-attr]
-            new = value.reshape(old.shape).to(old.dtype)
-            if not torch.equal(old, new):
-                node.update_arg(index, self.program.add_parameter(str(parameter.target), new, node))  # type: ignore[union-attr]
-                changed = True
-        return changed
+        """Puts the scales, then the biases on their new grid, into the program; whether anything changed."""
+        changed = [self._replace(quantized, 1, scale) for quantized, scale in self.scales.items()]
+        for layer in [n for n in self.program.nodes if is_quantized_layer(n)]:
+            bias = self.program.parameter((*layer.args, None)[2])
+            if bias is not None:
+                changed.append(self._replace(layer, 2, bias_on_grid(self.program, layer, bias)))
+        return any(changed)
 
-    def _bias(self, layer: fx.Node) -> torch.Tensor | None:
-        """The bias of a quantized layer rounded to multiples of s_x * s_w, float64."""
-        if not is_quantized_layer(layer):
-            return None
-        operands, bias = self._operands(layer, 1), self.program.parameter((*layer.args, None)[2])
-        if operands is None or bias is None:
-            return None
-        step = self._scale(operands[0]) * self.scales[layer.args[1]]  # type: ignore[index]
-        return torch.round(bias.detach().to(torch.float64) / step) * step
+    def _replace(self, node: fx.Node, index: int, value: torch.Tensor) -> bool:
+        """Makes `value` the parameter that `node` reads as this argument; whether it is another one."""
+        parameter = node.args[index]
+        old = self.program.parameter(parameter).detach()  # type: ignore[union-attr]
+        new = value.detach().reshape(old.shape).to(old.dtype)
+        if torch.equal(old, new):
+            return False
+        node.update_arg(index, self.program.add_parameter(str(parameter.target), new, node))  # type: ignore[union-attr]
+        return True
 
 
 def _divisor(node: fx.Node) -> int | None:

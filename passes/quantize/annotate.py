@@ -51,6 +51,7 @@ class Quantize(Pass):
     effect: ClassVar = LOSSY
     accepts: ClassVar = (Stage.CANONICAL, Stage.COMPRESSED)
     leaves: ClassVar = Stage.ANNOTATED
+    needs_calibration: ClassVar = True
 
     weight_bits: int = 8
     activation_bits: int = 8
@@ -66,7 +67,6 @@ class Quantize(Pass):
                 raise OptionError(f"option '{option}' of {self.name} must lie in 2 to 8, not {getattr(self, option)}")
         if not 50 < self.percentile <= 100:
             raise OptionError(f"option 'percentile' of {self.name} must lie in (50, 100], not {self.percentile}")
-        context.require_calibration(self.name)
 
     def run(self, program: Program, context: PassContext) -> PassResult:
         regions = find_regions(program, self._skipped(program))
@@ -169,6 +169,16 @@ def source_of_codes(program: Program, value: Any) -> tuple[fx.Node, float] | Non
             return None
         factor, value = factor * (own or 1.0), value.all_input_nodes[0]
     return None
+
+
+def bias_on_grid(program: Program, layer: fx.Node, bias: torch.Tensor) -> torch.Tensor:
+    """`bias` rounded to multiples of s_x * s_w, as the accumulator of `layer` holds it; unchanged where it reads no codes."""
+    source = source_of_codes(program, layer.args[0])
+    weight = layer.args[1]
+    if source is None or not isinstance(weight, fx.Node) or not is_fake_quantize(weight):
+        return bias
+    step = read_encoding(program, source[0]).step * source[1] * read_encoding(program, weight).scale.to(torch.float64)
+    return (torch.round(bias.detach().to(torch.float64) / step) * step).to(bias.dtype)
 
 
 def sqnr_db(value: torch.Tensor, encoding: Encoding) -> float:

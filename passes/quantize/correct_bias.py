@@ -14,6 +14,7 @@ from ...ir.errors import OptionError
 from ...ir.program import Program, Stage
 from ..base import LOSSY, Pass, PassContext, PassResult, register
 from . import operators as ops
+from .annotate import bias_on_grid
 from .encoding import is_fake_quantize
 
 
@@ -33,6 +34,9 @@ class CorrectBias(Pass):
     all the others: on ResNet-20 with mse, 8-bit logits lost 7 dB, while EfficientNet-lite0 with min-max gained 4 dB. So the
     corrections are kept only where they bring the model's outputs on the same samples closer to the float ones.
 
+    Corrected biases are rounded to the accumulator's grid, as `lower-integer` would. What is corrected depends on how each weight
+    was rounded, so every pass that moves a weight's scale (`align-scales`) comes before this one.
+
     Options:
         samples: calibration samples used at most.
 
@@ -43,6 +47,7 @@ class CorrectBias(Pass):
     name: ClassVar[str] = "correct-bias"
     effect: ClassVar = LOSSY
     accepts: ClassVar = (Stage.ANNOTATED,)
+    needs_calibration: ClassVar = True
 
     samples: int = 64
 
@@ -50,7 +55,6 @@ class CorrectBias(Pass):
         super().requires(program, context)
         if self.samples < 1:
             raise OptionError(f"option 'samples' of {self.name} must be at least 1, not {self.samples}")
-        context.require_calibration(self.name)
 
     def run(self, program: Program, context: PassContext) -> PassResult:
         calibration = context.require_calibration(self.name)
@@ -110,7 +114,7 @@ def measure(
             float_values[node] = _evaluate(program, node, chosen, float_values, bypass=True)
             values[node] = _evaluate(program, node, chosen, values, bypass=False)
         if is_quantized_layer(node):
-            correction = _correction(node, float_values[node], values[node])
+            correction = _correction(program, node, float_values[node], values[node])
             corrections.append(correction)
             shift = _along_channels(node, correction.shift)
             values[node] = [v + shift for v in values[node]]
@@ -151,7 +155,7 @@ def _channel_axis(node: fx.Node) -> int:
     return 1 if node.target is ops.CONVOLUTION else -1
 
 
-def _correction(node: fx.Node, expected: list[torch.Tensor], actual: list[torch.Tensor]) -> Correction:
+def _correction(program: Program, node: fx.Node, expected: list[torch.Tensor], actual: list[torch.Tensor]) -> Correction:
     axis = _channel_axis(node)
     gap = total = square = torch.zeros(1, dtype=torch.float64)
     count = channels = 0
@@ -163,7 +167,14 @@ def _correction(node: fx.Node, expected: list[torch.Tensor], actual: list[torch.
     shift = gap / count
     mean = total / (count * channels)
     deviation = (square / (count * channels) - mean * mean).clamp_min(1e-24).sqrt()
-    return Correction(node, shift.to(torch.float32), float(shift.abs().max() / deviation))
+    return Correction(node, _on_grid(program, node, shift), float(shift.abs().max() / deviation))
+
+
+def _on_grid(program: Program, layer: fx.Node, shift: torch.Tensor) -> torch.Tensor:
+    """The shift that is left once the corrected bias is rounded to its accumulator's grid; layers behind make up for it."""
+    bias = program.parameter((*layer.args, None)[2])
+    before = torch.zeros_like(shift) if bias is None else bias.detach().to(torch.float64)
+    return (bias_on_grid(program, layer, before + shift) - before).to(torch.float32)
 
 
 def _rows(value: torch.Tensor, axis: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from quantize_models import BLOCK, Block, ConvNet, prepare, prepared, run
 from torch import nn
 
-ALIGNED = "quantize,correct-bias,align-scales"
+ALIGNED = "quantize,align-scales,correct-bias"
 
 
 def nearest_odd(ratio):
@@ -50,9 +50,9 @@ def test_pairs_of_fractions_share_an_odd_denominator(first, second):
 def test_codes_survive_lowering():
     """What the pass is for: the integer program gives the annotated program's answers, to float rounding of the last layer."""
     program, context = prepared(ConvNet, (8, 3, 61, 67))
-    plain = run(program, "quantize,correct-bias,lower-integer", context).certificate[-1]
+    plain = run(program, "quantize,lower-integer", context).certificate[-1]
     aligned = run(program, f"{ALIGNED},lower-integer", context).certificate[-1]
-    assert plain.sqnr_db < 80 and aligned.sqnr_db > 120
+    assert plain.sqnr_db < 110 and aligned.sqnr_db > 120
 
 
 @pytest.mark.parametrize("mode", ["float-scale", "dyadic"])
@@ -65,7 +65,7 @@ def test_both_rescaling_modes_agree(mode):
 def test_every_ratio_has_an_odd_denominator():
     program, context = prepared(ConvNet, (2, 3, 13, 11))
     result = run(program, ALIGNED, context)
-    aligned, stats = result.program, result.certificate[-1].stats
+    aligned, stats = result.program, result.certificate[1].stats
     # Four convolutions, the residual sum and the mean; the head's sum stays a sum.
     assert stats["aligned"] == 6 and stats["unaligned"] == [] and 0 < stats["margin"] < 0.5
     for layer in [n for n in aligned.nodes if is_quantized_layer(n)][:-1]:
@@ -96,7 +96,7 @@ def test_scales_move_little_and_biases_lie_on_their_grid():
 def test_a_transformer_keeps_its_float_islands():
     program, context = prepared(Block, BLOCK)
     result = run(program, f"{ALIGNED},lower-integer", context)
-    assert result.certificate[-1].sqnr_db > 40 and result.certificate[2].stats["aligned"] == 3
+    assert result.certificate[-1].sqnr_db > 40 and result.certificate[1].stats["aligned"] == 3
 
 
 def test_a_sum_between_fixed_scales_is_reported():
@@ -113,7 +113,7 @@ def test_a_sum_between_fixed_scales_is_reported():
             return self.head((x + y) + (x - y))
 
     program, context = prepare(Net().eval(), (1, 3, 4, 4))
-    stats = run(program, ALIGNED, context).certificate[-1].stats
+    stats = run(program, ALIGNED, context).certificate[1].stats
     assert len(stats["unaligned"]) == 2 and "other sums have fixed the scales of both operands" in stats["unaligned"][0]
 
 
