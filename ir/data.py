@@ -46,6 +46,8 @@ class Calibration:
                 )
             for spec, value in zip(specs, inputs, strict=True):
                 _check(spec, value, index)
+            if not all(value.numel() for value in inputs):
+                raise CalibrationError(f"calibration batch {index} is empty: it holds no sample; leave it out")
             samples.extend(_split(specs, inputs, index))
         if not samples:
             raise CalibrationError(f"the calibration set of {program.name} is empty; give at least one batch of real inputs")

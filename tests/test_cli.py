@@ -34,6 +34,8 @@ def files(tmp_path_factory):
     export_onnx(program, folder / "model.onnx")
     np.savez(folder / "calib.npz", **{program.input_specs[0].name: small_inputs(32, seed=1).numpy()})
     np.save(folder / "one.npy", small_inputs(1, seed=5).numpy())
+    np.savez(folder / "named.npz", wrong=small_inputs(1, seed=5).numpy())
+    np.savez(folder / "objects.npz", x=np.array([{}], dtype=object))
     arguments = ["--calibration", folder / "calib.npz", "-o", folder / "model.gw", "--plan", folder / "plan.json"]
     done = graphwright(
         "optimize", folder / "model.onnx", *arguments, "--report", folder / "report.html", "--dump", folder / "dump"
@@ -114,10 +116,16 @@ def test_passes_lists_options_and_effects():
                 "--calibration",
                 "{folder}/calib.npz",
             ],
-            "model.onnx",
+            "model.onnx' is an input of this run",
         ),
         (["optimize", "{folder}/model.onnx", "-o", "/nonexistent/x.gw"], "does not exist"),
-        (["optimize", "{folder}/model.onnx", "-o", "x.gw", "--calibration", "{folder}/model.onnx"], "cannot read samples"),
+        (["optimize", "{folder}/model.onnx", "-o", "x.gw", "--calibration", "{folder}/model.onnx"], "no .npy or .npz file"),
+        (["optimize", "{folder}/model.onnx", "-o", "x.gw", "--calibration", "{folder}/absent.npz"], "No such file"),
+        (["optimize", "{folder}/model.onnx", "-o", "x.gw", "--dry-run"], "needs calibration data"),
+        (["optimize", "{folder}/model.onnx", "-o", "x.gw", "--report", "x.gw"], "'x.gw' is another output of this run"),
+        (["rewrite", "{folder}/model.onnx", "-p", "quantize", "-o", "x.onnx", "--dry-run"], "needs calibration data"),
+        (["run", "{folder}/model.gw", "--input", "{folder}/named.npz"], "'wrong', but model takes 'x'"),
+        (["run", "{folder}/model.gw", "--input", "{folder}/objects.npz"], "holds Python objects"),
         (["rewrite", "{folder}/model.onnx"], "exactly one"),
         (["rewrite", "{folder}/model.onnx", "-p", "canonicalize", "--print-after", "quantice"], "did you mean 'quantize'"),
         (["run", "{folder}/model.onnx", "--input", "{folder}/one.npy"], "ArtifactError"),

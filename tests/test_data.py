@@ -23,6 +23,7 @@ def test_batches_are_cut_to_the_programs_batch(program):
     ("batches", "message"),
     [
         ([], "is empty"),
+        ([torch.zeros(0, 4)], "batch 0 is empty"),
         ([torch.zeros(1, 5)], r"shape \(1, 5\), but the model takes input: float32\[1x4\]"),
         ([torch.zeros(4)], r"shape \(4,\)"),
         ([torch.zeros(1, 4, dtype=torch.float64)], "float64.*float32"),

@@ -6,14 +6,19 @@ import dataclasses
 import json
 import sys
 import typing
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Column, Table
 
 from ..ir.errors import GraphwrightError, OptionError
+
+if TYPE_CHECKING:
+    from ..passes.pipeline import Pipeline
+    from .sources import Source
 
 app = typer.Typer(
     name="graphwright", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -37,6 +42,35 @@ def _settings(title: str, **values: Any) -> None:
     err.print(f"[bold]{title}[/bold]")
     for key, value in values.items():
         err.print(f"  {key.replace('_', ' '):<12} {value}", highlight=False, markup=False)
+
+
+def _check_outputs(reads: Sequence[str | Path | None], outputs: Sequence[Path | None], overwrite: bool) -> None:
+    """Refuses outputs that cannot be written, that are one and the same, or that would replace what this run reads."""
+    from ..ir.errors import OutputError
+    from ..ir.files import check_output
+
+    taken = {Path(path).resolve(): "an input" for path in reads if path is not None}
+    for path in outputs:
+        if path is None:
+            continue
+        check_output(path, overwrite)
+        place = path.resolve()
+        if place in taken:
+            raise OutputError(f"'{path}' is {taken[place]} of this run; choose another name")
+        taken[place] = "another output"
+
+
+def _calibration(source: Source, passes: Pipeline, path: Path | None, samples: int) -> list | None:
+    """Batches for the pipeline, checked against the model's inputs; None where there are none and no pass needs them."""
+    from ..ir.data import Calibration as Samples_
+    from ..passes.base import PassContext
+
+    batches = source.calibration(path, samples)
+    context = PassContext(None if batches is None else Samples_.for_program(source.program, batches))
+    for instance in passes:
+        if instance.needs_calibration:
+            context.require_calibration(instance.name)
+    return batches
 
 
 @app.command()
@@ -63,8 +97,7 @@ def optimize(
     """Compress MODEL, compile it for a target, and write one artifact."""
     from ..backends.registry import backend_for
     from ..backends.target import Target
-    from ..ir.data import Calibration as Samples_
-    from ..ir.files import check_output, write_atomically
+    from ..ir.files import write_atomically
     from ..passes.manager import Dump as DumpInstrument
     from ..passes.pipeline import parse
     from .optimize import DEFAULT_PIPELINE
@@ -75,10 +108,9 @@ def optimize(
     passes = parse(pipeline or DEFAULT_PIPELINE)
     chosen = Target.parse(target)
     backend_for(chosen)
-    for path in filter(None, (output, report, plan)):
-        check_output(path, overwrite)
+    _check_outputs((model, calibration), (output, report, plan), overwrite)
     source = resolve(model, parse_shapes(input_shape))
-    batches = source.calibration(calibration, samples)
+    batches = _calibration(source, passes, calibration, samples)
     limits = {k: v for k, v in (("max_drop", max_drop), ("size", size), ("latency", latency)) if v is not None}
     _settings(
         "optimize", model=source.program.name, inputs=", ".join(map(str, source.program.input_specs)), target=chosen,
@@ -86,8 +118,6 @@ def optimize(
         limits=limits or "none", output=output, seed=seed,
     )  # fmt: skip
     if dry_run:
-        if batches is not None:
-            Samples_.for_program(source.program, batches)
         err.print("dry run: nothing was written")
         return
     with TerminalProgress(err) as progress:
@@ -126,7 +156,7 @@ def rewrite(
 ) -> None:
     """Run a pass pipeline over MODEL and write it back as ONNX (float, or QDQ once quantized)."""
     from ..ir.data import Calibration as Samples_
-    from ..ir.files import check_output, write_atomically
+    from ..ir.files import write_atomically
     from ..ir.onnx_export import export_onnx
     from ..ir.printer import print_program
     from ..passes.base import PassContext, find
@@ -145,10 +175,9 @@ def rewrite(
     seed = replay.seed if replay else seed
     for name in print_after:
         find(name)
-    for path in filter(None, (output, certificate)):
-        check_output(path, overwrite)
+    _check_outputs((model, calibration, plan), (output, certificate), overwrite)
     source = resolve(model, parse_shapes(input_shape))
-    batches = source.calibration(calibration, samples)
+    batches = _calibration(source, passes, calibration, samples)
     data = None if batches is None else Samples_.for_program(source.program, batches)
     _settings("rewrite", model=source.program.name, pipeline=passes, output=output or "printed", seed=seed)
     if dry_run:
@@ -251,15 +280,12 @@ def run(
 
     from ..backends.loader import load
     from ..ir.files import check_output, write_atomically
+    from .sources import read_arrays
 
     if output is not None:
         check_output(output, overwrite)
     model = load(artifact)
-    try:
-        loaded: Any = np.load(inputs, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise OptionError(f"cannot read inputs from '{inputs}': {error}") from error
-    arrays = list(dict(loaded).values()) if isinstance(loaded, np.lib.npyio.NpzFile) else [loaded]
+    arrays = read_arrays(inputs, [spec.name for spec in model.input_specs], model.manifest.name)
     results = model(*arrays)
     results = results if isinstance(results, tuple) else (results,)
     if output is None:

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
 from ..ir.capture import capture
-from ..ir.errors import CalibrationError, OptionError
+from ..ir.errors import CalibrationError, DataError, OptionError
 from ..ir.load import load_program
 from ..ir.program import Program
 from . import zoo
@@ -52,34 +53,47 @@ def resolve(model: str, input_shapes: dict[str, tuple[int, ...]] | None = None, 
 
 
 def read_samples(path: Path, program: Program) -> list[tuple[torch.Tensor, ...]]:
-    """Reads inputs from .npz (arrays named after the inputs, or positional `arr_0`, ...) or .npy (one input).
-
-    Each array holds samples along its first axis.
+    """Reads calibration samples from .npz or .npy, see `read_arrays`; each array holds samples along its first axis.
 
     Raises:
-        CalibrationError: an unreadable file, a pickle inside, or names that do not match the program's inputs.
+        CalibrationError: what `read_arrays` cannot read, or arrays of another rank than the program's inputs.
     """
     specs = program.input_specs
     try:
-        loaded: Any = np.load(path, allow_pickle=False)
-        arrays = dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {specs[0].name: loaded}
-    except (OSError, ValueError, EOFError) as error:
-        raise CalibrationError(
-            f"cannot read samples from '{path}': {error}; write them with numpy.savez(path, {specs[0].name}=array)"
-        ) from error
-    names = [spec.name for spec in specs]
-    if set(arrays) != set(names):
-        positional = [f"arr_{i}" for i in range(len(names))]
-        if set(arrays) != set(positional):
-            raise CalibrationError(
-                f"'{path}' holds {', '.join(sorted(arrays)) or 'nothing'}, but {program.name} takes {', '.join(names)}"
-            )
-        arrays = {name: arrays[key] for name, key in zip(names, positional, strict=True)}
-    tensors = [torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in names]
-    if any(t.dim() != len(s.shape) for t, s in zip(tensors, specs, strict=True)):
-        found = ", ".join(f"{n}{tuple(t.shape)}" for n, t in zip(names, tensors, strict=True))
+        arrays = read_arrays(path, [spec.name for spec in specs], program.name)
+    except DataError as error:
+        raise CalibrationError(f"calibration: {error}") from error
+    if any(a.ndim != len(s.shape) for a, s in zip(arrays, specs, strict=True)):
+        found = ", ".join(f"{s.name}{a.shape}" for a, s in zip(arrays, specs, strict=True))
         raise CalibrationError(f"'{path}' holds {found}, but {program.name} takes {', '.join(map(str, specs))}, samples first")
-    return [tuple(tensors)]
+    return [tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays)]
+
+
+def read_arrays(path: Path, names: list[str], model: str) -> list[np.ndarray]:
+    """One array an input, in the order of `names`, from .npz (named after the inputs, or `arr_0`, ...) or .npy (one input).
+
+    Raises:
+        DataError: no such file, an unreadable one, a pickle inside, or names that are not the inputs'.
+    """
+    way_out = f"write it with numpy.savez(path, {', '.join(f'{name}=array' for name in names)})"
+    try:
+        loaded: Any = np.load(path, allow_pickle=False)
+        arrays = dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {"": loaded}
+    except OSError as error:
+        raise DataError(f"cannot read '{path}': {error.strerror or error}; {way_out}") from error
+    except (ValueError, EOFError, BadZipFile) as error:
+        # numpy's own messages advise to load pickles, which run code.
+        raise DataError(
+            f"'{path}' is damaged, no .npy or .npz file, or holds Python objects instead of numbers; {way_out}"
+        ) from error
+    if list(arrays) == [""] and len(names) == 1:
+        return [arrays[""]]
+    if set(arrays) == {f"arr_{i}" for i in range(len(names))}:
+        return [arrays[f"arr_{i}"] for i in range(len(names))]
+    if set(arrays) != set(names):
+        found = ", ".join(repr(name) for name in sorted(arrays)) if "" not in arrays else "one array without a name"
+        raise DataError(f"'{path}' holds {found or 'nothing'}, but {model} takes {', '.join(map(repr, names))}; {way_out}")
+    return [arrays[name] for name in names]
 
 
 def parse_shapes(items: list[str]) -> dict[str, tuple[int, ...]]:

@@ -101,7 +101,7 @@ def lookup(domain: str, name: str, version: int) -> Operator | None:
 
 def nearest(name: str) -> list[str]:
     folded = {known.lower(): known for known in OPERATORS}
-    return [folded[match] for match in difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.5)]
+    return [folded[match] for match in difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.6)]
 
 
 @cache
