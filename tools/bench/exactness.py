@@ -60,13 +60,21 @@ class Exactness:
     held_out: int = 0
 
 
-def measure(model: str, inputs: int, arm64_inputs: int, runner: Path, progress: Callable[[int, int, str], None]) -> Exactness:
+def measure(
+    model: str,
+    inputs: int,
+    arm64_inputs: int,
+    runner: Path,
+    progress: Callable[[int, int, str], None],
+    after_chunk: Callable[[Exactness], None] = lambda found: None,
+) -> Exactness:
     """Quantizes `model` and compares artifact and torch reference, every output value, on the first inputs of `take_samples`.
 
     Ctrl-C ends it early, with what was compared until then.
 
     Args:
         runner: gw-run for AArch64; needed where `arm64_inputs` is not 0.
+        after_chunk: called with what was found so far.
 
     Raises:
         DataError: the model has fewer inputs than asked for. GraphwrightError: no runner, or it failed.
@@ -93,6 +101,7 @@ def measure(model: str, inputs: int, arm64_inputs: int, runner: Path, progress: 
                 here, arm64 = (max(0, min(len(chunk), wanted - start)) for wanted in (inputs, arm64_inputs))
                 found.here.add(expected[:here], run_here(loaded, chunk[:here]))
                 found.arm64.add(expected[:arm64], run_arm64(folder / "arm64.gw", chunk[:arm64], runner))
+                after_chunk(found)
             progress(total, total, f"compare {model}")
         except KeyboardInterrupt:
             if not found.here.compared:

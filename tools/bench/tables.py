@@ -23,6 +23,7 @@ from ..optimize import optimize
 from ..progress import TerminalProgress
 from ..sources import resolve
 from . import Row, run_bench, speed
+from .exactness import Exactness
 from .exactness import measure as measure_exactness
 from .export import measure as measure_export
 from .markdown import machine, markdown
@@ -70,13 +71,19 @@ def exactness(
     rows = []
     for model in models:
         with TerminalProgress() as progress:
-            rows.append(measure_exactness(model, inputs, arm64_inputs, runner, progress))
+            rows.append(measure_exactness(model, inputs, arm64_inputs, runner, progress, _log))
     typer.echo(f"\n{machine()}\n")
     head = ["model", "values an input", "x86: inputs equal in every bit", "AArch64 (qemu): inputs equal in every bit"]
     typer.echo(markdown(head, [[row.model, str(row.values), str(row.here), str(row.arm64)] for row in rows]))
     for row in rows:
         if row.held_out < max(inputs, arm64_inputs):
             typer.echo(f"\n{row.model} has {row.held_out} evaluation inputs; calibration inputs follow them.")
+
+
+def _log(found: Exactness) -> None:
+    """A line a chunk where no bar can be shown: a run in the background leaves its count in the log."""
+    if not sys.stderr.isatty():
+        typer.echo(f"{found.model}: here {found.here}; AArch64 {found.arm64}", err=True)
 
 
 @app.command()
