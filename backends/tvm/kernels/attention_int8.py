@@ -30,12 +30,13 @@ from .emit import balanced, bind, clamp_start, loop, parallel_kind, shuffle, spl
 from .emit import build as build_function
 from .exact_float import product
 from .float_base import load_lanes
-from .gemm_int8 import Pixels, Product, choose_tiling
+from .gemm_int8 import Pixels, Product
 from .isa import Isa, T, isa_of
 from .matmul_int8 import Second, pack_second
 from .quantize_image import Quantize
 from .softmax_block import Block
 from .tail import declare, pack_tail, rounded, x86_pack
+from .tilings import choose_tiling
 
 #: Bytes of scores that a task keeps: half of a first-level cache.
 SCORE_BYTES = 16 * 1024

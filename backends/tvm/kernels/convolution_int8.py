@@ -23,10 +23,11 @@ from . import convolution_tiles, depthwise_int8, grouped_int8
 from .base import Convolution, Tail, padded
 from .emit import Argument, loop, parallel_kind, store
 from .emit import build as build_function
-from .gemm_int8 import Pixels, Product, Tiling, choose_tiling, fold_bias, pack_panels
+from .gemm_int8 import Pixels, Product, Tiling, fold_bias, pack_panels
 from .isa import Isa, T, isa_of
 from .quantize_image import Quantize, framed_words, word_pitch
 from .tail import declare, pack_tail
+from .tilings import choose_tiling
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The register-tiled u8/s8 x s8 -> s32 inner kernel that convolution, linear and matmul share, and the choice of its blocking.
+"""The register-tiled u8/s8 x s8 -> s32 inner kernel that convolution, linear and matmul share; `tilings` chooses its blocking.
 
 One task computes `rows` output pixels x `panels` * LANES output channels in registers:
 
@@ -8,7 +8,7 @@ One task computes `rows` output pixels x `panels` * LANES output channels in reg
 
 `rows` + 1 loads serve `rows * panels` dot instructions, so the tile is as square as the register file allows (Goto and van de
 Geijn, "Anatomy of high-performance matrix multiplication", 2008). The operand whose re-reading costs less is swept in the
-inner loop: see `choose_tiling`.
+inner loop: see `tilings.choose_tiling`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from .base import LANES
-from .emit import accumulator, balanced, bind, clamp_start, loop, parallel_kind, store
+from .emit import accumulator, bind, clamp_start, loop, parallel_kind, store
 from .isa import Isa, T
 
 #: What one core keeps in its first-level data cache, leaving room for the other streams.
@@ -79,42 +79,6 @@ class Tiling:
 
     segments: tuple[Segment, ...]
     rows_outer: bool
-
-
-def _segment(start: int, tiles: int, panels: int, pixels: Pixels, isa: Isa) -> Segment:
-    # One register for the activation and one a panel for the weights; more than 24 rows only add load pressure.
-    most = min(24, max(1, (isa.registers - 1 - panels) // panels))
-    if pixels.height == 1 or pixels.width >= most:
-        return Segment(start, tiles, panels, 1, balanced(pixels.width, most))
-    return Segment(start, tiles, panels, balanced(pixels.height, max(1, most // pixels.width)), pixels.width)
-
-
-def choose_tiling(pixels: Pixels, columns: int, steps: int, isa: Isa) -> Tiling:
-    """Blocking of rows x columns x (steps * isa.step).
-
-    Four panels make the widest tile that leaves enough rows to hide the latency of the dot instruction; what is left over gets
-    a narrower and taller one, and a ragged last panel of a dense output its own. With few rows, more panels take their place.
-    """
-    ragged = pixels.valid < columns
-    panels = columns // LANES - ragged
-    widest = 4 if isa.vnni else 1
-    if isa.vnni and pixels.rows < 4:
-        widest = 12 // pixels.rows
-    segments, start = [], 0
-    while start < panels:
-        width = min(widest, panels - start)
-        tiles = (panels - start) // width
-        segments.append(_segment(start, tiles, width, pixels, isa))
-        start += tiles * width
-    if ragged:
-        segments.append(_segment(panels, 1, 1, pixels, isa))
-    # Bytes moved past the first-level cache by each order: the outer operand once, the inner one once per outer tile.
-    depth = steps * isa.step
-    first = segments[0]
-    rows, weights = pixels.rows * depth, columns * depth
-    by_rows = rows + (0 if weights <= L1_BYTES else weights * pixels.rows / (first.height * first.width))
-    by_panels = weights + (0 if rows <= L1_BYTES else rows * columns / (first.panels * LANES))
-    return Tiling(tuple(segments), by_rows <= by_panels)
 
 
 def pack_panels(matrix: np.ndarray, isa: Isa) -> np.ndarray:

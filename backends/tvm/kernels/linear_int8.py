@@ -16,11 +16,12 @@ from ....ir.errors import OptionError
 from .base import Tail, padded
 from .emit import build as build_function
 from .emit import loop, parallel_kind
-from .gemm_int8 import Pixels, Product, Tiling, choose_tiling, fold_bias, pack_panels
+from .gemm_int8 import Pixels, Product, Tiling, fold_bias, pack_panels
 from .gemm_tiles import Lines, Run, TileProduct, pack_runs, tiles_pay
 from .isa import Isa, T, isa_of
 from .tail import declare, pack_tail
 from .tile_unit import DEPTH
+from .tilings import choose_tiling
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,13 @@ from ....ir.errors import OptionError
 from .base import LANES, Tail, padded
 from .emit import accumulator, bind, loop, parallel_kind, shuffle, splat, store
 from .emit import build as build_function
-from .gemm_int8 import Pixels, Product, Tiling, choose_tiling
+from .gemm_int8 import Pixels, Product, Tiling
 from .gemm_tiles import Lines, Run, TileProduct, tiles_pay
 from .isa import Isa, T, isa_of
 from .linear_int8 import pad_rows
 from .tail import TailCode, declare, pack_tail
 from .tile_unit import DEPTH
+from .tilings import choose_tiling
 
 
 @dataclass(frozen=True)

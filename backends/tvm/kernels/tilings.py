@@ -1,4 +1,4 @@
-"""The tilings of an int8 product that are worth measuring, and how one written down as four numbers becomes a `Tiling`.
+"""The tilings of an int8 product: the guess, those worth measuring, and how four numbers of a database become one.
 
 A `Cut` is the register tile of the wide panels and the order of tasks. It fits every product: what it asks for beyond the
 product's size or the register file is cut down, so a database row can make a kernel slow but never wrong.
@@ -7,11 +7,12 @@ product's size or the register file is cut down, so a database row can make a ke
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from .base import LANES
-from .gemm_int8 import Pixels, Segment, Tiling
+from .emit import balanced
+from .gemm_int8 import L1_BYTES, Pixels, Segment, Tiling
 from .isa import Isa
 
 #: Widths of a register tile, in panels; the wide ones serve products of few rows.
@@ -23,6 +24,9 @@ MOST_ROWS = 28
 #: Cycles until a sum can be added to again, and dot instructions or loads a cycle, on the cores this is written for. They only
 #: choose what is measured.
 DOT_LATENCY, PORTS = 5, 2
+
+#: Another shape than the usual one is guessed where it takes less than this share of the cycles counted.
+LESS_WASTE = 0.97
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Cut:
 
 def tiling(cut: Cut, pixels: Pixels, columns: int, isa: Isa) -> Tiling:
     """The whole product cut so: full tiles, then narrower ones, then the ragged last panel of a dense output."""
-    ragged = pixels.pitch < columns
+    ragged = pixels.valid < columns
     total = columns // LANES - ragged
     widest = max(1, min(cut.panels, isa.registers - 2))
     segments, start = [], 0
@@ -51,14 +55,58 @@ def tiling(cut: Cut, pixels: Pixels, columns: int, isa: Isa) -> Tiling:
     return Tiling(tuple(segments), cut.rows_outer)
 
 
-def most_rows(panels: int, isa: Isa) -> int:
+def most_rows(panels: int, isa: Isa, limit: int = MOST_ROWS) -> int:
     """Rows of a tile that leave registers for the weights of one step and one activation."""
-    return max(1, min(MOST_ROWS, (isa.registers - 1 - panels) // panels))
+    return max(1, min(limit, (isa.registers - 1 - panels) // panels))
 
 
 def _segment(cut: Cut, start: int, tiles: int, panels: int, pixels: Pixels, isa: Isa) -> Segment:
     width = max(1, min(cut.width, pixels.width, most_rows(panels, isa)))
     return Segment(start, tiles, panels, max(1, min(cut.height, pixels.height, most_rows(panels, isa) // width)), width)
+
+
+def choose_tiling(pixels: Pixels, columns: int, steps: int, isa: Isa) -> Tiling:
+    """The analytical guess: blocking of rows x columns x (steps * isa.step).
+
+    Four panels make the widest tile that leaves enough rows to hide the latency of the dot instruction (with few rows, more
+    panels take their place), unless another shape wastes less on the borders: 28 columns are five tiles of 6, which compute 30,
+    or two of 14 with two panels.
+    """
+    widest = 4 if isa.vnni else 1
+    if isa.vnni and pixels.rows < 4:
+        widest = 12 // pixels.rows
+    rows = most_rows(widest, isa, 24)
+    if pixels.height == 1 or pixels.width >= rows:
+        usual = Cut(widest, 1, balanced(pixels.width, rows), True)
+    else:
+        usual = Cut(widest, balanced(pixels.height, max(1, rows // pixels.width)), pixels.width, True)
+    made = _filled(usual, pixels, columns, isa)
+    if isa.vnni and pixels.rows >= 4:
+        limit = LESS_WASTE * _cycles(made, pixels, steps)
+        others = (_filled(cut, pixels, columns, isa) for cut in _shapes(pixels, columns, isa))
+        best = min(others, key=lambda other: _cycles(other, pixels, steps))
+        made = best if _cycles(best, pixels, steps) < limit else made
+    # Bytes moved past the first-level cache by each order: the outer operand once, the inner one once per outer tile.
+    depth = steps * isa.step
+    first = made.segments[0]
+    source, weights = pixels.rows * depth, columns * depth
+    by_rows = source + (0 if weights <= L1_BYTES else weights * pixels.rows / (first.height * first.width))
+    by_panels = weights + (0 if source <= L1_BYTES else source * columns / (first.panels * LANES))
+    return Tiling(made.segments, by_rows <= by_panels)
+
+
+def _filled(cut: Cut, pixels: Pixels, columns: int, isa: Isa) -> Tiling:
+    """As `tiling`, with taller patches where a segment is narrower than the cut."""
+    segments = []
+    for segment in tiling(cut, pixels, columns, isa).segments:
+        if segment.panels < cut.panels:
+            rows = most_rows(segment.panels, isa, 24)
+            if pixels.height == 1 or pixels.width >= rows:
+                segment = replace(segment, height=1, width=balanced(pixels.width, rows))
+            else:
+                segment = replace(segment, height=balanced(pixels.height, max(1, rows // pixels.width)), width=pixels.width)
+        segments.append(segment)
+    return Tiling(tuple(segments), cut.rows_outer)
 
 
 def cuts(pixels: Pixels, columns: int, steps: int, isa: Isa, most: int = 12) -> list[Cut]:
