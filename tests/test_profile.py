@@ -1,9 +1,12 @@
 """Floors, the rates they rest on, and the profile of a whole program."""
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
+import tvm
 from graphwright.backends.base import KernelRow, example_inputs
 from graphwright.backends.host import host_arch
 from graphwright.backends.target import Target
@@ -45,6 +48,27 @@ def test_weights_come_from_the_level_that_holds_all_of_them():
 def test_a_type_without_a_unit_of_its_own_is_computed_in_float32():
     assert RATES.unit("bfloat16") == "float32"
     assert RATES.unit("int8") == RATES.unit("uint8") == "int8"
+
+
+def test_byte_products_are_held_to_the_tile_unit_where_there_is_one():
+    tiled = dataclasses.replace(RATES, units={**RATES.units, "int8-tiles": 8000.0})
+    assert tiled.unit("int8") == "int8-tiles" and tiled.unit("float32") == "float32"
+    assert floor_of(row(macs=50_000_000), tiled, 0) == (pytest.approx(12.5), "int8-tiles")
+
+
+@pytest.mark.skipif(host_arch() != "x86", reason="x86 code")
+def test_the_tile_kernel_compiles_for_amx_and_counts_right_in_the_emulation(monkeypatch):
+    """Only a processor with AMX can run the rate kernel itself; the emulated unit runs the same loops."""
+    target = Target("x86", "avx512-amx")
+    assert peaks_module._compile(peaks_module._tile_kernel(2, target), target, ()) is not None
+    monkeypatch.setattr(peaks_module, "STEPS", 3)
+    monkeypatch.setattr("graphwright.backends.tvm.target.kernel_levels", lambda target: ("portable-tiles", "portable"))
+    here = Target("x86", "avx2")
+    out = np.zeros(2 * 1024, np.int32)
+    arrays = [np.full(1024, 2, np.int8), np.full(1024, 3, np.int8), np.full(1024, 5, np.int32)]
+    tensors = [tvm.runtime.tensor(array) for array in (*arrays, out)]
+    peaks_module._compile(peaks_module._tile_kernel(2, here), here, ())(*tensors)
+    assert np.array_equal(tensors[3].numpy(), np.full(2 * 1024, 5 + 3 * 64 * 6))
 
 
 def test_rates_are_measured_once_and_measuring_again_keeps_the_better(tmp_path, monkeypatch):

@@ -26,6 +26,8 @@ from ...ir.files import write_atomically
 #: Independent sums of a rate kernel: enough to hide the latency of an instruction, and they fit the register file.
 SUMS = 24
 STEPS = 20_000
+#: Accumulator tiles that hide the latency of a tile product, and the multiply-accumulates of one.
+TILE_SUMS, TILE_MACS = 4, 16 * 16 * 64
 #: Seconds each kernel is repeated for.
 SECONDS = 0.6
 
@@ -37,8 +39,8 @@ Step = Callable[[Any, Any, Any], Any]
 class Peaks:
     """Attainable rates of `threads` threads.
 
-    units: giga-operations a second by unit (`int8`, `float32`, `bf16`). bandwidth: gigabytes a second of reading from `l2`, `l3`
-    and `memory`. caches: bytes of `l2` (one core's) and `l3`.
+    units: giga-operations a second by unit (`int8`, `float32`, `int8-tiles` of AMX). bandwidth: gigabytes a second of reading
+    from `l2`, `l3` and `memory`. caches: bytes of `l2` (one core's) and `l3`.
     """
 
     processor: str
@@ -57,9 +59,9 @@ class Peaks:
         return f"measured on {self.processor}, {self.level}, {self.threads} threads: {units}; read from {levels}"
 
     def unit(self, dtype: str) -> str:
-        """The unit that multiplies elements of `dtype`; float32 where the processor has none for it."""
-        name = {"uint8": "int8", "int8": "int8", "bfloat16": "bf16"}.get(dtype, "float32")
-        return name if name in self.units else "float32"
+        """The best unit that multiplies elements of `dtype`; float32 where the processor has none for it."""
+        names = {"uint8": ("int8-tiles", "int8"), "int8": ("int8-tiles", "int8"), "bfloat16": ("bf16-tiles", "bf16")}
+        return next((name for name in names.get(dtype, ()) if name in self.units), "float32")
 
     def microseconds(self, macs: int, dtype: str) -> float:
         return 2 * macs / self.units[self.unit(dtype)] / 1e3
@@ -107,7 +109,8 @@ def cache_sizes() -> dict[str, int]:
 
 def _measure(target: Target, threads: int) -> Peaks:
     from ...backends.tvm.executor import set_threads
-    from ...backends.tvm.target import require_run
+    from ...backends.tvm.kernels.isa import isa_of
+    from ...backends.tvm.target import kernel_levels, require_run
 
     require_run(target)
     # One pool for every thread count: a loop of fewer iterations than the pool has workers keeps as many busy.
@@ -117,6 +120,10 @@ def _measure(target: Target, threads: int) -> Peaks:
         run = _compile(_rate_kernel(threads, vector, operands, step), target, features)
         arrays = [_filled((64,), dtype) for dtype in (vector, operands)] + [np.zeros(threads * SUMS * 16, vector)]
         units[name] = round(2 * macs * threads * SUMS * STEPS / _best(run, arrays) / 1e9, 1)
+    if isa_of(kernel_levels(target)[0]).tiles is not None:
+        arrays = [np.zeros(1024, np.int8), np.zeros(1024, np.int8), np.zeros(1024, np.int32), np.zeros(threads * 1024, np.int32)]
+        best = _best(_compile(_tile_kernel(threads, target), target, ()), arrays)
+        units["int8-tiles"] = round(2 * TILE_MACS * threads * TILE_SUMS * STEPS / best / 1e9, 1)
     caches = cache_sizes()
     footprints = {"l2": caches["l2"] // 2, "l3": 16 << 20, "memory": max(256 << 20, 2 * caches["l3"] // threads)}
     bandwidth = {}
@@ -171,6 +178,34 @@ def _rate_kernel(threads: int, vector: str, operand: str, step: Step) -> Any:
                     store(sums, 0, step(sums.vload([0], f"{vector}x16"), a, b))
             for index, sums in enumerate(acc):
                 store(out, (thread * SUMS + index) * 16, sums.vload([0], f"{vector}x16"))
+
+    return build("main", body)
+
+
+def _tile_kernel(threads: int, target: Target) -> Any:
+    """TILE_SUMS chains of STEPS products of whole tiles a thread. Buffers: A and B (s8), starts and sums (s32)."""
+    from ...backends.tvm.kernels.emit import arguments, build, loop
+    from ...backends.tvm.kernels.isa import T, isa_of
+    from ...backends.tvm.target import kernel_levels
+
+    unit = isa_of(kernel_levels(target)[0]).tiles
+    assert unit is not None
+
+    def body() -> None:
+        a, b, starts, out = arguments(
+            ("a", (1024,), "int8"), ("b", (1024,), "int8"), ("starts", (1024,), "int32"), ("out", (threads * 1024,), "int32")
+        )
+        with loop(threads, "parallel") as thread, unit.task() as tiles:
+            for index in range(TILE_SUMS):
+                tiles.load(index, starts, 256 * index, 16)
+            for index in range(2):
+                tiles.load(TILE_SUMS + index, a, 0, 64)
+                tiles.load(TILE_SUMS + 2 + index, b, 0, 64)
+            with T.serial(0, STEPS):
+                for index in range(TILE_SUMS):
+                    tiles.dot(index, TILE_SUMS + index // 2, TILE_SUMS + 2 + index % 2, signed=True)
+            for index in range(TILE_SUMS):
+                tiles.store(index, out, thread * 1024 + 256 * index)
 
     return build("main", body)
 

@@ -54,12 +54,12 @@ def rates(
         for index, (target, count) in enumerate((t, c) for t in levels for c in counts):
             progress(index, len(levels) * len(counts), "measure rates")
             found = measure_peaks(target, count, fresh)
-            units = [f"{found.units[name]:.0f}" if name in found.units else "-" for name in ("int8", "bf16", "float32")]
+            units = [f"{found.units[name]:.0f}" if name in found.units else "-" for name in ("int8-tiles", "int8", "float32")]
             body.append([target.level, str(count), *units, *(f"{found.bandwidth[n]:.0f}" for n in ("l2", "l3", "memory"))])
         progress(len(body), len(body), "measure rates")
     typer.echo(f"\n{machine()}\n")
-    head = ["level", "threads", "int8 (GOP/s)", "bf16 (GOP/s)", "float32 (GFLOP/s)", "L2 (GB/s)", "L3 (GB/s)", "memory (GB/s)"]
-    typer.echo(markdown(head, body))
+    head = ["level", "threads", "int8 tiles (GOP/s)", "int8 (GOP/s)", "float32 (GFLOP/s)"]
+    typer.echo(markdown([*head, "L2 (GB/s)", "L3 (GB/s)", "memory (GB/s)"], body))
 
 
 def floors(
