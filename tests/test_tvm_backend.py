@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -533,3 +534,19 @@ def test_stages_without_machine_code_are_refused():
     captured = capture(nn.Linear(4, 3), normal(2, 4))
     with pytest.raises(TargetError, match="captured program"):
         compiled(captured)
+
+
+def test_float_attention_of_inputs_reads_copies():
+    """Vector loads may run past a row; past the end of the caller's memory they must not."""
+
+    class Attend(nn.Module):
+        def forward(self, q, k, v):
+            return torch.softmax(q @ k.transpose(-1, -2) * 0.25, -1) @ v
+
+    inputs = tuple(normal(1, 2, 5, 16) for _ in range(3))
+    result = compiled(canonical(capture(Attend(), inputs), Stage.CANONICAL))
+    (got,) = load_bytes(result.library)(*(x.numpy() for x in inputs))
+    np.testing.assert_allclose(got, Attend()(*inputs).numpy(), rtol=1e-5, atol=1e-6)
+    assert kinds(result)["attention_f"] == 1
+    region = json.loads(load_bytes(result.library)._library["describe"]())
+    assert len(region["steps"]) >= 4, "three copies before the attention"

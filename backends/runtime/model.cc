@@ -25,7 +25,7 @@ constexpr int kShareCores = -3;
 
 struct AlignedAllocator {
   void AllocData(DLTensor* tensor) {
-    tensor->data = std::aligned_alloc(kAlignment, (ffi::GetDataSize(*tensor) / kAlignment + 1) * kAlignment);
+    tensor->data = std::aligned_alloc(kAlignment, (ffi::GetDataSize(*tensor) / kAlignment + 2) * kAlignment);
     if (!tensor->data) throw Failure(Exit::kInternal, "out of memory for a tensor");
   }
   void FreeData(DLTensor* tensor) { std::free(tensor->data); }

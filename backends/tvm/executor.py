@@ -116,8 +116,9 @@ def aligned_copy(array: np.ndarray) -> np.ndarray:
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Aligned, with as many readable bytes after its end: what kernels expect of memory that is not the caller's."""
     size = prod(shape) * dtype.itemsize
-    raw = np.empty(size + ALIGNMENT, np.uint8)
+    raw = np.empty(size + 2 * ALIGNMENT, np.uint8)
     skip = -raw.ctypes.data % ALIGNMENT
     return raw[skip : skip + size].view(dtype).reshape(shape)
 

@@ -104,6 +104,7 @@ class Lowering:
         self._fallback = fallback
         self._values: dict[fx.Node, Value | list[Value]] = {}
         self._functions: dict[Any, tuple[Any, Any]] = {}
+        self._inputs: set[Any] = set()
         #: Memory that no output may be: the inputs', and that of the outputs so far.
         self._given: set[Any] = set()
         self._tuned: dict[str, None] = {}
@@ -116,6 +117,7 @@ class Lowering:
         inputs = [
             relax.Var(str(n.target), relax.TensorType(shape_of(n), DTYPES[n.meta["val"].dtype])) for n in self.program.inputs
         ]
+        self._inputs.update(inputs)
         self._given.update(inputs)
         nodes = [n for n in self.program.nodes if n.op == "call_function"]
         with self.builder.function("main", inputs):
@@ -151,9 +153,16 @@ class Lowering:
         var = self.dense(node)
         origin = self._origin(var)
         if isinstance(origin, CONSTANT) or origin in self._given:
-            var = self.builder.emit(relax.op.add(var, relax.const(np.zeros((), dtype_of_var(var)))))
+            var = self._copied(var)
         self._given.add(self._origin(var))
         return self.builder.emit_output(var)
+
+    def with_slack(self, var: Expr) -> Expr:
+        """`var`, or a copy of it where it is the caller's input: that is shared, and no byte after its end may be read."""
+        return self._copied(var) if self._origin(var) in self._inputs else var
+
+    def _copied(self, var: Expr) -> Expr:
+        return self.builder.emit(relax.op.add(var, relax.const(np.zeros((), dtype_of_var(var)))))
 
     def _origin(self, var: Expr) -> Expr:
         """The variable or constant whose memory `var` is a view of."""

@@ -131,7 +131,7 @@ def lower_float_attention(lowering: Lowering, node: fx.Node) -> bool:
     sizes = (batch, heads, query[-2], key[-1], query[-1], value[-1])
     mask = places[3] if found.mask is not None else None
     shape = Attention(*sizes, found.scale, places[0], places[1], places[2], mask, found.merged)
-    inputs = [operand[0] for operand in operands if operand is not None]
+    inputs = [lowering.with_slack(operand[0]) for operand in operands if operand is not None]
     options = {"nodes": found.nodes, "macs": shape.macs, "label": "attention_f32"}
     out = lowering.kernel(attention, shape, lowering.float_level, inputs=inputs, **options)
     lowering.bind_all(found.nodes, of_node(found.nodes[-1], dense=out))
