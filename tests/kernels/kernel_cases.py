@@ -12,6 +12,7 @@ import tvm
 from graphwright.backends.host import X86_FLAGS, host_arch, host_flags
 from graphwright.backends.target import Target
 from graphwright.backends.tvm.executor import ALIGNMENT
+from graphwright.backends.tvm.kernels import matmul_int8
 from graphwright.backends.tvm.kernels.base import LANES, FloatAdd, ResidualAdd, Tail
 from graphwright.backends.tvm.target import tvm_target
 from hypothesis import strategies as st
@@ -133,3 +134,26 @@ def to_physical(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     out = random_values(rng, str(x.dtype), (n, h, w, -(-c // LANES) * LANES))
     out[..., :c] = x.transpose(0, 2, 3, 1)
     return out
+
+
+def check_matmul(
+    data: st.DataObject, level: str, transposed: bool, sizes: tuple[tuple[int, int], ...], dtypes: list[tuple[str, int]]
+) -> matmul_int8.MatmulInt8:
+    """One random product against the torch reference, every bit; returns what was built.
+
+    sizes: (least, most) of batch, rows, inner and columns. dtypes: (type, zero point) of the first operand.
+    """
+    batch, rows, inner, columns = (data.draw(st.integers(least, most)) for least, most in sizes)
+    inner = data.draw(st.sampled_from([inner, 4 * (inner // 4 + 1)]))  # whole dot-instruction steps pack along another path
+    dtype, zero_point = data.draw(st.sampled_from(dtypes))
+    case = data.draw(tails(columns, with_residual=False))
+    rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
+    a, b = random_values(rng, dtype, (batch, rows, inner)), random_values(rng, "int8", (batch, inner, columns))
+    spec = matmul_int8.MatmulInt8(batch, rows, inner, columns, dtype, zero_point, transposed=transposed)
+    packed = matmul_int8.pack(spec, case.tail, level, **case.values)
+    second = b.transpose(0, 2, 1) if transposed else b
+    function = matmul_int8.build(spec, case.tail, level)
+    got = run(function, level, [a, second, *packed], np.zeros((batch, rows, columns), case.tail.dtype))
+    want = case.reference(torch.ops.gw.matmul(torch.from_numpy(a), torch.from_numpy(b), zero_point, 0), 2)
+    np.testing.assert_array_equal(got, want.numpy())
+    return spec

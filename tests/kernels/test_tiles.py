@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from tvm import tirx
 from tvm_ffi import structural_map
 
-from .kernel_cases import TILE_LEVELS, TailCase, random_values, run, tails
+from .kernel_cases import TILE_LEVELS, TailCase, check_matmul, random_values, run, tails
 from .test_convolution_int8 import check
 
 AMX = Target("x86", "avx512-amx")
@@ -68,20 +68,8 @@ def test_linear_equals_reference(always_tiles, level, data):
 @QUICK
 @given(data=st.data())
 def test_matmul_equals_reference(always_tiles, transposed, level, data):
-    batch, rows, inner, columns = (data.draw(st.integers(least, most)) for least, most in ((1, 3), (16, 50), (1, 90), (1, 70)))
-    inner = data.draw(st.sampled_from([inner, 4 * (inner // 4 + 1)]))  # whole words pack along another path
-    dtype, zero_point = data.draw(st.sampled_from(DTYPES))
-    case = data.draw(tails(columns, with_residual=False))
-    rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
-    a, b = random_values(rng, dtype, (batch, rows, inner)), random_values(rng, "int8", (batch, inner, columns))
-    spec = matmul_int8.MatmulInt8(batch, rows, inner, columns, dtype, zero_point, transposed=transposed)
+    spec = check_matmul(data, level, transposed, ((1, 3), (16, 50), (1, 90), (1, 70)), DTYPES)
     assert matmul_int8.tiled(spec, isa_of(level))
-    packed = matmul_int8.pack(spec, case.tail, level, **case.values)
-    second = b.transpose(0, 2, 1) if transposed else b
-    function = matmul_int8.build(spec, case.tail, level)
-    got = run(function, level, [a, second, *packed], np.zeros((batch, rows, columns), case.tail.dtype))
-    want = case.reference(torch.ops.gw.matmul(torch.from_numpy(a), torch.from_numpy(b), zero_point, 0), 2)
-    np.testing.assert_array_equal(got, want.numpy())
 
 
 @st.composite
