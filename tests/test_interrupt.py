@@ -1,11 +1,14 @@
-"""Ctrl-C during a call that would garble it arrives afterwards, as KeyboardInterrupt."""
+"""Ctrl-C during a call that would garble or swallow it arrives afterwards, as KeyboardInterrupt."""
 
 import os
 import signal
 import threading
+import weakref
 
 import pytest
 from graphwright.backends.interrupt import deferred_interrupt
+from graphwright.tools.interrupt import kept_interrupt, raise_if_interrupted
+from graphwright.tools.progress import TerminalProgress
 
 
 def test_an_interrupt_waits_for_the_end():
@@ -39,3 +42,36 @@ def test_another_thread_runs_the_block_as_it_is():
     thread.start()
     thread.join()
     assert ran == [1]
+
+
+def press_where_it_is_lost():
+    """Ctrl-C inside a weak reference's callback: Python prints the exception and goes on."""
+
+    class Value:
+        pass
+
+    value = Value()
+    watched = weakref.ref(value, lambda _: os.kill(os.getpid(), signal.SIGINT))
+    del value
+    assert watched() is None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_swallowed_interrupt_comes_back_with_the_next_step():
+    steps = []
+    with pytest.raises(KeyboardInterrupt), kept_interrupt(), TerminalProgress() as progress:
+        progress(0, 2, "work")
+        press_where_it_is_lost()
+        steps.append("the exception was lost")
+        progress(1, 2, "work")
+        steps.append("not reached")
+    assert steps == ["the exception was lost"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_swallowed_interrupt_is_not_carried_into_the_next_run():
+    with pytest.raises(KeyboardInterrupt), kept_interrupt():
+        press_where_it_is_lost()
+    with kept_interrupt():
+        raise_if_interrupted()

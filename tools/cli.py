@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from ..ir.errors import GraphwrightError, OptionError
+from .interrupt import kept_interrupt
 
 if TYPE_CHECKING:
     from ..passes.pipeline import Pipeline
@@ -448,7 +449,8 @@ def tune(
 def main() -> None:
     """Entry point: expected errors are one message on stderr and exit status 1; Ctrl-C exits with 130."""
     try:
-        app()
+        with kept_interrupt():
+            app()
     except GraphwrightError as error:
         err.print(f"[bold red]error:[/bold red] {type(error).__name__}: ", end="")
         err.print(str(error), markup=False, highlight=False)
