@@ -14,7 +14,8 @@ from ...ir.errors import OptionError, PassError
 from ...ir.program import Program, Stage, origin_of
 from ..base import LOSSY, Pass, PassContext, PassResult, register
 from . import operators as ops
-from .encoding import Encoding, for_range, insert_fake_quantize, is_fake_quantize, read_encoding, symmetric
+from .encoding import Encoding, for_range, insert_fake_quantize, is_fake_quantize, read_encoding
+from .formats import Allocation, IntegerFormat
 from .observers import Grid, activation_observer, weight_observer
 from .regions import Placement, Regions, find_regions
 from .statistics import collect
@@ -39,12 +40,15 @@ class Quantize(Pass):
         weight_bits, activation_bits: 2 to 8.
         activation_observer: how the range of an activation is chosen; `percentile` sets what the observer of that name keeps.
         weight_observer: the same for weights.
+        weights: formats of single layers, `ORIGIN=FORMAT` (see `formats`); an origin may be a glob and the last match counts.
+            All other layers have `weight_bits`.
         skip: origins (or globs of origins) of nodes that stay float.
 
-    Stats: layers and activations quantized, and the signal-to-noise ratio of every quantized weight in dB.
+    Stats: layers and activations quantized, bits of a weight on average, and the signal-to-noise ratio of every quantized
+    weight in dB.
 
     Raises:
-        OptionError: a number out of range, or a `skip` pattern that matches nothing.
+        OptionError: a number out of range, or a `skip` pattern or a rule of `weights` that matches nothing.
     """
 
     name: ClassVar[str] = "quantize"
@@ -59,6 +63,7 @@ class Quantize(Pass):
     weight_observer: Literal["min-max", "mse"] = "min-max"
     percentile: float = 99.99
     skip: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
 
     def requires(self, program: Program, context: PassContext) -> None:
         super().requires(program, context)
@@ -78,7 +83,12 @@ class Quantize(Pass):
         quality = self._quantize_weights(program, regions, encodings)
         program.sweep()
         program.stage = Stage.ANNOTATED
-        stats = {"layers": len(regions.layers), "activations": len(regions.placements), "weight_sqnr_db": quality}
+        stats = {
+            "layers": len(regions.layers),
+            "activations": len(regions.placements),
+            "average_bits": round(average_bits(program), 3),
+            "weight_sqnr_db": quality,
+        }
         return PassResult(program, True, stats)
 
     def _skipped(self, program: Program) -> list[fx.Node]:
@@ -108,14 +118,16 @@ class Quantize(Pass):
     def _quantize_weights(self, program: Program, regions: Regions, encodings: dict[fx.Node, Encoding]) -> dict[str, float]:
         """Fake-quantizes the weights of all convolutions and linear layers; returns their SQNR by origin."""
         observer = weight_observer(self.weight_observer)
+        allocation = Allocation(self.weights, IntegerFormat(self.weight_bits))
+        allocation.require_matches([origin_of(layer) for layer in weight_layers(program, regions)], self.name)
         done: set[fx.Node] = set()
         quality: dict[str, float] = {}
-        for layer in regions.layers:
-            weight = program.parameter(layer.args[1])
-            if layer.target in ops.MATMUL or weight is None or layer.args[1] in done:
+        for layer in weight_layers(program, regions):
+            if layer.args[1] in done:
                 continue
             weight_node: fx.Node = layer.args[1]  # type: ignore[assignment]
-            encoding = symmetric(observer(weight.detach(), self.weight_bits), self.weight_bits, axis=0)
+            weight: torch.Tensor = program.parameter(weight_node)  # type: ignore[assignment]
+            encoding = allocation.of(origin_of(layer)).encoding(weight.detach(), observer)
             readers = [n for n in weight_node.users if n in regions.layers]
             for reader in readers:
                 encoding = raise_for_bias(program, encoding, weight, reader)
@@ -125,6 +137,23 @@ class Quantize(Pass):
             done.update((weight_node, fake))
             quality[origin_of(layer)] = round(sqnr_db(weight, encoding), 2)
         return quality
+
+
+def weight_layers(program: Program, regions: Regions) -> list[fx.Node]:
+    """The layers whose weight is a parameter: convolutions and linear layers, in graph order."""
+    return [n for n in regions.layers if n.target not in ops.MATMUL and program.parameter(n.args[1]) is not None]
+
+
+def average_bits(program: Program) -> float:
+    """Bits of a weight, averaged over all weights with an encoding."""
+    bits = count = 0
+    for node in program.nodes:
+        weight = program.parameter(node.args[0]) if is_fake_quantize(node) else None
+        if weight is not None:
+            encoding = read_encoding(program, node)
+            count += weight.numel()
+            bits += weight.numel() * (encoding.qmax - encoding.qmin).bit_length()
+    return bits / max(count, 1)
 
 
 def _place(program: Program, placement: Placement, encoding: Encoding) -> None:

@@ -1,0 +1,94 @@
+"""Weight formats: how the weights of a layer are written down, and which layer gets which.
+
+    int8, int4, ...     signed codes in [-(2^(b-1) - 1), 2^(b-1) - 1], one scale an output channel, zero point 0
+    uint4, uint2, ...   unsigned codes in [0, 2^b - 1], one scale and one zero point an output channel
+
+Fewer than 8 bits are packed in the integer program and unpacked inside the kernel.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+
+from ...ir.errors import OptionError
+from .encoding import SMALLEST_SCALE, Encoding, code_range, symmetric
+from .observers import WeightObserver
+
+_INTEGER = re.compile(r"(u?)int([2-8])")
+
+
+@dataclass(frozen=True)
+class IntegerFormat:
+    """Uniform codes of `bits` bits, per output channel; `asymmetric` has a zero point."""
+
+    bits: int
+    asymmetric: bool = False
+
+    def __str__(self) -> str:
+        return f"{'u' if self.asymmetric else ''}int{self.bits}"
+
+    def encoding(self, weight: torch.Tensor, observer: WeightObserver) -> Encoding:
+        """The encoding of a weight (C, ...) along axis 0. The observer chooses where symmetric codes saturate."""
+        if not self.asymmetric:
+            return symmetric(observer(weight, self.bits), self.bits, axis=0)
+        rows = weight.detach().reshape(weight.shape[0], -1).to(torch.float64)
+        low, high = rows.amin(1).clamp_max(0.0), rows.amax(1).clamp_min(0.0)
+        qmin, qmax = code_range(self.bits, signed=False)
+        scale = ((high - low) / (qmax - qmin)).clamp_min(SMALLEST_SCALE).to(torch.float32)
+        zero = (qmin - low / scale.to(torch.float64)).round().clamp(qmin, qmax).to(torch.int32)
+        return Encoding(scale, zero, qmin, qmax, torch.uint8, axis=0)
+
+
+def parse_format(text: str) -> IntegerFormat:
+    """`int4`, `uint2`, ...
+
+    Raises:
+        OptionError: no such format; the message lists what there is.
+    """
+    match = _INTEGER.fullmatch(text)
+    if match is None:
+        raise OptionError(f"'{text}' is no weight format; known: int2 to int8 (symmetric) and uint2 to uint8 (asymmetric)")
+    return IntegerFormat(int(match[2]), bool(match[1]))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One entry of an allocation: every layer whose origin matches `pattern` has its weights in `format`."""
+
+    pattern: str
+    format: IntegerFormat
+
+    @classmethod
+    def parse(cls, text: str) -> Rule:
+        pattern, separator, name = text.rpartition("=")
+        if not separator or not pattern:
+            raise OptionError(f"'{text}' is no weight rule; write ORIGIN=FORMAT, such as \"blocks.*.conv1=int4\"")
+        return cls(pattern, parse_format(name))
+
+
+class Allocation:
+    """The format of every layer: the last rule that matches its origin, or the default.
+
+    Args:
+        rules: entries `ORIGIN=FORMAT`; an origin may be a glob.
+    """
+
+    def __init__(self, rules: Sequence[str], default: IntegerFormat) -> None:
+        self.rules = tuple(Rule.parse(text) for text in rules)
+        self.default = default
+
+    def of(self, origin: str) -> IntegerFormat:
+        matches = [rule.format for rule in self.rules if fnmatchcase(origin, rule.pattern)]
+        return matches[-1] if matches else self.default
+
+    def require_matches(self, origins: Sequence[str], who: str) -> None:
+        """Raises OptionError where a rule names no layer."""
+        for rule in self.rules:
+            if not any(fnmatchcase(origin, rule.pattern) for origin in origins):
+                known = ", ".join(origins[:6]) + (", ..." if len(origins) > 6 else "")
+                raise OptionError(f"rule '{rule.pattern}={rule.format}' of {who} matches no quantized layer; there are: {known}")

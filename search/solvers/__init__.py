@@ -1,0 +1,1 @@
+"""Solvers: a `Problem` in, a `Solution` out. One file each."""
