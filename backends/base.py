@@ -45,6 +45,14 @@ class Compiled:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class StepTimes:
+    """Median microseconds of each of a program's `kernels`, and of a whole run with no timing inside."""
+
+    microseconds: tuple[float, ...]
+    total: float
+
+
 class Backend(abc.ABC):
     """Compiles programs and measures them."""
 
@@ -65,6 +73,12 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def latency(self, compiled: Compiled, inputs: Sequence[torch.Tensor], repeats: int = 50) -> float:
         """Median milliseconds of one run on `inputs` on this machine. Raises TargetError where the target cannot run here."""
+
+    @abc.abstractmethod
+    def profile(
+        self, compiled: Compiled, inputs: Sequence[torch.Tensor], repeats: int = 100, threads: int | None = None
+    ) -> StepTimes:
+        """The time of every kernel, in place. Raises TargetError where the target cannot run here."""
 
 
 def example_inputs(program: Program, seed: int = 0) -> tuple[torch.Tensor, ...]:

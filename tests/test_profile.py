@@ -10,13 +10,13 @@ import tvm
 from graphwright.backends.base import KernelRow, example_inputs
 from graphwright.backends.host import host_arch
 from graphwright.backends.target import Target
+from graphwright.backends.tvm import profile as profile_module
 from graphwright.backends.tvm.backend import TVMBackend
 from graphwright.ir import capture
 from graphwright.ir.errors import UnknownNameError
 from graphwright.passes.manager import PassManager
 from graphwright.passes.pipeline import parse
 from graphwright.tools.bench import peaks as peaks_module
-from graphwright.tools.bench import profile as profile_module
 from graphwright.tools.bench.peaks import Peaks, peaks
 from graphwright.tools.bench.profile import Profile, Step, floor_of, kind_rows, profile, step_rows
 from graphwright.tools.quick import check_precision
@@ -111,7 +111,8 @@ class Small(torch.nn.Module):
 def test_every_kernel_of_a_program_is_timed_in_place():
     program = PassManager().run(capture(Small().eval(), torch.randn(1, 3, 12, 12)), parse("canonicalize")).program
     compiled = TVMBackend().compile(program, Target.parse("cpu"))
-    found = profile("small", "float32", compiled, [x.numpy() for x in example_inputs(program)], RATES, runs=5)
+    times = TVMBackend().profile(compiled, example_inputs(program), repeats=5, threads=RATES.threads)
+    found = profile("small", "float32", compiled.kernels, times, RATES)
     assert [step.row for step in found.steps] == list(compiled.kernels)
     assert all(step.microseconds > 0 for step in found.steps) and found.total > 0
     convolution = next(step for step in found.steps if step.kind == "convolution_f32")

@@ -11,12 +11,13 @@ import torch
 from ...ir.errors import TargetError
 from ...ir.program import Program, Stage
 from ...ir.verify import verify
-from ..base import Backend, Compiled, Progress
+from ..base import Backend, Compiled, Progress, StepTimes
 from ..interrupt import deferred_interrupt
 from ..target import Target, TargetInfo
 from .link import link
 from .lower import lower
 from .pipeline import build
+from .profile import step_times
 from .target import require_emit, require_run, target_rows, tvm_target
 from .tuning import TuningDatabase
 
@@ -78,3 +79,10 @@ class TVMBackend(Backend):
             run(*arrays)
             times.append(time.perf_counter() - start)
         return statistics.median(times) * 1e3
+
+    def profile(
+        self, compiled: Compiled, inputs: Sequence[torch.Tensor], repeats: int = 100, threads: int | None = None
+    ) -> StepTimes:
+        """The time of every kernel, in place. Raises TargetError where the target cannot run here."""
+        require_run(compiled.target)
+        return step_times(compiled, [x.numpy() for x in inputs], threads, repeats)

@@ -9,22 +9,16 @@ can, because the bytes between them then never leave the registers.
 from __future__ import annotations
 
 import re
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
-from ...backends.base import Compiled, KernelRow, example_inputs
+from ...backends.base import KernelRow, StepTimes, example_inputs
 from ...backends.target import Target
 from ..quick import check_precision, quick_program
 from ..sources import resolve
 from .peaks import Peaks, peaks
 
-#: Runs before the first one that counts.
-WARM_UP_RUNS = 20
 #: Timed runs of the whole program in what the command line calls a round.
 RUNS_A_ROUND = 10
 
@@ -87,14 +81,11 @@ class Profile:
         }  # fmt: skip
 
 
-def profile(
-    model: str, precision: str, compiled: Compiled, inputs: Sequence[np.ndarray], rates: Peaks, runs: int = 100
-) -> Profile:
-    """Times `compiled` on `inputs` with the thread count of `rates`."""
-    steps, total = step_times(compiled, inputs, rates.threads, runs)
-    held = sum(row.weights for row in compiled.kernels)
-    rows = [Step(row, spent, *floor_of(row, rates, held)) for row, spent in zip(compiled.kernels, steps, strict=True)]
-    return Profile(model, precision, rates, tuple(rows), total)
+def profile(model: str, precision: str, kernels: Sequence[KernelRow], times: StepTimes, rates: Peaks) -> Profile:
+    """Puts what a backend timed, with the thread count of `rates`, beside the floors."""
+    held = sum(row.weights for row in kernels)
+    rows = [Step(row, spent, *floor_of(row, rates, held)) for row, spent in zip(kernels, times.microseconds, strict=True)]
+    return Profile(model, precision, rates, tuple(rows), times.total)
 
 
 def profile_model(model: str, precision: str, threads: int, rounds: int, progress: Callable[[int, int, str], None]) -> Profile:
@@ -105,9 +96,10 @@ def profile_model(model: str, precision: str, threads: int, rounds: int, progres
     target = Target.parse("cpu")
     rates = peaks(target, threads)
     program = quick_program(resolve(model), precision, progress)
-    compiled = TVMBackend().compile(program, target, progress)
-    inputs = [x.numpy() for x in example_inputs(program)]
-    return profile(program.name, precision, compiled, inputs, rates, rounds * RUNS_A_ROUND)
+    backend = TVMBackend()
+    compiled = backend.compile(program, target, progress)
+    times = backend.profile(compiled, example_inputs(program), rounds * RUNS_A_ROUND, threads)
+    return profile(program.name, precision, compiled.kernels, times, rates)
 
 
 def floor_of(row: KernelRow, rates: Peaks, held: int) -> tuple[float, str]:
@@ -145,55 +137,3 @@ def kind_rows(found: Profile) -> list[list[str]]:
 
 def _ratio(spent: float, floor: float) -> str:
     return f"{spent / floor:.1f}" if floor > 0.005 else "-"
-
-
-def step_times(compiled: Compiled, inputs: Sequence[np.ndarray], threads: int, runs: int) -> tuple[list[float], float]:
-    """(median microseconds of each kernel row, median microseconds of a whole run without timing inside).
-
-    Runs with and without timing take turns, so that a drift of the machine's speed hits both alike.
-    """
-    from ...backends.tvm.executor import load_bytes, to_tvm  # loads TVM's runtime; only where something runs
-
-    program = load_bytes(compiled.library, threads)
-    arguments, outputs = [to_tvm(x) for x in inputs], [to_tvm(y) for y in program.empty_outputs()]
-    for _ in range(WARM_UP_RUNS):
-        program.run(arguments, outputs)
-    whole, columns = [], []
-    for _ in range(runs):
-        start = time.perf_counter()
-        program.run(arguments, outputs)
-        whole.append((time.perf_counter() - start) * 1e6)
-        calls = _calls(program.step_names, program.profile(arguments, outputs))
-        columns.append(_by_row(compiled.kernels, calls))
-    return [statistics.median(column) for column in zip(*columns, strict=True)], statistics.median(whole)
-
-
-def _calls(steps: Sequence[tuple[str, int]], microseconds: Sequence[float]) -> list[tuple[str, float]]:
-    """(function, microseconds) of each kernel call: the phases of one call, `name_0`, `name_1`, ..., together."""
-    calls: dict[int, list[tuple[str, float]]] = {}
-    for (name, call), spent in zip(steps, microseconds, strict=True):
-        calls.setdefault(call, []).append((name, spent))
-    return [
-        (parts[0][0] if len(parts) == 1 else parts[0][0].rpartition("_")[0], sum(spent for _, spent in parts))
-        for parts in calls.values()
-    ]
-
-
-def _by_row(rows: Sequence[KernelRow], events: Sequence[tuple[str, float]]) -> list[float]:
-    """Microseconds of each row. A designed kernel is one function of its name; an op left to TVM is one or more of other names,
-    and of neighbouring ones the last takes what is left over."""
-    spent, at = [], 0
-    for index, row in enumerate(rows):
-        count = 1
-        if row.kind != "designed" and (index + 1 == len(rows) or rows[index + 1].kind == "designed"):
-            following = rows[index + 1].name if index + 1 < len(rows) else None
-            count = next((i for i, (name, _) in enumerate(events[at:]) if name == following), len(events) - at)
-        part = events[at : at + count]
-        if not part or (row.kind == "designed" and part[0][0] != row.name):
-            ran = part[0][0] if part else "nothing"
-            raise RuntimeError(f"where the program has kernel '{row.name}', '{ran}' ran")
-        spent.append(sum(microseconds for _, microseconds in part))
-        at += count
-    if at != len(events):
-        raise RuntimeError(f"the program ran {len(events)} functions, of which {at} belong to its kernels")
-    return spent
