@@ -55,7 +55,7 @@ def exp_each(xs: list[Any]) -> list[Any]:
     """exp of vectors with every lane <= 0, step by step side by side: one alone is a chain of some ninety cycles.
 
     The bits of `exp_reference`, by shorter means: n is rounded by adding `INTEGER`, and p * 2^n is an addition to the exponent of
-    p. That is exact because the result is a normal number: at the lowest x, n is -126 and p is above 1.
+    p. That is exact because the result is a normal number: at the lowest x, n is -92.
     """
 
     def each(step: Callable[..., Any], *operands: list[Any]) -> list[Any]:

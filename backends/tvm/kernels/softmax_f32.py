@@ -1,7 +1,7 @@
 """Softmax over dense rows: e = exp(x - max), e / sum(e). Rows must hold a finite element.
 
 Relative error at most (N / 16 + 8 + max - x) * 2^-23: a difference of d is rounded by d * 2^-24, which exp makes relative. Terms
-below exp(-87) of the largest count as exp(-87), so an element of -inf gives at most 2e-38 and not 0.
+below exp(-64) of the largest count as exp(-64), so an element of -inf gives at most 2e-28 and not 0.
 """
 
 from __future__ import annotations

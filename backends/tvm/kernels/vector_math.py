@@ -5,7 +5,7 @@ hold on every level; x may be any float32, subnormal and infinite ones included,
 subnormal results may be off by one subnormal step more.
 
     exp           1 ulp; 0 and infinity where float32 has no other answer
-    exp_negative  1 ulp for -87 <= x <= 0; exp(-87) below that
+    exp_negative  1 ulp for -64 <= x <= 0; exp(-64) below that
     sigmoid       2 ulp, or 2^-126 absolute
     silu          2 ulp, or 2^-121 absolute
     tanh          3 ulp, or 2^-142 absolute
@@ -71,7 +71,7 @@ def _reduced(x: Any) -> tuple[Any, Any]:
 
 
 def exp_negative(x: Any) -> Any:
-    """exp for x <= 0, not below exp(-87): what softmax needs."""
+    """exp for x <= 0, not below exp(-64): what softmax needs."""
     power, bits = _reduced(bind(T.max(x, constant(EXP_LOWEST))))
     return T.reinterpret(VECTOR, T.reinterpret(f"int32x{LANES}", power) + T.shift_left(bits, splat(T.int32(23))))
 
