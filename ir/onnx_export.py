@@ -154,6 +154,10 @@ def _place(node: torch.fx.Node) -> str:
 def _make_opaque(program: Program, node: torch.fx.Node, opset: int) -> None:
     x, scale, zero_point, qmin, qmax, *rest = node.args
     axis = rest[0] if rest else node.kwargs.get("axis")
+    name = str(x.name)  # type: ignore[union-attr]
+    if len(rest) > 1:
+        # The values of chosen codes round to the same codes again.
+        x = program.add_parameter(name, _constant_value(program, node), node)
     storage_type(int(qmin), int(qmax), opset, _place(node))  # type: ignore[arg-type]
     for what, value in (("scale", scale), ("zero point", zero_point)):
         if program.parameter(value) is None:
@@ -162,8 +166,13 @@ def _make_opaque(program: Program, node: torch.fx.Node, opset: int) -> None:
             )
     per_axis = axis is not None and program.parameter(scale).numel() > 1  # type: ignore[union-attr]
     node.target = _opaque
-    node.args = (x, scale, zero_point, qmin, qmax, int(axis) if per_axis else NO_AXIS, str(x.name))  # type: ignore[arg-type, union-attr]
+    node.args = (x, scale, zero_point, qmin, qmax, int(axis) if per_axis else NO_AXIS, name)  # type: ignore[arg-type]
     node.kwargs = {}
+
+
+def _constant_value(program: Program, node: torch.fx.Node) -> torch.Tensor:
+    args = [program.parameter(a) if isinstance(a, torch.fx.Node) else a for a in node.args]
+    return node.target(*args).detach()  # type: ignore[operator]
 
 
 #: Stands for "one scale for the whole tensor" in the opaque op.

@@ -19,27 +19,30 @@ def broadcast_along(value: torch.Tensor, rank: int, axis: int | None) -> torch.T
 class _FakeQuantize(torch.autograd.Function):
     """clamp(round_half_even(x * (1 / scale)) + zero_point, qmin, qmax), minus zero_point, times scale.
 
+    `codes`, where given, stand for the rounded ones: somebody chose them by more than distance (`adaround`, `gptq`).
     The gradient is the straight-through estimator, cut where the value saturates (Bengio et al. 2013, arXiv:1308.3432).
     """
 
     @staticmethod
-    def forward(ctx, x, scale, zero_point, qmin: int, qmax: int, axis: int | None):  # type: ignore[override]
+    def forward(ctx, x, scale, zero_point, qmin: int, qmax: int, axis: int | None, codes):  # type: ignore[override]
         scale = broadcast_along(scale, x.dim(), axis)
         zero_point = broadcast_along(zero_point, x.dim(), axis).to(x.dtype)
         # The product is clamped first: with integer bounds this equals rounding first, and it never overflows.
         steps = torch.clamp(x * torch.reciprocal(scale), qmin - zero_point, qmax - zero_point)
         ctx.save_for_backward(x * torch.reciprocal(scale) == steps)
-        return torch.round(steps) * scale
+        return (torch.round(steps) if codes is None else codes.to(x.dtype) - zero_point) * scale
 
     @staticmethod
     def backward(ctx, *gradients):  # type: ignore[override]
         (inside,) = ctx.saved_tensors
-        return gradients[0] * inside, None, None, None, None, None
+        return gradients[0] * inside, None, None, None, None, None, None
 
 
-LIBRARY.define("fake_quantize(Tensor x, Tensor scale, Tensor zero_point, int qmin, int qmax, int? axis=None) -> Tensor")
+LIBRARY.define(
+    "fake_quantize(Tensor x, Tensor scale, Tensor zero_point, int qmin, int qmax, int? axis=None, Tensor? codes=None) -> Tensor"
+)
 LIBRARY.impl(
     "fake_quantize",
-    lambda *args: _FakeQuantize.apply(*args, *(() if len(args) == 6 else (None,))),
+    lambda *args: _FakeQuantize.apply(*args, *(None,) * (7 - len(args))),
     "CompositeImplicitAutograd",
 )

@@ -125,10 +125,40 @@ def insert_fake_quantize(program: Program, value: fx.Node, encoding: Encoding, n
 
 def read_encoding(program: Program, node: fx.Node) -> Encoding:
     """The encoding of a `gw.fake_quantize` node. Raises PassError where scale or zero point is not a parameter."""
-    _, scale_node, zero_node, qmin, qmax, *axis = node.args
+    _, scale_node, zero_node, qmin, qmax, *axis = node.args[:6]
     scale, zero = program.parameter(scale_node), program.parameter(zero_node)
     if scale is None or zero is None:
         raise PassError(f"the scale and zero point of '{node.name}' (from {origin_of(node)}) must be parameters of the program")
     dtype = torch.int8 if int(qmin) < 0 else torch.uint8  # type: ignore[arg-type]
     along = axis[0] if axis else None
     return Encoding(scale.detach(), zero.detach(), int(qmin), int(qmax), dtype, along)  # type: ignore[arg-type]
+
+
+def read_codes(program: Program, node: fx.Node) -> torch.Tensor:
+    """The codes of a fake-quantized parameter: those a rounding pass chose, or else the nearest.
+
+    Every reader of a weight's codes asks here, so that lowering, export and statistics agree.
+    """
+    weight = program.parameter(node.args[0])
+    if weight is None:
+        raise PassError(f"'{node.name}' (from {origin_of(node)}) holds an activation, which has no constant codes")
+    chosen = program.parameter(node.args[6]) if len(node.args) > 6 else None
+    encoding = read_encoding(program, node)
+    return encoding.quantize(weight.detach()) if chosen is None else chosen
+
+
+def write_codes(program: Program, node: fx.Node, codes: torch.Tensor) -> bool:
+    """Makes `codes`, of the weight's shape, the codes of the fake-quantized parameter `node`; whether they are others.
+
+    The float weight stays where it is: what the codes stand for is still known, and so is the float model.
+    """
+    encoding, before = read_encoding(program, node), read_codes(program, node)
+    codes = codes.to(encoding.dtype)
+    if codes.shape != before.shape or int(codes.min()) < encoding.qmin or int(codes.max()) > encoding.qmax:
+        limits = f"shape {tuple(before.shape)} and lie in [{encoding.qmin}, {encoding.qmax}]"
+        raise PassError(f"codes of '{node.name}' (from {origin_of(node)}) must have {limits}")
+    if torch.equal(codes, before):
+        return False
+    codes_node = program.add_parameter(f"{node.args[0]}_codes", codes.contiguous(), node)
+    node.args = (*node.args[:5], encoding.axis, codes_node)
+    return True

@@ -14,7 +14,7 @@ from ...ir.dialect.integer import accumulator_bound, largest_magnitude
 from ...ir.errors import PassError
 from ...ir.program import Program, origin_of, shape_of
 from . import operators as ops
-from .encoding import Encoding, read_encoding
+from .encoding import Encoding, read_codes, read_encoding
 from .lower_forms import Accumulator, Builder, Codes, Concat, Form, Real, Sum, Table, is_float, require_integer
 
 aten = torch.ops.aten
@@ -50,6 +50,9 @@ def lower_fake_quantize(b: Builder, node: fx.Node) -> Form:
         raise PassError(
             f"'{node.name}' (from {origin_of(node)}) has an encoding per channel; only weights can: use one scale a tensor"
         )
+    if constant:
+        codes = b.parameter(f"{form.node.target}_codes", read_codes(b.program, node), origin_of(form.node))
+        return Codes(codes, encoding)
     return form.quantized(b, encoding)
 
 
