@@ -92,6 +92,15 @@ def no_fake_quantize(program: Program) -> Iterator[tuple[fx.Node, str]]:
             yield node, "fake quantization left behind in the integer stage (lower-integer)"
 
 
+def packed_parameters(program: Program) -> Iterator[tuple[fx.Node, str]]:
+    """Backends unpack inside their kernels, from memory they lay out at build time."""
+    for node in program.nodes:
+        if node.target is gw.unpack.default:
+            computed = [n for n in node.all_input_nodes if n.op != "get_attr"]
+            if computed:
+                yield node, f"reads '{computed[0].name}', which is computed; only parameters are packed"
+
+
 STRUCTURE: tuple[Rule, ...] = (known_ops, parameters_present, shapes_known, shapes_consistent)
 
 SPECS: dict[Stage, tuple[Rule, ...]] = {
@@ -99,7 +108,7 @@ SPECS: dict[Stage, tuple[Rule, ...]] = {
     Stage.CANONICAL: (*STRUCTURE, float_only, inference_only),
     Stage.COMPRESSED: (*STRUCTURE, float_only, inference_only),
     Stage.ANNOTATED: (*STRUCTURE, fake_quantize_only, inference_only),
-    Stage.INTEGER: (*STRUCTURE, no_fake_quantize, inference_only),
+    Stage.INTEGER: (*STRUCTURE, no_fake_quantize, packed_parameters, inference_only),
 }
 
 

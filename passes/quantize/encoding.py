@@ -41,6 +41,11 @@ class Encoding:
             raise ValueError(f"scales must be positive and finite, not {self.scale.flatten()[:4].tolist()}")
 
     @property
+    def bits(self) -> int:
+        """Bits that tell all codes apart: 4 for [-7, 7] and for [0, 15]."""
+        return (self.qmax - self.qmin).bit_length()
+
+    @property
     def per_tensor(self) -> bool:
         return self.scale.numel() == 1
 

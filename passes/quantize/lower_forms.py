@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
@@ -21,6 +21,9 @@ from ...ir.program import Program, dtype_of, origin_of
 from .encoding import Encoding
 from .fixed_point import add_multipliers, dyadic
 from .operators import clamp_bounds, keeps_encoding
+
+if TYPE_CHECKING:
+    from .integer_weights import IntegerWeight
 
 aten = torch.ops.aten
 
@@ -106,11 +109,15 @@ class Real(Form):
 
 @dataclass(eq=False)
 class Codes(Form):
-    """8-bit codes under an encoding. Weights are the only codes with an encoding per channel."""
+    """8-bit codes under an encoding. Weights are the only codes with an encoding per channel.
+
+    integer: the weight of an integer layer that was made of them (`integer_weights`).
+    """
 
     node: fx.Node
     encoding: Encoding
     _real: fx.Node | None = None
+    integer: IntegerWeight | None = None
 
     def real(self, b: Builder) -> fx.Node:
         if self._real is None:

@@ -15,6 +15,7 @@ from ...ir.errors import PassError
 from ...ir.program import Program, origin_of, shape_of
 from . import operators as ops
 from .encoding import Encoding, read_codes, read_encoding
+from .integer_weights import integer_weight
 from .lower_forms import Accumulator, Builder, Codes, Concat, Form, Real, Sum, Table, is_float, require_integer
 
 aten = torch.ops.aten
@@ -75,6 +76,7 @@ def _layer(b: Builder, node: fx.Node, op: Any, axis: int, operands: tuple[Any, .
     weight_codes = b.program.parameter(weight.node)
     if weight_codes is None:
         return "its weight is not a constant"
+    integer = integer_weight(b, weight, weight_codes, node)
     scale = x.encoding.scale.to(torch.float64) * weight.encoding.scale.to(torch.float64)
     bias_codes = None
     if operands[2] is not None:
@@ -84,9 +86,9 @@ def _layer(b: Builder, node: fx.Node, op: Any, axis: int, operands: tuple[Any, .
         steps = torch.round(bias.detach().to(torch.float64) / scale)
         require_integer(b, int(steps.abs().max()), node)
         bias_codes = steps.to(torch.int32)
-    require_integer(b, accumulator_bound(weight_codes, bias_codes, x.encoding.dtype, x.encoding.zero), node)
+    require_integer(b, accumulator_bound(integer.values, bias_codes, x.encoding.dtype, x.encoding.zero), node)
     bias_node = None if bias_codes is None else b.parameter(f"{operands[2]}_s32", bias_codes)
-    acc = b.emit(op, x.node, weight.node, bias_node, *geometry, x.encoding.zero)
+    acc = b.emit(op, x.node, integer.node, bias_node, *geometry, x.encoding.zero)
     return Accumulator(acc, scale, axis if scale.numel() > 1 else 0)
 
 
