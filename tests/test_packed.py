@@ -80,7 +80,7 @@ class Unpacked(torch.nn.Module):
         self.register_buffer("packed", pack(torch.arange(30).reshape(3, 10) % 8, 3))
 
     def forward(self, x):
-        packed = self.packed + 1 if self.computed else self.packed
+        packed = torch.add(self.packed, 1) if self.computed else self.packed
         return gw.linear(x, gw.unpack(packed, 3, [3, 10]), None, 0)
 
 

@@ -14,6 +14,7 @@ from graphwright.backends.target import Target
 from graphwright.backends.tvm.executor import ALIGNMENT
 from graphwright.backends.tvm.kernels import matmul_int8
 from graphwright.backends.tvm.kernels.base import LANES, FloatAdd, ResidualAdd, Tail
+from graphwright.backends.tvm.kernels.packed import Packing
 from graphwright.backends.tvm.target import tvm_target
 from hypothesis import strategies as st
 
@@ -126,6 +127,15 @@ def random_values(rng: np.random.Generator, dtype: str, shape) -> np.ndarray:
         return rng.standard_normal(shape).astype(np.float32)
     info = np.iinfo(dtype)
     return rng.integers(info.min, info.max + 1, shape).astype(dtype)
+
+
+def random_weight(rng: np.random.Generator, shape, packing: Packing | None = None) -> np.ndarray:
+    """s8 (O, ...) over the whole range of a packing: symmetric, or from a lowest value of each channel on."""
+    if packing is None:
+        return rng.integers(-128, 128, shape).astype(np.int8)
+    codes = rng.integers(0, 1 << packing.bits, shape)
+    zero = rng.integers(0, 1 << packing.bits, (shape[0], *[1] * (len(shape) - 1))) if packing.shifted else 1 << packing.bits - 1
+    return (codes - zero).astype(np.int8)
 
 
 def to_physical(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:

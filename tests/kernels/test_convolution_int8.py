@@ -13,15 +13,17 @@ from graphwright.backends.tvm.kernels.quantize_image import Quantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .kernel_cases import LEVELS, TORCH, TailCase, random_values, run, tails, to_physical
+from .kernel_cases import LEVELS, TORCH, TailCase, random_values, random_weight, run, tails, to_physical
 
 
-def check(shape: Convolution, dtype: str, zero_point: int, case, level: str, seed: int, with_bias: bool = True) -> None:
+def check(
+    shape: Convolution, dtype: str, zero_point: int, case, level: str, seed: int, with_bias: bool = True, packing=None
+) -> None:
     rng = np.random.default_rng(seed)
     x = random_values(rng, dtype, (shape.batch, shape.channels, shape.height, shape.width))
-    weight = rng.integers(-128, 128, (shape.filters, shape.channels // shape.groups, *shape.kernel)).astype(np.int8)
+    weight = random_weight(rng, (shape.filters, shape.channels // shape.groups, *shape.kernel), packing)
     bias = rng.integers(-(10**4), 10**4, shape.filters).astype(np.int32) if with_bias else None
-    spec = convolution_int8.ConvolutionInt8(shape, dtype, zero_point)
+    spec = convolution_int8.ConvolutionInt8(shape, dtype, zero_point, packing=packing)
     function = convolution_int8.build(spec, case.tail, level)
     packed = convolution_int8.pack(spec, case.tail, level, weight, bias, **case.values)
     out_shape = (shape.batch, shape.filters, shape.out_height, shape.out_width)

@@ -12,7 +12,7 @@ then Y [N, OH, OW, Op]. Cp and Op are padded to LANES; lanes past C may hold any
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,12 @@ from tvm import tirx
 
 from ....ir.errors import OptionError
 from . import convolution_tiles, depthwise_int8, grouped_int8
-from .base import Convolution, Tail, padded
+from .base import LANES, Convolution, Tail, padded
 from .emit import Argument, loop, parallel_kind, store
 from .emit import build as build_function
 from .gemm_int8 import Pixels, Product, Tiling, fold_bias, pack_panels
 from .isa import Isa, T, isa_of
+from .packed import Packing, Storage, emit_product, emit_tiles
 from .quantize_image import Quantize, framed_words, word_pitch
 from .tail import declare, pack_tail
 from .tilings import choose_tiling
@@ -35,12 +36,14 @@ class ConvolutionInt8:
     """A convolution with the type ("uint8" or "int8") and zero point of its input.
 
     quantize: how a float input becomes that type (dense convolutions of few channels); None where it is quantized already.
+    packing: how weights of fewer than 8 bits are stored (`shifted` for dense convolutions only).
     """
 
     shape: Convolution
     dtype: str
     zero_point: int
     quantize: Quantize | None = None
+    packing: Packing | None = None
 
     @property
     def work(self) -> str:
@@ -72,7 +75,7 @@ def build(spec: ConvolutionInt8, tail: Tail, level: str, tiling: Tiling | None =
     if tiling is not None:
         raise OptionError(f"tiling applies to dense convolutions; this one has {shape.groups} groups")
     emit = depthwise_int8.emit if shape.depthwise else grouped_int8.emit
-    return build_function(name, lambda: emit(shape, spec.dtype, spec.zero_point, tail, isa))
+    return build_function(name, lambda: emit(shape, spec.dtype, spec.zero_point, tail, isa, spec.packing))
 
 
 def pack(
@@ -89,13 +92,15 @@ def pack(
     shift = 0 if form and spec.quantize is None else isa.shift(spec.dtype)
     folded = fold_bias(weight, bias, spec.zero_point + shift)
     if shape.depthwise:
-        return depthwise_int8.pack(shape, tail, isa, weight, folded, values)
+        return depthwise_int8.pack(shape, tail, isa, weight, folded, values, spec.packing)
     wide = np.zeros(padded(shape.filters), np.int32)
     wide[: shape.filters] = folded
     if form:
-        packed = convolution_tiles.pack(form, weight)
+        packed = _storage(spec, isa, form).pack(convolution_tiles.pack(form, weight))
+    elif shape.groups == 1:
+        packed = _storage(spec, isa).pack(_pack_dense(weight, isa))
     else:
-        packed = _pack_dense(weight, isa) if shape.groups == 1 else grouped_int8.pack_weight(shape, weight)
+        packed = grouped_int8.pack_weight(shape, weight, spec.packing)
     return packed, wide, *pack_tail(tail, shape.filters, **values)
 
 
@@ -104,6 +109,14 @@ def tiled_form(spec: ConvolutionInt8, isa: Isa) -> convolution_tiles.TiledConvol
     dense = isa.tiles is not None and spec.shape.groups == 1
     words = None if spec.quantize is None else word_pitch(spec.shape.channels)
     return convolution_tiles.tiled(spec.shape, words) if dense else None
+
+
+def _storage(spec: ConvolutionInt8, isa: Isa, form: convolution_tiles.TiledConvolution | None = None) -> Storage:
+    """Weights of a dense convolution."""
+    panels = padded(spec.shape.filters) // LANES
+    if form:
+        return Storage(convolution_tiles.packed_size(form) // panels, panels, spec.packing)
+    return Storage(prod(spec.shape.kernel) * padded(spec.shape.channels, isa.step) * LANES, panels, spec.packing)
 
 
 def _pack_dense(weight: np.ndarray, isa: Isa) -> np.ndarray:
@@ -117,14 +130,15 @@ def _pack_dense(weight: np.ndarray, isa: Isa) -> np.ndarray:
 def _tiled(spec: ConvolutionInt8, form: convolution_tiles.TiledConvolution, tail: Tail, isa: Isa) -> None:
     assert isa.tiles is not None
     shape, pitch = spec.shape, padded(spec.shape.filters)
-    packed = [("W", (convolution_tiles.packed_size(form),), "int8"), ("B", (pitch,), "int32")]
+    storage = _storage(spec, isa, form)
+    packed = [storage.argument, ("B", (pitch,), "int32")]
     out_shape = (shape.batch, shape.out_height, shape.out_width, pitch)
     (x, weights, bias), code = declare(tail, isa, shape.filters, [_image(spec)], packed, out_shape)
     if spec.quantize is not None:
         x = framed_words(shape, x, spec.quantize, isa)
     elif form.frame.copied:
         x = convolution_tiles.fill(form.frame, x, spec.zero_point)
-    convolution_tiles.emit(form, isa.tiles, x, weights, bias, code)
+    emit_tiles(convolution_tiles.product(form, isa.tiles, x, weights, bias, code), storage)
 
 
 def _image(spec: ConvolutionInt8) -> Argument:
@@ -140,8 +154,8 @@ def _dense(spec: ConvolutionInt8, tail: Tail, isa: Isa, tiling: Tiling | None) -
     pitch, out_pitch = padded(shape.channels), padded(shape.filters)
     out_shape = (shape.batch, shape.out_height, shape.out_width, out_pitch)
     inner = ceil(shape.channels / isa.step)
-    taps = kernel_height * kernel_width
-    packed = [("W", (out_pitch * taps * inner * isa.step,), "int8"), ("B", (out_pitch,), "int32")]
+    storage = _storage(spec, isa)
+    packed = [storage.argument, ("B", (out_pitch,), "int32")]
     (x, weights, bias), code = declare(tail, isa, shape.filters, [_image(spec)], packed, out_shape)
     flip = bool(isa.shift(spec.dtype))
     height, width = shape.framed_height, shape.framed_width
@@ -168,7 +182,7 @@ def _dense(spec: ConvolutionInt8, tail: Tail, isa: Isa, tiling: Tiling | None) -
         )
     kernel = ((kernel_height, shape.dilation[0] * width * pitch), (kernel_width, shape.dilation[1] * pitch))
     product = Product(isa, pixels, kernel, shape.channels, x, flip, weights, bias, code)
-    product.emit(tiling or choose_tiling(pixels, out_pitch, product.steps, isa))
+    emit_product(product, storage, tiling or choose_tiling(pixels, out_pitch, product.steps, isa))
 
 
 def pad_image(shape: Convolution, x: Any, zero_point: int, pitch: int, isa: Isa) -> Any:

@@ -183,10 +183,10 @@ def packed_size(form: TiledConvolution) -> int:
     return padded(form.frame.shape.filters) * total_steps(form.runs) * DEPTH
 
 
-def emit(form: TiledConvolution, unit: TileUnit, x: Any, weights: Any, bias: Any, code: TailCode) -> None:
-    """Emits the product. x: the frame's planes."""
+def product(form: TiledConvolution, unit: TileUnit, x: Any, weights: Any, bias: Any, code: TailCode) -> TileProduct:
+    """The product to emit. x: the frame's planes."""
     columns = padded(form.frame.shape.filters)
-    TileProduct(unit, form.lines, form.runs, columns, columns, x, weights, bias, code).emit()
+    return TileProduct(unit, form.lines, form.runs, columns, columns, x, weights, bias, code)
 
 
 def fill(frame: Frame, x: Any, zero_point: int) -> Any:

@@ -30,6 +30,7 @@ import numpy as np
 from .base import LANES, Convolution, Tail, padded
 from .emit import accumulator, balanced, bind, loop, parallel_kind, shuffle, splat, store
 from .isa import Isa, T
+from .packed import Packing, Storage
 from .tail import TailCode, declare, interleaved_order, pack_tail
 
 #: Tasks that a kernel should have where the image is large enough, and the least rows of a band worth a task.
@@ -139,7 +140,13 @@ def _strips(shape: Convolution, channels: int) -> Strips | None:
 
 
 def pack(
-    shape: Convolution, tail: Tail, isa: Isa, weight: np.ndarray, bias: np.ndarray, values: dict[str, np.ndarray]
+    shape: Convolution,
+    tail: Tail,
+    isa: Isa,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    values: dict[str, np.ndarray],
+    packing: Packing | None = None,
 ) -> tuple[np.ndarray, ...]:
     """Weights (C, 1, KH, KW) s8, folded bias s32 (C,) and tail parameters in the order the kernel reads them."""
     plan, pitch = choose_plan(shape, tail, isa), padded(shape.channels)
@@ -148,32 +155,39 @@ def pack(
     full = np.zeros((pitch, *shape.kernel), np.int8)
     full[: shape.channels] = weight[:, 0]
     if plan is None:
-        return np.ascontiguousarray(full.transpose(1, 2, 0)).reshape(-1), wide, *pack_tail(tail, shape.channels, **values)
+        flat = storage(shape, plan, packing).pack(np.ascontiguousarray(full.transpose(1, 2, 0)).reshape(-1))
+        return flat, wide, *pack_tail(tail, shape.channels, **values)
     down, across = plan.reach(0), plan.reach(1)
     quads = np.zeros((plan.parities(0), plan.parities(1), pitch, 2 * down, 2 * across), np.int8)
     for y, x in np.ndindex(quads.shape[:2]):
         quads[y, x, :, y : y + shape.kernel[0], x : x + shape.kernel[1]] = full
     quads = quads.reshape(*quads.shape[:2], pitch, down, 2, across, 2).transpose(2, 0, 1, 3, 5, 4, 6)
     lanes = quads.reshape(*quads.shape[:5], TAPS)[plan.order]  # [blocks][4][LANES][row parity][column parity][down][across][4]
-    packed = np.ascontiguousarray(lanes.transpose(0, 3, 5, 4, 6, 1, 2, 7)).reshape(-1)
+    packed = storage(shape, plan, packing).pack(np.ascontiguousarray(lanes.transpose(0, 3, 5, 4, 6, 1, 2, 7)).reshape(-1))
     order = plan.order.reshape(-1)
     return packed, wide[order], *pack_tail(tail, shape.channels, order, **values)
 
 
-def emit(shape: Convolution, dtype: str, zero_point: int, tail: Tail, isa: Isa) -> None:
+def storage(shape: Convolution, plan: Plan | None, packing: Packing | None) -> Storage:
+    """The weights of all channels together, or those of each block of a plan."""
+    if plan is None:
+        return Storage(padded(shape.channels) * shape.kernel[0] * shape.kernel[1], 1, packing)
+    return Storage(plan.parities(0) * plan.parities(1) * plan.reach(0) * plan.reach(1) * TAPS * BYTES, plan.blocks, packing)
+
+
+def emit(shape: Convolution, dtype: str, zero_point: int, tail: Tail, isa: Isa, packing: Packing | None = None) -> None:
     """Emits the function's arguments and body; see `convolution_int8` for the buffers."""
     plan, pitch = choose_plan(shape, tail, isa), padded(shape.channels)
-    lanes, taps = pitch, shape.kernel[0] * shape.kernel[1]
-    if plan is not None:
-        lanes, taps = plan.blocks * BYTES, plan.parities(0) * plan.parities(1) * plan.reach(0) * plan.reach(1) * TAPS
+    lanes = pitch if plan is None else plan.blocks * BYTES
+    stored = storage(shape, plan, packing)
     image = ("X", (shape.batch, shape.height, shape.width, pitch), dtype)
     out_shape = (shape.batch, shape.out_height, shape.out_width, pitch)
-    packed = [("W", (lanes * taps,), "int8"), ("B", (lanes,), "int32")]
+    packed = [stored.argument, ("B", (lanes,), "int32")]
     (x, weights, bias), code = declare(tail, isa, lanes, [image], packed, out_shape)
     if plan is None:
-        _portable(shape, zero_point, isa, x, weights, bias, code)
+        _portable(shape, zero_point, isa, x, stored.shared(weights), bias, code)
     else:
-        Quads(plan, isa, zero_point, x, weights, bias, code).emit()
+        Quads(plan, isa, zero_point, x, weights, bias, code, stored).emit()
 
 
 def _portable(shape: Convolution, zero_point: int, isa: Isa, x: Any, weights: Any, bias: Any, code: TailCode) -> None:
@@ -212,6 +226,7 @@ class Quads:
     weights: Any
     bias: Any
     code: TailCode
+    storage: Storage
 
     def emit(self) -> None:
         plan, shape = self.plan, self.plan.shape
@@ -222,6 +237,10 @@ class Quads:
             image, block, band = task // (plan.blocks * bands), bind(task // bands % plan.blocks + T.int32(0)), task % bands
             top = bind(band * plan.rows + T.int32(0))
             scratch = T.alloc_buffer((plan.kept * plan.line * TAPS * BYTES,), "uint8")
+            if self.storage.packing:
+                unpacked = self.storage.scratch(1)
+                self.storage.unpack(self.weights, block, unpacked, 0)
+                self.weights = unpacked
             if plan.wide in (0, plan.blocks):
                 self._band(plan.strips(plan.wide == 0), image, block, top, scratch)
                 return
@@ -298,6 +317,7 @@ class Quads:
         """Where the weights of one line of quads start: [block][row parity][down][column parity][across][4 vectors]."""
         plan = self.plan
         line = plan.parities(1) * plan.reach(1) * TAPS * BYTES
+        block = 0 if self.storage.packing else block  # a task unpacks its own block
         return ((block * plan.parities(0) + parity) * plan.reach(0) + down) * line
 
     def _rearrange(self, strips: Strips, image: Any, channel: Any, y: Any, scratch: Any, at: Any) -> None:

@@ -140,7 +140,7 @@ class Product:
                 self._dispatch(tiling, counts, task - counts[first], first + 1)
 
     def _tile(self, tiling: Tiling, segment: Segment, task: Any) -> None:
-        pixels, isa = self.pixels, self.isa
+        pixels = self.pixels
         down, across = segment.patches(pixels)
         patches = down * across
         if tiling.rows_outer:
@@ -152,7 +152,7 @@ class Product:
         patch = patch % patches if pixels.images > 1 else patch
         top = clamp_start(patch // across if down > 1 else 0, segment.height, pixels.height)
         left = clamp_start(patch % across if across > 1 else 0, segment.width, pixels.width)
-        x_start, weight_start, bias_start, y_start = self.origin
+        x_start, _, bias_start, y_start = self.origin
         x_base = bind(x_start + image * pixels.x_image + top * pixels.x_row + left * pixels.x_column + T.int32(0))
         y_base = bind(y_start + ((image * pixels.height + top) * pixels.width + left) * pixels.pitch + T.int32(0))
         panel = bind(tile * segment.panels + segment.start + T.int32(0))
@@ -164,8 +164,7 @@ class Product:
             start = bind(self.bias.vload([bias_start + image * pixels.bias_image + (panel + p) * LANES], f"int32x{LANES}"))
             for row in acc:
                 store(row[p], 0, start)
-        panel_size = self.steps * isa.step * LANES
-        weight_base = bind(weight_start + image * pixels.weight_image + panel * panel_size)
+        weight_base, panel_size = self._panel(image, panel)
         self._accumulate(acc, sources, x_base, weight_base, panel_size)
         if self.tail.narrow and segment.panels in (2, 4):
             self._finish_side_by_side(
@@ -179,6 +178,11 @@ class Product:
             values = [bind(row[p].vload([0], f"int32x{LANES}")) for row in acc]
             offsets = [y_base + target + lane for target in targets]
             self._finish(values, parameters, offsets, valid)
+
+    def _panel(self, image: Any, panel: Any) -> tuple[Any, int]:
+        """Where the weights of a panel start, and elements between panels."""
+        size = self.steps * self.isa.step * LANES
+        return bind(self.origin[1] + image * self.pixels.weight_image + panel * size), size
 
     def _finish_side_by_side(
         self, acc: list[list[Any]], parameters: list[tuple[Any, ...]], targets: list[int], y_base: Any, panel: Any

@@ -165,8 +165,9 @@ def tiles_pay(lines: Lines, depth: int, columns: int) -> bool:
     return tiles < vector_ns(lines.rows, columns, padded(depth, 4))
 
 
-def choose_blocking(lines: Lines, columns: int, runs: tuple[Run, ...], tail: Tail) -> Blocking:
-    """The order that moves less past the first-level cache, and tasks that are many enough to share and large enough to pay."""
+def choose_blocking(lines: Lines, columns: int, runs: tuple[Run, ...], tail: Tail, by_columns: bool = False) -> Blocking:
+    """The order that moves less past the first-level cache, or the one `by_columns`, and tasks that are many enough to share and
+    large enough to pay."""
     depth = total_steps(runs) * DEPTH
     row_units, column_units = ceil(lines.tiles / SIDE), ceil(columns / (SIDE * LANES))
     rows, weights = lines.images * lines.x_image, columns * depth
@@ -177,7 +178,7 @@ def choose_blocking(lines: Lines, columns: int, runs: tuple[Run, ...], tail: Tai
         return again + kept * (swept_units if kept > L1_BYTES * kept_units else 1) * NEAR_NS
 
     rows_outer = moved(rows, row_units, weights, column_units) <= moved(weights, column_units, rows, row_units)
-    rows_outer = rows_outer or lines.weight_image != 0
+    rows_outer = (rows_outer or lines.weight_image != 0) and not by_columns
     outer, inner = (row_units, column_units) if rows_outer else (column_units, row_units)
     tasks = min(MOST_TASKS, product_ns(lines, columns, runs, tail) / 1000 / TASK_US)
     return Blocking(rows_outer, max(1, min(inner, ceil(tasks / outer))))
@@ -195,7 +196,7 @@ def pack_runs(matrices: Iterable[np.ndarray], columns: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """Blocks of one size along one side: `count` of them, `size` tiles or panels each, from number `first` on.
 
     each: blocks an image (rows only). valid: lanes of the last panel that exist (columns only).
@@ -220,7 +221,7 @@ class _Rows:
 
 
 @dataclass
-class _Block:
+class Block:
     rows: list[_Rows]
     panels: int
     panel: Any
@@ -250,31 +251,33 @@ class TileProduct:
         work = product_ns(self.lines, self.columns, self.runs, self.tail.tail) / 1000
         count = sum(part.count for part in outer) * plan.chunks
         with loop(count, parallel_kind(work)) as task, self.unit.task() as tiles:
+            self._begin()
             scratch = T.alloc_buffer((SIDE * SIDE * ROWS * ROWS,), "int32")
             self._dispatch(tiles, scratch, plan, outer, inner, task)
 
     @cached_property
-    def _row_parts(self) -> list[_Part]:
+    def _row_parts(self) -> list[Part]:
         images, count = self.lines.images, self.lines.image_tiles
-        parts = [_Part(0, SIDE, images * (count // SIDE), count // SIDE), _Part(count - 1, 1, images * (count % SIDE), 1)]
+        parts = [Part(0, SIDE, images * (count // SIDE), count // SIDE), Part(count - 1, 1, images * (count % SIDE), 1)]
         return [part for part in parts if part.count]
 
     @cached_property
-    def _column_parts(self) -> list[_Part]:
+    def _column_parts(self) -> list[Part]:
         ragged = self.columns - self.pitch
         panels = self.columns // LANES - (ragged > 0)
-        parts = [_Part(0, SIDE, panels // SIDE), _Part(panels - 1, 1, panels % SIDE)]
+        parts = [Part(0, SIDE, panels // SIDE), Part(panels - 1, 1, panels % SIDE)]
         if ragged > 0:
-            parts.append(_Part(panels, 1, 1, valid=LANES - ragged))
+            parts.append(Part(panels, 1, 1, valid=LANES - ragged))
         return [part for part in parts if part.count]
 
-    def _dispatch(self, tiles: Tiles, scratch: Any, plan: Blocking, outer: list[_Part], inner: list[_Part], task: Any) -> None:
+    def _dispatch(self, tiles: Tiles, scratch: Any, plan: Blocking, outer: list[Part], inner: list[Part], task: Any) -> None:
         """The part of the outer side that a task belongs to; then its share of each inner part."""
         part, rest = outer[0], outer[1:]
         with _branches(task < part.count * plan.chunks if rest else None) as (this, others):
             with this:
                 index, chunk = (task, 0) if plan.chunks == 1 else (T.truncdiv(task, plan.chunks), T.truncmod(task, plan.chunks))
                 index, chunk = bind(index + T.int32(0)), bind(chunk + T.int32(0))
+                self._kept(part, index)
                 for swept in inner:
                     begin = bind(T.truncdiv(chunk * swept.count, plan.chunks))
                     end = bind(T.truncdiv((chunk + 1) * swept.count, plan.chunks))
@@ -283,12 +286,22 @@ class TileProduct:
                 if rest:
                     self._dispatch(tiles, scratch, plan, rest, inner, task - part.count * plan.chunks)
 
+    def _begin(self) -> None:
+        """Called at the start of a task."""
+
+    def _kept(self, part: Part, index: Any) -> None:
+        """Called before a task sweeps past block `index` of the operand that it keeps."""
+
+    def _panel(self, block: Block) -> Any:
+        """Where the weights of a block's first panel start."""
+        return bind(block.image * self.lines.weight_image + block.panel * (total_steps(self.runs) * TILE_BYTES))
+
     def _sweep(
-        self, tiles: Tiles, scratch: Any, plan: Blocking, kept: _Part, index: Any, swept: _Part, begin: Any, end: Any
+        self, tiles: Tiles, scratch: Any, plan: Blocking, kept: Part, index: Any, swept: Part, begin: Any, end: Any
     ) -> None:
         """Blocks begin .. end - 1 of the swept side, the tail one behind: round b sums block b while it finishes block b - 1."""
 
-        def block(number: Any) -> _Block:
+        def block(number: Any) -> Block:
             return self._block(kept, index, swept, number) if plan.rows_outer else self._block(swept, number, kept, index)
 
         with T.serial(0, T.Select(end > begin, end - begin + 1, 0)) as place:
@@ -302,11 +315,11 @@ class TileProduct:
                 with T.Else():
                     _Finish(self, scratch, block(before), place > 0).emit_all()
 
-    def _block(self, rows: _Part, row: Any, columns: _Part, column: Any) -> _Block:
+    def _block(self, rows: Part, row: Any, columns: Part, column: Any) -> Block:
         image = opaque(T.truncdiv(row, rows.each)) if self.lines.images > 1 else 0
         number = opaque(T.truncmod(row, rows.each)) if self.lines.images > 1 else row
         tiles = [self._rows(image, rows.first + number * rows.size + place) for place in range(rows.size)]
-        return _Block(tiles, columns.size, bind(columns.first + column * columns.size + T.int32(0)), image, columns.valid)
+        return Block(tiles, columns.size, bind(columns.first + column * columns.size + T.int32(0)), image, columns.valid)
 
     def _rows(self, image: Any, tile: Any) -> _Rows:
         lines = self.lines
@@ -318,13 +331,13 @@ class TileProduct:
         stop = opaque(lines.output(T.min(tile * ROWS + ROWS, lines.length)))
         return _Rows(source, start, first, stop, opaque((image * lines.lines + line) * lines.line_outputs))
 
-    def _sum(self, tiles: Tiles, block: _Block, finish: _Finish) -> None:
+    def _sum(self, tiles: Tiles, block: Block, finish: _Finish) -> None:
         """Sums a block; each k step is followed by its share of another block's tail, or the last one by all of it."""
         steps = total_steps(self.runs)
         share = ceil(finish.count / steps) if steps >= WOVEN_STEPS else 0
         height, width = len(block.rows), block.panels
         size = total_steps(self.runs) * TILE_BYTES
-        base = bind(block.image * self.lines.weight_image + block.panel * size)
+        base = self._panel(block)
         signed = str(self.x.dtype) == "int8"
         for place in range(height * width):
             lane = block.image * self.lines.bias_image + (block.panel + place % width) * LANES
@@ -366,7 +379,7 @@ class _Finish:
     active: whether there is a block to finish; without one, `emit` does nothing at run time.
     """
 
-    def __init__(self, product: TileProduct, scratch: Any, block: _Block, active: Any) -> None:
+    def __init__(self, product: TileProduct, scratch: Any, block: Block, active: Any) -> None:
         self._product, self._scratch, self._block = product, scratch, block
         self._code = product.tail
         self._lane = block.panel * LANES

@@ -5,6 +5,7 @@ Every level runs the same code: each lane gathers its own group's channels, so n
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,25 +13,32 @@ import numpy as np
 from .base import LANES, Convolution, Tail, padded
 from .emit import accumulator, bind, loop, parallel_kind, splat, store
 from .isa import Isa, T
+from .packed import Packing, Storage
 from .tail import declare
 
 
-def pack_weight(shape: Convolution, weight: np.ndarray) -> np.ndarray:
-    """(O, C / groups, KH, KW) s8 -> flat [KH][KW][C / groups][padded(O)]."""
+def storage(shape: Convolution, packing: Packing | None) -> Storage:
+    return Storage(prod(shape.kernel) * (shape.channels // shape.groups) * padded(shape.filters), 1, packing)
+
+
+def pack_weight(shape: Convolution, weight: np.ndarray, packing: Packing | None = None) -> np.ndarray:
+    """(O, C / groups, KH, KW) s8 -> flat [KH][KW][C / groups][padded(O)], packed."""
     filters = weight.shape[0]
     packed = np.zeros((*weight.shape[2:], weight.shape[1], padded(filters)), np.int8)
     packed[..., :filters] = weight.transpose(2, 3, 1, 0)
-    return packed.reshape(-1)
+    return storage(shape, packing).pack(packed.reshape(-1))
 
 
-def emit(shape: Convolution, dtype: str, zero_point: int, tail: Tail, isa: Isa) -> None:
+def emit(shape: Convolution, dtype: str, zero_point: int, tail: Tail, isa: Isa, packing: Packing | None = None) -> None:
     """Emits the function's arguments and body; see `convolution_int8` for the buffers."""
     pitch, out_pitch = padded(shape.channels), padded(shape.filters)
     (kernel_height, kernel_width), depth = shape.kernel, shape.channels // shape.groups
     image = ("X", (shape.batch, shape.height, shape.width, pitch), dtype)
     out_shape = (shape.batch, shape.out_height, shape.out_width, out_pitch)
-    packed = [("W", (kernel_height * kernel_width * depth * out_pitch,), "int8"), ("B", (out_pitch,), "int32")]
+    stored = storage(shape, packing)
+    packed = [stored.argument, ("B", (out_pitch,), "int32")]
     (x, weights, bias), code = declare(tail, isa, shape.filters, [image], packed, out_shape)
+    weights = stored.shared(weights)
     shift = isa.shift(dtype)
     rows = shape.batch * shape.out_height
 

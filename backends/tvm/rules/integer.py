@@ -12,6 +12,7 @@ from ....ir.errors import OptionError
 from ....ir.program import shape_of
 from ..kernels import convolution_int8, linear_int8, matmul_int8
 from ..kernels.base import Convolution
+from ..kernels.packed import Packing, packing_of
 from ..lower import Lowering, rule, unsupported
 from ..values import FloatImage, arguments, of_node
 from .attention import lower_attention
@@ -27,6 +28,25 @@ def weight_of(lowering: Lowering, node: fx.Node, argument: fx.Node) -> np.ndarra
     return tensor.detach().cpu().numpy()
 
 
+def packed_weight(lowering: Lowering, node: fx.Node, argument: fx.Node, by_channel: bool) -> tuple[np.ndarray, Packing | None]:
+    """The s8 values of a weight, and how the kernel stores them where the program packs them.
+
+    by_channel: whether the kernel's weights may have lowest values of their own for each channel.
+    """
+    if argument.target is not gw.unpack.default:
+        return weight_of(lowering, node, argument), None
+    stored, bits, shape, *zero_point = arguments(argument)
+    tensors = [lowering.program.parameter(n) for n in (stored, *(z for z in zero_point if z is not None))]
+    values = gw.unpack(tensors[0], bits, shape, *tensors[1:]).numpy()
+    return values, packing_of(values, bits, by_channel)
+
+
+@rule(gw.unpack.default)
+def unpack(lowering: Lowering, node: fx.Node) -> None:
+    """The value for readers other than layers, which ask for the packed weight."""
+    lowering.bind(node, of_node(node, dense=lowering.constant(packed_weight(lowering, node, node, by_channel=True)[0])))
+
+
 def bias_of(lowering: Lowering, node: fx.Node, argument: fx.Node | None) -> np.ndarray | None:
     return None if argument is None else weight_of(lowering, node, argument)
 
@@ -34,14 +54,14 @@ def bias_of(lowering: Lowering, node: fx.Node, argument: fx.Node | None) -> np.n
 @rule(gw.convolution.default)
 def convolution(lowering: Lowering, node: fx.Node) -> None:
     x, weight, bias, stride, padding, dilation, groups, zero_point = arguments(node)
-    kernel = weight_of(lowering, node, weight)
+    kernel, packing = packed_weight(lowering, node, weight, by_channel=int(groups) == 1)
     shape = planar(shape_of(x), kernel.shape, stride, padding, dilation, groups)
     if shape is None:
         raise unsupported(node, f"integer convolutions are 1-D or 2-D; this one has {len(shape_of(x)) - 2} spatial axes")
     x, shape = without_frame(lowering, x, shape, int(zero_point))
     image = lowering.value(x).pending if shape.groups == 1 else None
     quantize = image.quantize if isinstance(image, FloatImage) else None
-    spec = convolution_int8.ConvolutionInt8(shape, lowering.value(x).dtype, int(zero_point), quantize)
+    spec = convolution_int8.ConvolutionInt8(shape, lowering.value(x).dtype, int(zero_point), quantize, packing)
     finish = find(lowering, node, axis=1, residual=True)
     kernel = kernel.reshape(shape.filters, -1, *shape.kernel)
     level = lowering.int8_level
@@ -74,10 +94,10 @@ def _residual(read, finish: Finish) -> list:
 @rule(gw.linear.default)
 def linear(lowering: Lowering, node: fx.Node) -> None:
     x, weight, bias, zero_point = arguments(node)
-    matrix = weight_of(lowering, node, weight)
+    matrix, packing = packed_weight(lowering, node, weight, by_channel=True)
     outer, inner = matrix.shape
     rows = prod(shape_of(x)[:-1])
-    spec = linear_int8.LinearInt8(rows, inner, outer, lowering.value(x).dtype, int(zero_point))
+    spec = linear_int8.LinearInt8(rows, inner, outer, lowering.value(x).dtype, int(zero_point), packing)
     finish = find(lowering, node, axis=len(shape_of(node)) - 1, residual=True)
     bias = bias_of(lowering, node, bias)
     packed = linear_int8.pack(spec, finish.tail, lowering.int8_level, matrix, bias, **finish.parameters)
