@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -80,8 +82,8 @@ class Unpacked(torch.nn.Module):
         self.register_buffer("packed", pack(torch.arange(30).reshape(3, 10) % 8, 3))
 
     def forward(self, x):
-        packed = torch.add(self.packed, 1) if self.computed else self.packed
-        return gw.linear(x, gw.unpack(packed, 3, [3, 10]), None, 0)
+        packed: Any = self.packed
+        return gw.linear(x, gw.unpack(packed + 1 if self.computed else packed, 3, [3, 10]), None, 0)
 
 
 @pytest.mark.parametrize("computed", [False, True])
