@@ -29,6 +29,9 @@ NON_CANONICAL: dict[Any, str] = {
     aten.scaled_dot_product_attention.default: "attention is expanded into matmul and softmax (expand-attention)",
 }
 
+#: The ops of the annotated stage.
+FAKE = frozenset({gw.fake_quantize.default, gw.fake_codebook.default})
+
 
 def is_gw(node: fx.Node) -> bool:
     return node.op == "call_function" and getattr(node.target, "namespace", "") == "gw"
@@ -82,13 +85,13 @@ def float_only(program: Program) -> Iterator[tuple[fx.Node, str]]:
 
 def fake_quantize_only(program: Program) -> Iterator[tuple[fx.Node, str]]:
     for node in program.nodes:
-        if is_gw(node) and node.target is not gw.fake_quantize.default:
+        if is_gw(node) and node.target not in FAKE:
             yield node, f"'{node.target}' belongs to the integer stage"
 
 
 def no_fake_quantize(program: Program) -> Iterator[tuple[fx.Node, str]]:
     for node in program.nodes:
-        if node.target is gw.fake_quantize.default:
+        if node.target in FAKE:
             yield node, "fake quantization left behind in the integer stage (lower-integer)"
 
 

@@ -14,8 +14,9 @@ from ...ir.errors import OptionError, PassError
 from ...ir.program import Program, Stage, origin_of
 from ..base import LOSSY, Pass, PassContext, PassResult, register
 from . import operators as ops
+from .codebooks import Codebook, CodebookFormat, insert_fake_codebook, is_fake_codebook, read_codebook
 from .encoding import Encoding, for_range, insert_fake_quantize, is_fake_quantize, read_encoding
-from .formats import Allocation, IntegerFormat
+from .formats import Allocation, IntegerFormat, Rule, WeightFormat
 from .observers import Grid, activation_observer, weight_observer
 from .regions import Placement, Regions, find_regions
 from .statistics import collect
@@ -33,6 +34,10 @@ class Quantize(Pass):
         %r = relu(%y)                             ->     %r = fake_quantize(relu(%y), s, z, 0, 255)
         %z = convolution(%r, ...)                        %z = convolution(%r, ...)
 
+    A layer whose weights are codes of a table (`weights`, see `codebooks`) computes in float; its activations are left alone:
+
+        %y = linear(%x, weight, bias)             ->     %y = linear(%x, fake_codebook(weight, table, scale, group), bias)
+
     Weights: symmetric, one scale an output channel. Activations: asymmetric u8, one scale a tensor; the second operand of a
     matmul is symmetric s8; a softmax has scale 1/255. Which values: see `regions`. Jacob et al. 2018 (arXiv:1712.05877).
 
@@ -41,7 +46,8 @@ class Quantize(Pass):
         activation_observer: how the range of an activation is chosen; `percentile` sets what the observer of that name keeps.
         weight_observer: the same for weights.
         weights: formats of single layers, `ORIGIN=FORMAT` (see `formats`); an origin may be a glob and the last match counts.
-            All other layers have `weight_bits`.
+            All other layers have `weight_bits`. Where every layer is to compute in float, so do the matmuls of two activations;
+            "*=FORMAT" in the last place says so for every layer, and no calibration is needed then.
         skip: origins (or globs of origins) of nodes that stay float.
 
     Stats: layers and activations quantized, bits of a weight on average, and the signal-to-noise ratio of every quantized
@@ -55,7 +61,6 @@ class Quantize(Pass):
     effect: ClassVar = LOSSY
     accepts: ClassVar = (Stage.CANONICAL, Stage.COMPRESSED)
     leaves: ClassVar = Stage.ANNOTATED
-    needs_calibration: ClassVar = True
 
     weight_bits: int = 8
     activation_bits: int = 8
@@ -64,6 +69,12 @@ class Quantize(Pass):
     percentile: float = 99.99
     skip: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
+
+    @property
+    def needs_calibration(self) -> bool:  # type: ignore[override]
+        """Whether some activation may be quantized."""
+        last = Rule.parse(self.weights[-1]) if self.weights else None
+        return last is None or last.pattern != "*" or not isinstance(last.format, CodebookFormat)
 
     def requires(self, program: Program, context: PassContext) -> None:
         super().requires(program, context)
@@ -74,17 +85,25 @@ class Quantize(Pass):
             raise OptionError(f"option 'percentile' of {self.name} must lie in (50, 100], not {self.percentile}")
 
     def run(self, program: Program, context: PassContext) -> PassResult:
-        regions = find_regions(program, self._skipped(program))
-        if not regions.layers:
+        skipped = self._skipped(program)
+        layers = weight_layers(program, find_regions(program, skipped))
+        allocation = Allocation(self.weights, IntegerFormat(self.weight_bits))
+        allocation.require_matches([origin_of(layer) for layer in layers], self.name)
+        formats = {layer: allocation.of(origin_of(layer)) for layer in layers}
+        decoded = {layer: form for layer, form in formats.items() if isinstance(form, CodebookFormat)}
+        regions = find_regions(program, [*skipped, *(decoded if len(decoded) < len(layers) else _all_layers(program, layers))])
+        if not regions.layers and not decoded:
             raise PassError(f"{self.name} finds no convolution, linear or matmul to quantize in '{program.name}'")
         encodings = self._activation_encodings(program, regions, context)
         for placement in regions.placements:
             _place(program, placement, encodings[placement.source])
-        quality = self._quantize_weights(program, regions, encodings)
+        quality = self._quantize_weights(program, regions, formats)
+        quality |= self._decode_weights(program, decoded)
         program.sweep()
         program.stage = Stage.ANNOTATED
         stats = {
             "layers": len(regions.layers),
+            "decoded_layers": len(decoded),
             "activations": len(regions.placements),
             "average_bits": round(average_bits(program), 3),
             "weight_sqnr_db": quality,
@@ -103,6 +122,8 @@ class Quantize(Pass):
 
     def _activation_encodings(self, program: Program, regions: Regions, context: PassContext) -> dict[fx.Node, Encoding]:
         observer = activation_observer(self.activation_observer)
+        if not regions.placements:
+            return {}
         watched = [p.source for p in regions.placements if not p.bounded_by_softmax]
         histograms = collect(program, watched, context.require_calibration(self.name), context.progress)
         encodings = {}
@@ -115,11 +136,9 @@ class Quantize(Pass):
             encodings[placement.source] = for_range(low, high, self.activation_bits, placement.signed)
         return encodings
 
-    def _quantize_weights(self, program: Program, regions: Regions, encodings: dict[fx.Node, Encoding]) -> dict[str, float]:
-        """Fake-quantizes the weights of all convolutions and linear layers; returns their SQNR by origin."""
+    def _quantize_weights(self, program: Program, regions: Regions, formats: dict[fx.Node, WeightFormat]) -> dict[str, float]:
+        """Fake-quantizes the weights of integer convolutions and linear layers; returns their SQNR by origin."""
         observer = weight_observer(self.weight_observer)
-        allocation = Allocation(self.weights, IntegerFormat(self.weight_bits))
-        allocation.require_matches([origin_of(layer) for layer in weight_layers(program, regions)], self.name)
         done: set[fx.Node] = set()
         quality: dict[str, float] = {}
         for layer in weight_layers(program, regions):
@@ -127,7 +146,9 @@ class Quantize(Pass):
                 continue
             weight_node: fx.Node = layer.args[1]  # type: ignore[assignment]
             weight: torch.Tensor = program.parameter(weight_node)  # type: ignore[assignment]
-            encoding = allocation.of(origin_of(layer)).encoding(weight.detach(), observer)
+            form = formats[layer]
+            assert isinstance(form, IntegerFormat)  # the others are no layers of these regions
+            encoding = form.encoding(weight.detach(), observer)
             readers = [n for n in weight_node.users if n in regions.layers]
             for reader in readers:
                 encoding = raise_for_bias(program, encoding, weight, reader)
@@ -138,16 +159,42 @@ class Quantize(Pass):
             quality[origin_of(layer)] = round(sqnr_db(weight, encoding), 2)
         return quality
 
+    def _decode_weights(self, program: Program, decoded: dict[fx.Node, CodebookFormat]) -> dict[str, float]:
+        """Puts the weights of float layers behind their tables; returns their SQNR by origin."""
+        made: dict[tuple[fx.Node, CodebookFormat], tuple[fx.Node, float]] = {}
+        quality: dict[str, float] = {}
+        for layer, form in decoded.items():
+            source: fx.Node = layer.args[1]  # type: ignore[assignment]
+            if (source, form) not in made:
+                weight: torch.Tensor = program.parameter(source)  # type: ignore[assignment]
+                codebook = form.fit(weight, search=self.weight_observer == "mse")
+                fake = insert_fake_codebook(program, source, codebook, before=layer)
+                made[source, form] = fake, round(sqnr_db(weight, codebook), 2)
+            fake, quality[origin_of(layer)] = made[source, form]
+            layer.update_arg(1, fake)
+        return quality
+
 
 def weight_layers(program: Program, regions: Regions) -> list[fx.Node]:
     """The layers whose weight is a parameter: convolutions and linear layers, in graph order."""
     return [n for n in regions.layers if n.target not in ops.MATMUL and program.parameter(n.args[1]) is not None]
 
 
+def _all_layers(program: Program, layers: list[fx.Node]) -> list[fx.Node]:
+    """`layers` and the matmuls of two activations."""
+    return [*layers, *(n for n in program.nodes if n.target in ops.MATMUL)]
+
+
 def average_bits(program: Program) -> float:
-    """Bits of a weight, averaged over all weights with an encoding."""
+    """Bits of a weight, averaged over all weights with an encoding. The scales and zeros of a codebook count."""
     bits = count = 0
     for node in program.nodes:
+        if is_fake_codebook(node):
+            codebook, weight = read_codebook(program, node), program.parameter(node.args[0])
+            assert weight is not None
+            zeros = 0 if codebook.zero is None else 8 * codebook.zero.numel()
+            count += weight.numel()
+            bits += weight.numel() * codebook.bits + 32 * codebook.scale.numel() + zeros
         weight = program.parameter(node.args[0]) if is_fake_quantize(node) else None
         if weight is not None:
             encoding = read_encoding(program, node)
@@ -210,7 +257,7 @@ def bias_on_grid(program: Program, layer: fx.Node, bias: torch.Tensor) -> torch.
     return (torch.round(bias.detach().to(torch.float64) / step) * step).to(bias.dtype)
 
 
-def sqnr_db(value: torch.Tensor, encoding: Encoding) -> float:
+def sqnr_db(value: torch.Tensor, encoding: Encoding | Codebook) -> float:
     """10 log10(|x|^2 / |x - quantized x|^2); infinite where nothing is lost."""
     exact = value.detach().to(torch.float64)
     noise = float((encoding.dequantize(encoding.quantize(value.detach())).to(torch.float64) - exact).square().sum())

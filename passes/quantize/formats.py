@@ -2,8 +2,10 @@
 
     int8, int4, ...     signed codes in [-(2^(b-1) - 1), 2^(b-1) - 1], one scale an output channel, zero point 0
     uint4, uint2, ...   unsigned codes in [0, 2^b - 1], one scale and one zero point an output channel
+    int4g64, pot4, fp8e4m3, fp4e2m1g32, pe4, ...        codes of a table, see `codebooks`
 
-Fewer than 8 bits are packed in the integer program and unpacked inside the kernel.
+Layers with the first two multiply integers; with the others they compute in float, on weights decoded from their codes. Fewer
+than 8 bits are packed in the integer program and unpacked inside the kernel.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from fnmatch import fnmatchcase
 import torch
 
 from ...ir.errors import OptionError
+from .codebooks import CodebookFormat, parse_codebook
 from .encoding import SMALLEST_SCALE, Encoding, code_range, symmetric
 from .observers import WeightObserver
 
@@ -44,16 +47,25 @@ class IntegerFormat:
         return Encoding(scale, zero, qmin, qmax, torch.uint8, axis=0)
 
 
-def parse_format(text: str) -> IntegerFormat:
-    """`int4`, `uint2`, ...
+WeightFormat = IntegerFormat | CodebookFormat
+
+KNOWN = (
+    "int2 to int8 (symmetric) and uint2 to uint8 (asymmetric); for weights of float layers int4g64 and uint4g64 (any bits and "
+    "group), pot4, fp8e4m3, fp4e2m1 and others of 1 + e + m bits, pe4, each also with a group such as pot4g64"
+)
+
+
+def parse_format(text: str) -> WeightFormat:
+    """`int4`, `uint2`, `int4g64`, `fp4e2m1`, ...
 
     Raises:
         OptionError: no such format; the message lists what there is.
     """
     match = _INTEGER.fullmatch(text)
-    if match is None:
-        raise OptionError(f"'{text}' is no weight format; known: int2 to int8 (symmetric) and uint2 to uint8 (asymmetric)")
-    return IntegerFormat(int(match[2]), bool(match[1]))
+    found = IntegerFormat(int(match[2]), bool(match[1])) if match else parse_codebook(text)
+    if found is None:
+        raise OptionError(f"'{text}' is no weight format; known: {KNOWN}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,7 @@ class Rule:
     """One entry of an allocation: every layer whose origin matches `pattern` has its weights in `format`."""
 
     pattern: str
-    format: IntegerFormat
+    format: WeightFormat
 
     @classmethod
     def parse(cls, text: str) -> Rule:
@@ -78,11 +90,11 @@ class Allocation:
         rules: entries `ORIGIN=FORMAT`; an origin may be a glob.
     """
 
-    def __init__(self, rules: Sequence[str], default: IntegerFormat) -> None:
+    def __init__(self, rules: Sequence[str], default: WeightFormat) -> None:
         self.rules = tuple(Rule.parse(text) for text in rules)
         self.default = default
 
-    def of(self, origin: str) -> IntegerFormat:
+    def of(self, origin: str) -> WeightFormat:
         matches = [rule.format for rule in self.rules if fnmatchcase(origin, rule.pattern)]
         return matches[-1] if matches else self.default
 

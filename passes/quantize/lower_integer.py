@@ -11,9 +11,8 @@ from torch import fx
 from ...ir.dialect import gw
 from ...ir.errors import PassError
 from ...ir.program import Program, Stage, origin_of
-from ...ir.verify import is_gw
+from ...ir.verify import FAKE, is_gw
 from ..base import Pass, PassContext, PassResult, bounded, register
-from .encoding import is_fake_quantize
 from .lower_forms import Builder, Form, Real, is_float
 from .lower_rules import rule_of
 
@@ -35,6 +34,9 @@ class LowerInteger(Pass):
         %y = convolution(%q, %w, bias)                   ->       %a = gw.convolution(%q, weight, bias)   s32
         %r = relu(%y)                                             %r = gw.rescale(%a, sx * sw / sr)       u8
         %s = fake_quantize(%r, sr, zr)
+
+        %w = fake_codebook(weight, table, scale)         packed codes: u8 parameter
+        %y = linear(%x, %w, bias)                        %w = gw.decode(packed, table, scale); %y = linear(%x, %w, bias)
 
     Bias: round(b / (sx * sw)) in s32. Jacob et al. 2018 (arXiv:1712.05877, sections 2.2 to 2.4) for the arithmetic; HAWQ-V3
     (arXiv:2011.10680, section 3.1) for dyadic rescaling. Float parameters of integer layers are gone afterwards.
@@ -72,7 +74,7 @@ class LowerInteger(Pass):
 
     def ensures(self, result: PassResult, context: PassContext) -> None:
         for node in result.program.nodes:
-            if is_fake_quantize(node):
+            if node.target in FAKE:
                 raise PassError(f"{self.name} left '{node.name}' (from {origin_of(node)}) fake-quantized")
 
 

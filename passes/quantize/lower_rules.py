@@ -10,10 +10,12 @@ import torch
 from torch import fx
 
 from ...ir.dialect import gw
+from ...ir.dialect.codebook import pack
 from ...ir.dialect.integer import accumulator_bound, largest_magnitude
 from ...ir.errors import PassError
 from ...ir.program import Program, origin_of, shape_of
 from . import operators as ops
+from .codebooks import read_codebook, read_table_codes
 from .encoding import Encoding, read_codes, read_encoding
 from .integer_weights import integer_weight
 from .lower_forms import Accumulator, Builder, Codes, Concat, Form, Real, Sum, Table, is_float, require_integer
@@ -57,6 +59,15 @@ def lower_fake_quantize(b: Builder, node: fx.Node) -> Form:
     return form.quantized(b, encoding)
 
 
+def lower_fake_codebook(b: Builder, node: fx.Node) -> Form:
+    """Packed codes and the op that decodes them."""
+    codebook, codes = read_codebook(b.program, node), read_table_codes(b.program, node)
+    packed = b.parameter(f"{node.args[0]}_packed", pack(codes, codebook.bits))
+    operands = [b.real(a) for a in (node.args[1], node.args[2])]
+    zero = [] if codebook.zero is None else [b.real(node.args[4])]
+    return Real(b.emit(gw.decode.default, packed, codebook.bits, list(codes.shape), *operands, codebook.group, *zero))
+
+
 def lower_convolution(b: Builder, node: fx.Node) -> Form | str:
     x, weight, bias, stride, padding, dilation, transposed, _, groups = node.args
     if transposed:
@@ -71,6 +82,8 @@ def lower_linear(b: Builder, node: fx.Node) -> Form | str:
 def _layer(b: Builder, node: fx.Node, op: Any, axis: int, operands: tuple[Any, ...], geometry: tuple[Any, ...]) -> Form | str:
     """Convolution and linear: s8 weights, bias in s32 at scale s_x * s_w, accumulator checked against s32."""
     x, weight = b.form(operands[0]), b.form(operands[1])
+    if isinstance(weight, Real) and weight.node.target is gw.decode.default:
+        return "its weight is codes of a table, which have no integer arithmetic"
     if not isinstance(x, Codes) or not isinstance(weight, Codes):
         return NOT_CODES
     weight_codes = b.program.parameter(weight.node)
@@ -248,6 +261,7 @@ def _product(x: Encoding, y: Encoding) -> torch.Tensor:
 
 RULES: dict[Any, Rule] = {
     gw.fake_quantize.default: lower_fake_quantize,
+    gw.fake_codebook.default: lower_fake_codebook,
     ops.CONVOLUTION: lower_convolution,
     ops.LINEAR: lower_linear,
     ops.MULTIPLY: lower_multiply,

@@ -10,14 +10,26 @@ import numpy as np
 import torch
 from torch import fx
 
+from ....ir.dialect import gw
 from ....ir.program import shape_of, single_user
-from ..kernels import activation_f32, convolution_f32, depthwise_f32, layer_norm_f32, linear_f32, matmul_f32, softmax_f32
-from ..kernels.base import LANES
+from ..kernels import (
+    activation_f32,
+    coded_f32,
+    convolution_f32,
+    decode_rows,
+    depthwise_f32,
+    layer_norm_f32,
+    linear_f32,
+    matmul_f32,
+    softmax_f32,
+)
+from ..kernels.base import LANES, Convolution
 from ..kernels.convolution_f32 import pack_bias
 from ..kernels.float_base import RELU, RELU6, Activation, FloatSpec, MatrixProduct
 from ..lower import Lowering, rule
 from ..values import DTYPES, Expr, arguments, of_node, shape_of_var
 from .attention_float import lower_float_attention
+from .coded import CodedWeight, coded_weight
 from .generic import fallback
 from .operands import matmul_operands, planar, without_frame
 
@@ -90,36 +102,84 @@ def _is_float32(*nodes: Any) -> bool:
     return all(DTYPES[n.meta["val"].dtype] == "float32" for n in nodes)
 
 
+def _weight(lowering: Lowering, argument: Any) -> np.ndarray | CodedWeight | None:
+    """A layer's weight, stored as it is or as codes of a table; None where it is no constant."""
+    return _stored(lowering, argument) if _stored(lowering, argument) is not None else coded_weight(lowering, argument)
+
+
+def _planar(lowering: Lowering, node: fx.Node) -> Convolution | None:
+    """The convolution that a designed kernel computes; None where it is left to the generic lowering."""
+    x, weight, bias, stride, padding, dilation, transposed, _, groups = arguments(node)
+    if transposed or not _is_float32(x, weight) or (bias is not None and _stored(lowering, bias) is None):
+        return None
+    found = planar(shape_of(x), shape_of(weight), stride, padding, dilation, groups)
+    banded = found is not None and found.groups > 1 and not found.depthwise
+    constant = _weight(lowering, weight)
+    return None if constant is None or (banded and isinstance(constant, CodedWeight)) else found
+
+
+def takes_codes(lowering: Lowering, node: fx.Node, weight: fx.Node) -> bool:
+    """Whether a designed kernel reads `weight`, a `gw::decode` of constants, as the weight of the layer `node`."""
+    if coded_weight(lowering, weight) is None or [a for a in node.all_input_nodes if a is weight] != [weight]:
+        return False
+    if node.target is aten.convolution.default:
+        return arguments(node)[1] is weight and _planar(lowering, node) is not None
+    x, second, bias = (*arguments(node), None)[:3]
+    readable = bias is None or _stored(lowering, bias) is not None
+    return node.target is aten.linear.default and second is weight and readable and _is_float32(x, node)
+
+
+@rule(gw.decode.default)
+def decode(lowering: Lowering, node: fx.Node) -> None:
+    """Nothing is emitted where every reader has a kernel that takes codes."""
+    if all(takes_codes(lowering, user, node) for user in node.users):
+        lowering.bind(node, [])
+        return
+    packed, bits, shape, table, scale, group, *zero = arguments(node)
+    rows, count = int(shape[0]), prod(shape[1:])
+    spec = rows, count, bits, group, shape_of(table)[0], bool(zero)
+    inputs = [lowering.dense(n) for n in (packed, table, scale, *zero)]
+    out = lowering.kernel(decode_rows.decode_rows, *spec, inputs=inputs, nodes=(node,))
+    lowering.bind(node, of_node(node, dense=out))
+
+
 @rule(aten.convolution.default)
 def convolution(lowering: Lowering, node: fx.Node) -> None:
-    x, weight, bias, stride, padding, dilation, transposed, _, groups = arguments(node)
-    kernel, offset = _stored(lowering, weight), _stored(lowering, bias)
-    shape = None if kernel is None else planar(shape_of(x), kernel.shape, stride, padding, dilation, groups)
-    if kernel is None or shape is None or transposed or not _is_float32(x, weight) or (bias is not None and offset is None):
+    shape = _planar(lowering, node)
+    if shape is None:
         fallback(lowering, node)
         return
+    x, weight, bias, *_ = arguments(node)
     x, shape = without_frame(lowering, x, shape, 0.0)
     done = finish(lowering, node)
-    kernel = kernel.reshape(shape.filters, -1, *shape.kernel)
     residual = [] if done.residual is None else [lowering.channels(done.residual)]
+    packed = _convolution_weight(lowering, _weight(lowering, weight), shape)
     if shape.depthwise:
-        generator, label, packed = depthwise_f32.depthwise, "depthwise_f32", depthwise_f32.pack_weight(shape, kernel)
+        generator, label = depthwise_f32.depthwise, "depthwise_f32"
         options, source = (shape, done.spec), lowering.channels(x)
     else:
-        generator, label, packed = convolution_f32.convolution, "convolution_f32", convolution_f32.pack_weight(shape, kernel)
+        generator, label = convolution_f32.convolution, "convolution_f32"
         # The image a network is given is planar, with few channels: a first layer reads it as it is.
         planar_input = shape.channels <= LANES and not lowering.is_channels(x) and len(x.users) == 1
         source = lowering.dense(x) if planar_input else lowering.channels(x)
         options = (shape, done.spec, planar_input)
-    inputs = [source, *residual, packed, pack_bias(shape.filters, offset)]
+    inputs = [source, *residual, packed, pack_bias(shape.filters, _stored(lowering, bias))]
     out = lowering.kernel(generator, *options, inputs=inputs, nodes=done.nodes, macs=shape.macs, label=label)
     lowering.bind_all(done.nodes, of_node(done.nodes[-1], channels=out))
+
+
+def _convolution_weight(lowering: Lowering, weight: np.ndarray | CodedWeight | None, shape: Convolution) -> Expr | np.ndarray:
+    assert weight is not None
+    if isinstance(weight, CodedWeight):
+        return weight.panels(lowering, taps=prod(shape.kernel))
+    kernel = weight.reshape(shape.filters, -1, *shape.kernel)
+    return (depthwise_f32 if shape.depthwise else convolution_f32).pack_weight(shape, kernel)
 
 
 @rule(aten.linear.default)
 def linear(lowering: Lowering, node: fx.Node) -> None:
     x, weight, bias = (*arguments(node), None)[:3]
-    _linear(lowering, node, x, _stored(lowering, weight), bias)
+    _linear(lowering, node, x, _weight(lowering, weight), bias)
 
 
 @rule(aten.addmm.default)
@@ -130,7 +190,7 @@ def addmm(lowering: Lowering, node: fx.Node) -> None:
     _linear(lowering, node, x, matrix.T if matrix is not None and plain else None, bias)
 
 
-def _linear(lowering: Lowering, node: fx.Node, x: Any, matrix: np.ndarray | None, bias: Any) -> None:
+def _linear(lowering: Lowering, node: fx.Node, x: Any, matrix: np.ndarray | CodedWeight | None, bias: Any) -> None:
     offset = _stored(lowering, bias)
     if matrix is None or not _is_float32(x, node) or (bias is not None and offset is None):
         fallback(lowering, node)
@@ -141,10 +201,23 @@ def _linear(lowering: Lowering, node: fx.Node, x: Any, matrix: np.ndarray | None
     done = finish(lowering, node)
     shape = MatrixProduct(prod(shape_of(x)[:-1]), inputs, outputs)
     residual = [] if done.residual is None else [lowering.dense(done.residual)]
-    operands = [lowering.dense(x), *residual, linear_f32.pack_weight(matrix), pack_bias(outputs, offset)]
-    options = {"nodes": done.nodes, "macs": shape.macs, "label": "linear_f32"}
-    out = lowering.kernel(linear_f32.linear, shape, done.spec, inputs=operands, **options)
+    generator, spec, weights = _product(lowering, shape, matrix)
+    operands = [lowering.dense(x), *residual, *weights, pack_bias(outputs, offset)]
+    options = {"nodes": done.nodes, "macs": shape.macs, "label": generator.__module__.rpartition(".")[2]}
+    out = lowering.kernel(generator, *spec, done.spec, inputs=operands, **options)
     lowering.bind_all(done.nodes, of_node(done.nodes[-1], dense=out))
+
+
+def _product(
+    lowering: Lowering, shape: MatrixProduct, matrix: np.ndarray | CodedWeight
+) -> tuple[Any, tuple[Any, ...], list[Any]]:
+    """(generator, its specification, the weight's buffers) of a linear layer."""
+    if isinstance(matrix, np.ndarray):
+        return linear_f32.linear, (shape,), [linear_f32.pack_weight(matrix)]
+    coded = matrix.coded()
+    if coded_f32.fuses(shape.rows, coded):
+        return coded_f32.linear, (shape, coded), matrix.buffers(coded)
+    return linear_f32.linear, (shape,), [matrix.panels(lowering)]
 
 
 @rule(aten.matmul.default, aten.bmm.default, aten.mm.default)
