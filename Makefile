@@ -5,8 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LINK := .link/graphwright
-# Real packages the flow needs: test data, the ARM cross compiler, the ARM emulator, a C++ compiler for the runner.
-DEBIAN_PACKAGES := dataset-fashion-mnist perl qemu-user-static gcc-aarch64-linux-gnu g++-aarch64-linux-gnu g++ make
+# Real packages the flow needs: test data, text, the ARM cross compiler, the ARM emulator, a C++ compiler for the runner.
+DEBIAN_PACKAGES := dataset-fashion-mnist perl python3-doc git-doc vim-runtime qemu-user-static gcc-aarch64-linux-gnu g++-aarch64-linux-gnu g++ make
 # One thread a process in tests: the suite runs in parallel and oversubscription makes it slower.
 TEST_ENV := OMP_NUM_THREADS=1 TVM_NUM_THREADS=2
 export PYTHONWARNINGS := ignore::FutureWarning

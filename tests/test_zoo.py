@@ -22,6 +22,7 @@ SHAPES = {
     "mobilenetv2": ([(1, 1, 28, 28)], (1, 10), 542_986),
     "vit-tiny": ([(1, 1, 28, 28)], (1, 10), 2_684_170),
     "minilm-l6": ([(1, 128), (1, 128)], (1, 384), 22_565_376),
+    "gpt-small": ([(1, 256)], (1, 256, 1024), 5_328_896),
     "resnet50": ([(1, 3, 224, 224)], (1, 1000), 25_557_032),
 }
 #: The first weight of ResNet-50's stem, drawn from its seed.
@@ -41,7 +42,7 @@ def predict(reference):
     return run
 
 
-def test_names_are_the_documented_six():
+def test_names_are_the_documented_seven():
     assert zoo.names() == tuple(SHAPES)
 
 

@@ -28,7 +28,7 @@ from ..optimize import Result, optimize
 from ..predict import single_output
 from ..report import Measurement
 from ..sources import resolve
-from ..zoo import ReferenceModel
+from ..zoo import Metric, ReferenceModel, perplexity
 from .systems import PEERS
 from .worker import Worker, WorkerError
 
@@ -171,15 +171,28 @@ def interleave(
     return times
 
 
+def score_column(metric: str) -> str:
+    """Heading of the column of scores: a log-likelihood is shown as the perplexity it stands for."""
+    return "perplexity" if metric == Metric.LOG_LIKELIHOOD else metric or "score"
+
+
+def score_text(row: Row) -> str:
+    """The score as its column shows it."""
+    if row.score is None:
+        return "-"
+    return f"{perplexity(row.score):.3f}" if row.metric == Metric.LOG_LIKELIHOOD else f"{row.score:.4f}"
+
+
 def table(bench: Bench) -> Table:
     """The rows with ratios to our int8 artifact (above 1: slower than ours)."""
     rows = bench.rows
     result = Table(title=f"{rows[0].model}, batch {rows[0].batch}, {rows[0].threads} threads")
-    for column in ("system", "precision", rows[0].metric or "score", "latency", "vs ours", "size"):
+    for column in ("system", "precision", score_column(rows[0].metric), "latency", "vs ours", "size"):
         result.add_column(column, justify="left" if column in ("system", "precision") else "right")
     ours = next(r for r in rows if (r.system, r.precision) == ("graphwright", "int8")).latency_ms
     for row in rows:
-        score = "-" if row.score is None else f"{row.score:.4f}"
         size = f"{row.size_bytes / 1e6:.2f} MB" if row.size_bytes else "-"
-        result.add_row(row.system, row.precision, score, f"{row.latency_ms:.3f} ms", f"{row.latency_ms / ours:.2f}x", size)
+        result.add_row(
+            row.system, row.precision, score_text(row), f"{row.latency_ms:.3f} ms", f"{row.latency_ms / ours:.2f}x", size
+        )
     return result

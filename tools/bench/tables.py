@@ -22,7 +22,7 @@ import typer
 from ..optimize import optimize
 from ..progress import TerminalProgress
 from ..sources import resolve
-from . import Row, run_bench, speed
+from . import Row, run_bench, score_column, score_text, speed
 from .exactness import Exactness
 from .exactness import measure as measure_exactness
 from .export import measure as measure_export
@@ -49,15 +49,16 @@ def peers(
         ours = next(r for r in rows if (r.system, r.precision) == ("graphwright", "int8")).latency_ms
         body = [_peer_row(r, ours) for r in rows]
         typer.echo(f"\n{model}, batch {rows[0].batch}, {threads} threads; {machine()}\n")
-        typer.echo(markdown(["system", "precision", rows[0].metric, "latency (ms)", "vs ours int8", "size (MB)"], body))
+        typer.echo(
+            markdown(["system", "precision", score_column(rows[0].metric), "latency (ms)", "vs ours int8", "size (MB)"], body)
+        )
         for peer, reason in bench.failures.items():
             typer.echo(f"\n{peer} did not run: {reason}")
 
 
 def _peer_row(row: Row, ours: float) -> list[str]:
-    score = "-" if row.score is None else f"{row.score:.4f}"
     ratio, size = f"{row.latency_ms / ours:.2f}x", f"{row.size_bytes / 1e6:.2f}"
-    return [row.system, row.precision, score, f"{row.latency_ms:.3f}", ratio, size]
+    return [row.system, row.precision, score_text(row), f"{row.latency_ms:.3f}", ratio, size]
 
 
 @app.command()

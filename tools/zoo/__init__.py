@@ -20,11 +20,13 @@ from torch import nn
 from ...ir.errors import UnknownNameError
 from .efficientnet_lite import published_efficientnet_lite0
 from .fashion_mnist import FashionMnist
+from .gpt import GPTSmall
+from .manuals import Manuals
 from .minilm import published_minilm
 from .mobilenetv2 import MobileNetV2
 from .photographs import Photographs
 from .random_images import RandomImages
-from .reference import Metric, ReferenceModel
+from .reference import Metric, ReferenceModel, perplexity
 from .resnet import ResNet20
 from .resnet50 import random_resnet50
 from .samples import Samples
@@ -32,7 +34,7 @@ from .sentences import Sentences
 from .vit import ViTTiny
 from .weights_file import load_weights
 
-__all__ = ["Metric", "ReferenceModel", "load", "names"]
+__all__ = ["Metric", "ReferenceModel", "load", "names", "perplexity"]
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -51,6 +53,7 @@ _ENTRIES = {
     "mobilenetv2": _Entry(MobileNetV2, FashionMnist, Metric.TOP1, "mobilenetv2.safetensors"),
     "vit-tiny": _Entry(ViTTiny, FashionMnist, Metric.TOP1, "vit-tiny.safetensors"),
     "minilm-l6": _Entry(published_minilm, Sentences, Metric.SPEARMAN),
+    "gpt-small": _Entry(GPTSmall, Manuals, Metric.LOG_LIKELIHOOD, "gpt-small.safetensors"),
     "resnet50": _Entry(random_resnet50, RandomImages, Metric.CORRELATION),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -16,12 +17,17 @@ Predict = Callable[[Inputs], torch.Tensor]
 
 
 class Metric(StrEnum):
-    """How outputs are scored; every metric is better when larger, and 1 at best."""
+    """How outputs are scored; every metric is better when larger, and 1 at best (a log-likelihood 0)."""
 
     TOP1 = "top-1"
     TOP1_AGREEMENT = "top-1 agreement"
     SPEARMAN = "spearman"
     CORRELATION = "logit correlation"
+    LOG_LIKELIHOOD = "log-likelihood"
+
+
+#: These compare with labels; the others with the float model's outputs.
+_LABELLED = (Metric.TOP1, Metric.LOG_LIKELIHOOD)
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,8 @@ class ReferenceModel:
         metric: `top-1` compares with true labels, `top-1 agreement` with the float model's own classes, `spearman` is the
             rank correlation of the cosine similarities of all pairs of evaluation samples with the float model's. `logit
             correlation` is for networks with random weights, whose classes mean nothing: the correlation of the outputs with
-            the float model's, each output's mean over the samples taken off. It is no accuracy.
+            the float model's, each output's mean over the samples taken off. It is no accuracy. `log-likelihood` is that of a
+            token given those before it, in nats, averaged over all tokens; `perplexity` turns it into the usual figure.
     """
 
     name: str
@@ -52,7 +59,7 @@ class ReferenceModel:
         return self.samples.calibration(count)
 
     def evaluation(self, count: int | None = None) -> Iterable[tuple[Inputs, torch.Tensor | None]]:
-        """The first `count` evaluation samples (None: all) in batches of at most 32, with labels `(N,)` or None."""
+        """The first `count` evaluation samples (None: all) in batches of at most 32, with labels (see `Samples`) or None."""
         return self.samples.evaluation(count)
 
     def evaluate(self, predict: Predict, count: int | None = None) -> float:
@@ -70,10 +77,10 @@ class ReferenceModel:
         outputs: list[list[torch.Tensor]] = [[] for _ in predicts]
         labels: list[torch.Tensor] = []
         references: list[torch.Tensor] = []
-        wants_float = self.metric is not Metric.TOP1 and count not in self._float_outputs
+        wants_float = self.metric not in _LABELLED and count not in self._float_outputs
         for inputs, batch_labels in self.evaluation(count):
             for predict, collected in zip(predicts, outputs, strict=True):
-                collected.append(self._checked(predict(inputs), inputs))
+                collected.append(self._reduced(self._checked(predict(inputs), inputs), batch_labels))
             if batch_labels is not None:
                 labels.append(batch_labels)
             if wants_float:
@@ -83,9 +90,17 @@ class ReferenceModel:
             self._float_outputs[count] = torch.cat(references)
         return [self._score(torch.cat(collected), labels, count) for collected in outputs]
 
+    def _reduced(self, output: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        """What is kept of a batch until the end: a language model's logits of all samples would take gigabytes."""
+        if self.metric is not Metric.LOG_LIKELIHOOD or labels is None:
+            return output
+        return output.log_softmax(-1).gather(-1, labels[..., None])[..., 0]
+
     def _score(self, predicted: torch.Tensor, labels: list[torch.Tensor], count: int | None) -> float:
         if self.metric is Metric.TOP1:
             return _share_equal(predicted.argmax(1), torch.cat(labels))
+        if self.metric is Metric.LOG_LIKELIHOOD:
+            return float(predicted.double().mean())
         expected = self._float_outputs[count]
         if self.metric is Metric.TOP1_AGREEMENT:
             return _share_equal(predicted.argmax(1), expected.argmax(1))
@@ -94,14 +109,20 @@ class ReferenceModel:
         return similarity_spearman(predicted, expected)
 
     def _checked(self, output: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-        if output.ndim != 2 or len(output) != len(inputs[0]):
+        leading = inputs[0].shape[: 2 if self.metric is Metric.LOG_LIKELIHOOD else 1]
+        if output.ndim != len(leading) + 1 or output.shape[:-1] != leading:
             raise DataError(
                 f"predict returned shape {tuple(output.shape)} for {len(inputs[0])} samples of {self.name}, expected "
-                f"({len(inputs[0])}, outputs)"
+                f"({', '.join(map(str, leading))}, outputs)"
             )
         if not torch.isfinite(output).all():
             raise DataError(f"predict returned values that are not finite for {self.name}")
         return output.detach().to("cpu", torch.float32)
+
+
+def perplexity(log_likelihood: float) -> float:
+    """The perplexity that a mean log-likelihood per token in nats stands for."""
+    return math.exp(-log_likelihood)
 
 
 def _share_equal(left: torch.Tensor, right: torch.Tensor) -> float:

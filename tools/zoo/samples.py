@@ -26,7 +26,9 @@ class Samples(Protocol):
         ...
 
     def evaluation(self, count: int | None) -> Iterable[tuple[Inputs, torch.Tensor | None]]:
-        """`count` samples (None: all) in batches of at most `BATCH`, each with its labels `(N,)` int64 where there are any."""
+        """`count` samples (None: all) in batches of at most `BATCH`, each with its labels where there are any: classes `(N,)`
+        int64, or for a language model the tokens that follow, `(N, T)` int64.
+        """
         ...
 
 

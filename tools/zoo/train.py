@@ -1,41 +1,39 @@
-r"""Train one of the Fashion-MNIST reference models.
+r"""Train one of the reference models whose weights this repository holds.
 
     python -m graphwright.tools.zoo.train resnet20 --device cuda --seed 0 \
         --output resnet20.safetensors
 
-The whole data set sits on the device, and augmentation (shifted crop, flip, random erasing of Zhong et al., 2020) runs
-there on whole batches. Each file written is the moving average of the weights, in float16, at the epoch with the best
-accuracy on the 5,000 images held out of the training split; the test split is looked at once, after the last epoch.
-Runs are seeded, and repeat up to the order of the GPU's float sums.
+For the Fashion-MNIST models the whole data set sits on the device, and augmentation (shifted crop, flip, random erasing of
+Zhong et al., 2020) runs there on whole batches. Each file written is the moving average of the weights, in float16, at the
+epoch with the best accuracy on the 5,000 images held out of the training split; the test split is looked at once, after the
+last epoch. `gpt-small` (train_gpt.py) is chosen likewise, by its likelihood of the calibration manuals. Runs are seeded, and
+repeat up to the order of the GPU's float sums.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ...ir.errors import GraphwrightError
 from ...ir.files import check_output
-from . import fashion_mnist
+from . import fashion_mnist, manuals, train_gpt
+from .gpt import GPTSmall
 from .mobilenetv2 import MobileNetV2
+from .optimization import WeightAverage, autocast, cosine_schedule, parameter_groups
 from .resnet import ResNet20
 from .vit import ViTTiny
 from .weights_file import load_weights, save_weights
 
 _CROP_SHIFT = 2
-_EMA_DECAY = 0.9995
-_WARMUP = 0.05
 _EVALUATIONS = 40
 
 
@@ -66,6 +64,8 @@ RECIPES = {
     "mobilenetv2": Recipe(MobileNetV2, _sgd, weight_decay=2e-4, epochs=120),
     "vit-tiny": Recipe(ViTTiny, _adamw, weight_decay=0.05, epochs=102, max_norm=1.0),
 }
+
+LANGUAGE_MODEL = "gpt-small"
 
 
 def augment(images: torch.Tensor, erasing: float) -> torch.Tensor:
@@ -108,32 +108,6 @@ def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> fl
     return float(torch.stack(hits).sum()) / len(labels)
 
 
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Decay matrices and kernels; leave biases, normalization and position vectors alone."""
-    decayed = [p for name, p in model.named_parameters() if p.ndim > 1 and name != "position"]
-    rest = [p for name, p in model.named_parameters() if p.ndim <= 1 or name == "position"]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-
-
-class WeightAverage:
-    """Exponential moving average of parameters and float buffers, its decay ramped up over the first steps."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = copy.deepcopy(model).requires_grad_(False)
-        self._source = [value for value in model.state_dict().values() if value.is_floating_point()]
-        self._target = [value for value in self.model.state_dict().values() if value.is_floating_point()]
-        self._steps = 0
-
-    def update(self) -> None:
-        self._steps += 1
-        decay = min(_EMA_DECAY, (1 + self._steps) / (10 + self._steps))
-        get_ema_multi_avg_fn(decay)(self._target, self._source, self._steps)
-
-
-def _autocast(device: torch.device) -> AbstractContextManager:
-    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
-
-
 class Trainer:
     """One model, its moving average, and the optimizer and cosine schedule of `total` steps that train it."""
 
@@ -142,12 +116,8 @@ class Trainer:
         self.device = device
         self.model = recipe.build().to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.average = WeightAverage(self.model)
-        self._optimizer = recipe.optimizer(_parameter_groups(self.model, recipe.weight_decay))
-        warmup = max(1, round(_WARMUP * total))
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._optimizer,
-            lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / total))),
-        )
+        self._optimizer = recipe.optimizer(parameter_groups(self.model, recipe.weight_decay))
+        self._schedule = cosine_schedule(self._optimizer, total)
 
     def epoch(self, images: torch.Tensor, labels: torch.Tensor, steps: int) -> float:
         """Train on `steps` shuffled batches of `(N, 1, 28, 28)` images; returns the last batch's loss."""
@@ -157,7 +127,7 @@ class Trainer:
         loss = torch.zeros((), device=self.device)
         for index in order[: steps * recipe.batch].split(recipe.batch):
             batch = augment(images[index], recipe.erasing).contiguous(memory_format=torch.channels_last)
-            with _autocast(self.device):
+            with autocast(self.device):
                 logits = model(batch)
             loss = F.cross_entropy(logits.float(), labels[index], label_smoothing=recipe.label_smoothing)
             self._optimizer.zero_grad(set_to_none=True)
@@ -207,29 +177,53 @@ def train(name: str, device: torch.device, data: Path, output: Path, epochs: int
     print(f"{name} stored float16 weights: held-out {held:.4f} test {test:.4f}", flush=True)
 
 
+def train_language_model(device: torch.device, output: Path, epochs: int, seed: int, steps: int | None) -> None:
+    """Train `gpt-small` on the training manuals and leave its best averaged weights in `output`.
+
+    Raises:
+        DataError: the manuals of a Debian package are missing.
+        OutputError: `output` cannot be written.
+    """
+    check_output(output, overwrite=True)
+    tokens = torch.tensor([token for ids in manuals.encode(manuals.documents("training")) for token in ids], device=device)
+    held_out = manuals.held_out_windows("calibration").to(device)
+    train_gpt.train_gpt(
+        tokens, held_out, lambda model: save_weights(model, output), epochs, train_gpt.STEPS if steps is None else steps, seed
+    )
+    stored = GPTSmall()
+    load_weights(stored, output)
+    stored = stored.to(device)
+    scores = [train_gpt.log_likelihood(stored, manuals.held_out_windows(side).to(device)) for side in ("calibration", "test")]
+    held, test = (math.exp(-score) for score in scores)
+    print(f"gpt-small stored float16 weights: perplexity held-out {held:.3f} test {test:.3f}", flush=True)
+
+
 def _on_device(split: tuple[torch.Tensor, torch.Tensor], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     images, labels = split
     return fashion_mnist.normalize(images.to(device)), labels.to(device)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m graphwright.tools.zoo.train", description="Train a Fashion-MNIST reference model."
-    )
-    parser.add_argument("model", choices=sorted(RECIPES))
+    parser = argparse.ArgumentParser(prog="python -m graphwright.tools.zoo.train", description="Train a reference model.")
+    parser.add_argument("model", choices=sorted([*RECIPES, LANGUAGE_MODEL]))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--data", type=Path, default=fashion_mnist.DEFAULT_ROOT, help="folder of the four .gz files")
+    parser.add_argument("--data", type=Path, default=fashion_mnist.DEFAULT_ROOT, help="folder of Fashion-MNIST's four .gz files")
     parser.add_argument("--output", type=Path, required=True, help="safetensors file to write")
     parser.add_argument("--epochs", type=int, help="default: the recipe's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="steps per epoch, to try the script out (default: the whole epoch)")
     options = parser.parse_args(arguments)
-    epochs = RECIPES[options.model].epochs if options.epochs is None else options.epochs
+    recipe_epochs = train_gpt.EPOCHS if options.model == LANGUAGE_MODEL else RECIPES[options.model].epochs
+    epochs = recipe_epochs if options.epochs is None else options.epochs
     for flag, value in (("--epochs", epochs), ("--steps", options.steps)):
         if value is not None and value < 1:
             parser.error(f"{flag} must be 1 or more, not {value}")
+    device = torch.device(options.device)
     try:
-        train(options.model, torch.device(options.device), options.data, options.output, epochs, options.seed, options.steps)
+        if options.model == LANGUAGE_MODEL:
+            train_language_model(device, options.output, epochs, options.seed, options.steps)
+        else:
+            train(options.model, device, options.data, options.output, epochs, options.seed, options.steps)
     except GraphwrightError as error:
         raise SystemExit(f"error: {error}") from error
 
