@@ -20,7 +20,14 @@ from graphwright.tools.bench.systems import ort_session
 from runner import infer
 
 #: Model -> inputs compared here, and under the emulator (a hundred times slower).
-INPUTS = {"resnet20": (40, 3), "mobilenetv2": (40, 3), "vit-tiny": (20, 2), "efficientnet-lite0": (4, 1), "minilm-l6": (3, 1)}
+INPUTS = {
+    "resnet20": (40, 3),
+    "mobilenetv2": (40, 3),
+    "vit-tiny": (20, 2),
+    "efficientnet-lite0": (4, 1),
+    "minilm-l6": (3, 1),
+    "gpt-small": (3, 1),
+}
 #: Largest loss of top-1 on the first 1,000 test images, in points (one image is 0.1); docs/BENCHMARKS.md has all 10,000.
 LOSS = {"resnet20": 0.4, "mobilenetv2": 0.4, "vit-tiny": 0.6}
 
@@ -33,7 +40,7 @@ def reference(name):
 @functools.cache
 def result(name):
     model = reference(name)
-    samples = model.calibration(32 if name in ("efficientnet-lite0", "minilm-l6") else 128)
+    samples = model.calibration(32 if name in ("efficientnet-lite0", "minilm-l6", "gpt-small") else 128)
     return optimize(model.model, example_inputs=model.example_inputs, calibration=samples, measure=False)
 
 
@@ -79,6 +86,16 @@ def test_int8_keeps_the_accuracy(model, tmp_path):
     with torch.inference_mode():
         before = data.evaluate(lambda inputs: data.model(*inputs), 1000)
     assert data.evaluate(predict, 1000) >= before - LOSS[model] / 100
+
+
+def test_int8_keeps_the_perplexity(tmp_path):
+    path = tmp_path / "model.gw"
+    result("gpt-small").artifact.save(path)
+    loaded, data = load(path), reference("gpt-small")
+    with torch.inference_mode():
+        before = data.evaluate(lambda inputs: data.model(*inputs), 32)
+    after = data.evaluate(lambda inputs: torch.cat([loaded(x) for x in inputs[0].split(1)]), 32)
+    assert zoo.perplexity(after) <= 1.05 * zoo.perplexity(before)
 
 
 @pytest.mark.parametrize("optimized", [False, True])
