@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -93,7 +94,8 @@ def run_mct(
 
 def _export(reference: zoo.ReferenceModel, folder: Path, samples: int, evaluate: int | None) -> None:
     """model.pt (code and weights in one archive), calibration.npz and evaluation.npz, one array a batch."""
-    with PackageExporter(folder / "model.pt") as exporter:
+    with warnings.catch_warnings(), PackageExporter(folder / "model.pt") as exporter:
+        warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)  # torch.package's own use of it
         exporter.intern("graphwright.**")
         exporter.extern("**")
         exporter.save_pickle("model", "model.pkl", reference.model)
