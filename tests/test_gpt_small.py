@@ -97,7 +97,7 @@ def test_stored_weights_reach_the_stated_perplexity():
         score = reference.evaluate(lambda inputs: reference.model(*inputs), 64)
         windows = manuals.held_out_windows("test")[:64]
         assert score == pytest.approx(train_gpt.log_likelihood(reference.model, windows), abs=1e-4)
-    assert zoo.perplexity(score) < 12
+    assert zoo.perplexity(score) < 8.272  # measured 8.190
 
 
 def test_training_repeats_learns_and_stores_loadable_weights(tmp_path, monkeypatch, capsys):

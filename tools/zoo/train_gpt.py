@@ -13,7 +13,7 @@ from torch import nn
 from .gpt import CONTEXT, GPTSmall
 from .optimization import WeightAverage, autocast, cosine_schedule, parameter_groups
 
-EPOCHS = 40
+EPOCHS = 31
 STEPS = 100
 
 _BATCH = 256
