@@ -39,6 +39,11 @@ class Limit:
         return self.fixed + float(sum(row[c] for row, c in zip(self.cost, chosen, strict=True)))
 
     @property
+    def allowed(self) -> float:
+        """The bound, with room for the rounding of a sum."""
+        return self.most + 1e-9 * abs(self.most)
+
+    @property
     def least(self) -> float:
         """The smallest total of any plan."""
         return self.fixed + float(sum(row.min() for row in self.cost))
@@ -88,7 +93,7 @@ class Problem:
         return found
 
     def meets(self, chosen: Sequence[int]) -> bool:
-        return all(limit.total(chosen) <= limit.most * (1 + 1e-9) for limit in self.limits)
+        return all(limit.total(chosen) <= limit.allowed for limit in self.limits)
 
     def names(self, chosen: Sequence[int]) -> dict[str, str]:
         """Item -> name of its choice."""
