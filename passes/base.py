@@ -14,7 +14,7 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from ..ir.data import Calibration, Sample
 from ..ir.errors import PassError, UnknownNameError
@@ -97,10 +97,11 @@ class Pass(abc.ABC):
 
 
 _REGISTRY: dict[str, type[Pass]] = {}
+_P = TypeVar("_P", bound=type[Pass])
 _LOADED = False
 
 
-def register(cls: type[Pass]) -> type[Pass]:
+def register(cls: _P) -> _P:
     """Class decorator: makes a pass known under its name. A second pass of one name is an error that names both."""
     known = _REGISTRY.get(cls.name)
     if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):

@@ -85,7 +85,7 @@ class Quantize(Pass):
             raise OptionError(f"option 'percentile' of {self.name} must lie in (50, 100], not {self.percentile}")
 
     def run(self, program: Program, context: PassContext) -> PassResult:
-        skipped = self._skipped(program)
+        skipped = self.skipped(program)
         layers = weight_layers(program, find_regions(program, skipped))
         allocation = Allocation(self.weights, IntegerFormat(self.weight_bits))
         allocation.require_matches([origin_of(layer) for layer in layers], self.name)
@@ -110,7 +110,8 @@ class Quantize(Pass):
         }
         return PassResult(program, True, stats)
 
-    def _skipped(self, program: Program) -> list[fx.Node]:
+    def skipped(self, program: Program) -> list[fx.Node]:
+        """The nodes that `skip` keeps float. Raises OptionError where a pattern matches nothing."""
         nodes = [n for n in program.nodes if n.op == "call_function"]
         skipped = []
         for pattern in self.skip:

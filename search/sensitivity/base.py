@@ -8,9 +8,10 @@ a confidence interval. Scores of one scorer are comparable with each other and a
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -74,7 +75,8 @@ class Task:
 class Scores:
     """loss[layer][choice] with the half-width of its 95% confidence interval, both (layers, choices) float64.
 
-    `half_width` is 0 where a score does not depend on samples. `count` is the number of samples behind the scores.
+    `half_width` is 0 where a score does not depend on samples, and infinite (null in JSON) where one sample says nothing about
+    the spread. `count` is the number of samples behind the scores.
     """
 
     scorer: str
@@ -93,7 +95,7 @@ class Scores:
             "layers": list(self.layers),
             "choices": list(self.choices),
             "loss": self.loss.tolist(),
-            "half_width": self.half_width.tolist(),
+            "half_width": [[w if math.isfinite(w) else None for w in row] for row in self.half_width.tolist()],
             "count": self.count,
             "seconds": self.seconds,
             "pairs": [[i, j, table.tolist()] for (i, j), table in self.pairs.items()],
@@ -106,7 +108,7 @@ class Scores:
             tuple(data["layers"]),
             tuple(data["choices"]),
             np.array(data["loss"], dtype=np.float64),
-            np.array(data["half_width"], dtype=np.float64),
+            np.array([[np.inf if w is None else w for w in row] for row in data["half_width"]], dtype=np.float64),
             data["count"],
             data["seconds"],
             {(i, j): np.array(table, dtype=np.float64) for i, j, table in data["pairs"]},
@@ -114,8 +116,8 @@ class Scores:
 
     def uncertain(self) -> list[str]:
         """Layers whose interval reaches so far that the order of the layers is open: wider than the score itself."""
-        wide = (self.half_width > np.abs(self.loss)).any(axis=1)
-        return [name for name, flag in zip(self.layers, wide.tolist(), strict=True) if flag]
+        wide = np.any(self.half_width > np.abs(self.loss), axis=1)
+        return [name for name, flag in zip(self.layers, wide, strict=True) if flag]
 
 
 class Scorer(abc.ABC):
@@ -129,23 +131,25 @@ class Scorer(abc.ABC):
     def score(self, task: Task) -> Scores:
         """Raises CalibrationError or DataError where samples or labels are missing (`require`)."""
 
-    def require(self, task: Task) -> None:
+    def require(self, task: Task, labels: bool = False) -> None:
+        """`labels`: whether the options chosen need labels, where not every use of the scorer does."""
         if self.needs_samples and task.samples is None:
             raise CalibrationError(
                 f"scorer {self.name} needs calibration samples; without any there are: "
                 + ", ".join(n for n, c in registry().items() if not c.needs_samples)
             )
-        if self.needs_labels and task.labels is None:
+        if (self.needs_labels or labels) and task.labels is None:
             raise DataError(
-                f"scorer {self.name} needs labels; without them there are: "
+                f"scorer {self.name}{' with these options' if labels else ''} needs labels; without them there are: "
                 + ", ".join(n for n, c in registry().items() if not c.needs_labels)
             )
 
 
 _REGISTRY: dict[str, type[Scorer]] = {}
+_S = TypeVar("_S", bound=type[Scorer])
 
 
-def register(cls: type[Scorer]) -> type[Scorer]:
+def register(cls: _S) -> _S:
     """Class decorator: makes a scorer known under its name."""
     _REGISTRY[cls.name] = cls
     return cls
