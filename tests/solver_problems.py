@@ -1,4 +1,4 @@
-"""Problems for the solvers' tests: small random ones with brute force beside them, and large ones shaped like real tables."""
+"""Problems for the solvers' tests: small random ones, and what brute force says of them."""
 
 from itertools import product
 
@@ -56,23 +56,3 @@ def problems(draw, limits=(0, 3), pairs=True, whole=False, tight=False):
             coupled[i, j] = np.array([[draw(VALUES) for _ in range(sizes[j])] for _ in range(sizes[i])])
     names = tuple(tuple(f"c{c}" for c in range(size)) for size in sizes)
     return Problem(tuple(f"i{i}" for i in range(len(sizes))), names, table(VALUES), tuple(found), coupled)
-
-
-def network(seed, items=200, budget=0.45):
-    """Items like the layers of a network: 8 to 1 bits, losses falling by four a bit, three costs of which none is another."""
-    draw = np.random.default_rng(seed)
-    bits = np.arange(8.0, 0.0, -1.0)
-    shape = (items, len(bits))
-    size, work = np.exp(draw.normal(9, 1.2, items)), np.exp(draw.normal(9, 1.5, items))
-    loss = np.exp(draw.normal(0, 1.5, items))[:, None] * 4.0**-bits * np.exp(draw.normal(0, 0.2, shape))
-    costs = {
-        "weight_bytes": size[:, None] * bits / 8,
-        "bit_operations": work[:, None] * bits * 8,
-        "latency_us": np.exp(draw.normal(3, 1, items))[:, None] * (0.3 + 0.7 * bits / 8) * np.exp(draw.normal(0, 0.15, shape)),
-    }
-    limits = []
-    for (metric, cost), part in zip(costs.items(), (1.0, 1.05, 1.02), strict=True):
-        low, high = cost.min(axis=1).sum(), cost.max(axis=1).sum()
-        limits.append(Limit(metric, tuple(cost), low + part * budget * (high - low)))
-    names = tuple(f"layer{i}" for i in range(items))
-    return Problem(names, (tuple(f"int{b:.0f}" for b in bits),) * items, tuple(loss), tuple(limits))

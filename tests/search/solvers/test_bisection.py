@@ -7,9 +7,9 @@ import pytest
 from graphwright.search.problem import InfeasibleError
 from graphwright.search.solvers import bisection, pareto
 from graphwright.search.store import Store
+from graphwright.tools.bench.solvers import network
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from solver_problems import network
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,10 @@ import pytest
 from graphwright.ir.errors import OptionError
 from graphwright.search.problem import InfeasibleError, Limit, Problem
 from graphwright.search.solvers import dynamic, ilp
+from graphwright.tools.bench.solvers import network
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from solver_problems import feasible_plans, least_loss, network, problems, spread
+from solver_problems import feasible_plans, least_loss, problems, spread
 
 
 @settings(max_examples=150, deadline=None)

@@ -15,7 +15,7 @@ from graphwright.ir.errors import OptionError
 from graphwright.search.problem import InfeasibleError
 from graphwright.search.solvers import evolutionary, ilp
 from graphwright.search.store import Store
-from solver_problems import network
+from graphwright.tools.bench.solvers import network
 
 ROOT = Path(__file__).resolve().parents[3]
 SEARCH = {"generations": 8, "offspring": 12, "stages": ((4, 8), (2, 32), (1, 128)), "seed": 3}

@@ -6,8 +6,9 @@ from graphwright.search.problem import InfeasibleError, Limit, Problem
 from graphwright.search.solvers import greedy, ilp
 from graphwright.search.solvers.milp import UnsolvedError
 from graphwright.search.solvers.tables import Tables, polish
+from graphwright.tools.bench.solvers import network
 from hypothesis import given, settings
-from solver_problems import feasible_plans, least_loss, network, problems, spread
+from solver_problems import feasible_plans, least_loss, problems, spread
 
 
 @settings(max_examples=150, deadline=None)

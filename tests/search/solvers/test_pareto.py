@@ -7,8 +7,9 @@ import pytest
 from graphwright.ir.errors import UnknownNameError
 from graphwright.search.problem import InfeasibleError, Limit, Problem
 from graphwright.search.solvers import pareto
+from graphwright.tools.bench.solvers import network
 from hypothesis import assume, given, settings
-from solver_problems import feasible_plans, network, problems, spread
+from solver_problems import feasible_plans, problems, spread
 
 
 @settings(max_examples=80, deadline=None)
