@@ -200,7 +200,7 @@ def average_bits(program: Program) -> float:
         if weight is not None:
             encoding = read_encoding(program, node)
             count += weight.numel()
-            bits += weight.numel() * (encoding.qmax - encoding.qmin).bit_length()
+            bits += weight.numel() * encoding.bits
     return bits / max(count, 1)
 
 
