@@ -14,11 +14,14 @@ import dataclasses
 import re
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ..ir.errors import OptionError, PipelineSyntaxError, UnknownNameError
 from .base import Pass, find
+
+T = TypeVar("T")
 
 _TOKEN = re.compile(r'\s*(?:(?P<text>"(?:[^"\\]|\\.)*")|(?P<word>[^\s,{}\[\]="]+)|(?P<mark>[,{}\[\]=]))')
 
@@ -39,7 +42,7 @@ class Pipeline:
         return len(self.passes)
 
 
-def pass_text(instance: Pass) -> str:
+def pass_text(instance: Any) -> str:
     """`name{option=value,...}` with the options that differ from their defaults."""
     changed = []
     for option in dataclasses.fields(instance):  # type: ignore[arg-type]
@@ -69,12 +72,17 @@ def parse(text: str) -> Pipeline:
         PipelineSyntaxError: with the position. UnknownNameError: a pass or option that does not exist, with the nearest name.
         OptionError: a value of the wrong type or out of range.
     """
+    return Pipeline(tuple(parse_instances(text, find, "a pass name")))
+
+
+def parse_instances(text: str, find: Callable[[str], type[T]], what: str) -> list[T]:
+    """Reads `name{option=value,...},...` as instances of frozen dataclasses: passes, scorers, whatever `find` knows by name."""
     reader = _Reader(text)
-    passes = []
+    instances = []
     while not reader.done:
-        if passes:
+        if instances:
             reader.mark(",")
-        name = reader.word("a pass name")
+        name = reader.word(what)
         options: dict[str, Any] = {}
         if reader.peek() == "{":
             reader.mark("{")
@@ -87,13 +95,12 @@ def parse(text: str) -> Pipeline:
                 reader.mark("=")
                 options[key] = reader.value()
             reader.mark("}")
-        passes.append(build(name, options))
-    return Pipeline(tuple(passes))
+        instances.append(build(find(name), name, options))
+    return instances
 
 
-def build(name: str, options: dict[str, Any]) -> Pass:
-    """Makes one pass from its name and option values, checking each against its field's type."""
-    cls = find(name)
+def build(cls: type[T], name: str, options: dict[str, Any]) -> T:
+    """Makes one instance from option values, checking each against its field's type."""
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
     converted = {}

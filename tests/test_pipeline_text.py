@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 from graphwright.ir.errors import OptionError, PassError, PipelineSyntaxError, UnknownNameError
 from graphwright.passes import base
-from graphwright.passes.base import EXACT, Pass, PassResult, register, registry
+from graphwright.passes.base import EXACT, Pass, PassResult, find, register, registry
 from graphwright.passes.pipeline import Pipeline, build, parse, pass_text, type_text
 from hypothesis import given
 from hypothesis import strategies as st
@@ -163,7 +163,7 @@ def test_wrong_values_name_option_and_type(option, message):
 
 def test_build_does_not_change_its_options():
     options = {"ratio": 2, "sizes": [1]}
-    assert build("all-options", options) == Options(ratio=2.0, sizes=(1,))
+    assert build(find("all-options"), "all-options", options) == Options(ratio=2.0, sizes=(1,))
     assert options == {"ratio": 2, "sizes": [1]}
 
 
