@@ -20,6 +20,8 @@ from ..ir.data import Calibration, Sample
 from ..ir.errors import PassError, UnknownNameError
 from ..ir.program import Program, Stage
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Effect:
@@ -53,11 +55,19 @@ class PassContext:
     seed: int = 0
     #: Called as progress(done, total, what) during long work.
     progress: Callable[[int, int, str], None] = field(default=lambda done, total, what: None)
+    #: What `remember` keeps; contexts that share it, and the calibration, share that work.
+    memo: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def require_calibration(self, who: str) -> Calibration:
         if self.calibration is None:
             raise PassError(f"{who} needs calibration data; pass calibration=... (CLI: --calibration FILE.npz)")
         return self.calibration
+
+    def remember(self, key: str, compute: Callable[[], T]) -> T:
+        """compute(), once a key. The key must name everything the result depends on but the calibration."""
+        if key not in self.memo:
+            self.memo[key] = compute()
+        return self.memo[key]
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,12 @@ graph, the samples, the options. Writes are whole or not at all, so a kill at an
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ..ir.data import Sample
 from ..ir.files import write_atomically
-from ..ir.printer import print_program
-from ..ir.program import Program
 
 
 class Store:
@@ -48,32 +42,3 @@ class Store:
 
     def _path(self, kind: str, key: str) -> Path | None:
         return None if self.folder is None else self.folder / kind / f"{key}.json"
-
-
-def content_key(*parts: Any) -> str:
-    """A hash of tensors, programs, samples and anything with a stable repr (numbers, texts, tuples, frozen dataclasses)."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(_digest(part).encode())
-    return digest.hexdigest()[:32]
-
-
-def program_hash(program: Program) -> str:
-    """A hash of the graph and of every parameter's bytes: which model a plan is for."""
-    return content_key(print_program(program), *program.parameters().values())
-
-
-def _digest(part: Any) -> str:
-    if isinstance(part, torch.Tensor):
-        content = part.detach().cpu().contiguous()
-        bits = hashlib.sha256(content.reshape(-1).view(torch.uint8).numpy().tobytes())
-        return f"{tuple(content.shape)}{content.dtype}{bits.hexdigest()}"
-    if isinstance(part, Program):
-        return program_hash(part)
-    if isinstance(part, (list, tuple)):
-        return f"[{','.join(_digest(p) for p in part)}]"
-    return repr(part)
-
-
-def samples_key(samples: tuple[Sample, ...]) -> str:
-    return content_key(*samples)

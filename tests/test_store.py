@@ -1,7 +1,8 @@
 """The store of a search: what was put comes back, and keys follow content."""
 
 import torch
-from graphwright.search.store import Store, content_key
+from graphwright.ir.content import content_key
+from graphwright.search.store import Store
 
 
 def test_a_value_comes_back_in_another_run(tmp_path):

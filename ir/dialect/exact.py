@@ -19,8 +19,9 @@ LOG2_E = 1.44269504088896341
 LN2_HIGH = 0.693359375
 LN2_LOW = -2.12194440e-4
 EXP_POLYNOMIAL = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
-#: exp of anything below is exp of this. A masked key scores -1e4 or less: were its power near 2^-126, dividing it by the row's sum
-#: would give a denormal number, which costs x86 cores some 150 cycles in every operation that meets it. From here up they stay normal.
+#: exp of anything below is exp of this. A masked key scores -1e4 or less: were its power near 2^-126, dividing it by the row's
+#: sum would give a denormal number, which costs x86 cores some 150 cycles in every operation that meets it. From here up they
+#: stay normal.
 EXP_LOWEST = -64.0
 
 

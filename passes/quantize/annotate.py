@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import fx
 
+from ...ir.content import program_hash
 from ...ir.errors import OptionError, PassError
 from ...ir.program import Program, Stage, origin_of
 from ..base import LOSSY, Pass, PassContext, PassResult, register
@@ -17,6 +18,7 @@ from . import operators as ops
 from .codebooks import Codebook, CodebookFormat, insert_fake_codebook, is_fake_codebook, read_codebook
 from .encoding import Encoding, for_range, insert_fake_quantize, is_fake_quantize, read_encoding
 from .formats import Allocation, IntegerFormat, Rule, WeightFormat
+from .histogram import Histogram
 from .observers import Grid, activation_observer, weight_observer
 from .regions import Placement, Regions, find_regions
 from .statistics import collect
@@ -126,7 +128,11 @@ class Quantize(Pass):
         if not regions.placements:
             return {}
         watched = [p.source for p in regions.placements if not p.bounded_by_softmax]
-        histograms = collect(program, watched, context.require_calibration(self.name), context.progress)
+        # Many plans of one model differ in weight formats only: its activations are observed once.
+        key = f"histograms {program_hash(program)} {[n.name for n in watched]}"
+        calibration = context.require_calibration(self.name)
+        found = context.remember(key, lambda: _by_name(collect(program, watched, calibration, context.progress)))
+        histograms = {node: found[node.name] for node in watched}
         encodings = {}
         for placement in regions.placements:
             if placement.bounded_by_softmax:
@@ -202,6 +208,10 @@ def average_bits(program: Program) -> float:
             count += weight.numel()
             bits += weight.numel() * encoding.bits
     return bits / max(count, 1)
+
+
+def _by_name(histograms: dict[fx.Node, Histogram]) -> dict[str, Histogram]:
+    return {node.name: histogram for node, histogram in histograms.items()}
 
 
 def _place(program: Program, placement: Placement, encoding: Encoding) -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ...ir.content import content_key
 from ...ir.errors import DataError
-from ..store import content_key
 from .base import Scorer, Task
 
 #: Samples a group at most: they are in memory together, derivatives included.

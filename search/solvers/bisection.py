@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ...ir.content import content_key
 from ..problem import InfeasibleError, Solution
-from ..store import Store, content_key
+from ..store import Store
 
 
 @dataclass(frozen=True)

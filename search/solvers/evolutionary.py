@@ -17,9 +17,10 @@ from itertools import pairwise
 
 import numpy as np
 
+from ...ir.content import content_key
 from ...ir.errors import OptionError
 from ..problem import Problem, Solution
-from ..store import Store, content_key
+from ..store import Store
 from . import ilp
 from .tables import Tables
 
