@@ -68,6 +68,14 @@ def parse_format(text: str) -> WeightFormat:
     return found
 
 
+def parse_integer_format(text: str) -> IntegerFormat:
+    """A format that layers multiply as integers. Raises OptionError where `text` is another one, or none."""
+    found = parse_format(text)
+    if not isinstance(found, IntegerFormat):
+        raise OptionError(f"'{text}' is for layers that compute in float; choose among int2 to int8 and uint2 to uint7")
+    return found
+
+
 @dataclass(frozen=True)
 class Rule:
     """One entry of an allocation: every layer whose origin matches `pattern` has its weights in `format`."""

@@ -48,14 +48,13 @@ def lower_fake_quantize(b: Builder, node: fx.Node) -> Form:
     """Where a value gets its encoding: everything pending before it becomes codes. Per-channel encodings are for weights."""
     encoding = read_encoding(b.program, node)
     form = b.forms[node.args[0]]  # type: ignore[index]
-    constant = isinstance(form, Real) and b.program.parameter(form.node) is not None
-    if not encoding.per_tensor and not constant:
+    if isinstance(form, Real) and b.program.parameter(form.node) is not None:
+        codes = b.parameter(f"{form.node.target}_codes", read_codes(b.program, node), origin_of(form.node))
+        return Codes(codes, encoding)
+    if not encoding.per_tensor:
         raise PassError(
             f"'{node.name}' (from {origin_of(node)}) has an encoding per channel; only weights can: use one scale a tensor"
         )
-    if constant:
-        codes = b.parameter(f"{form.node.target}_codes", read_codes(b.program, node), origin_of(form.node))
-        return Codes(codes, encoding)
     return form.quantized(b, encoding)
 
 

@@ -9,7 +9,7 @@ from ...ir.errors import PassError
 from ...ir.program import Program, origin_of
 from ...passes.quantize import annotate
 from ...passes.quantize.annotate import Quantize
-from ...passes.quantize.formats import parse_format
+from ...passes.quantize.formats import parse_integer_format
 from ...passes.quantize.observers import weight_observer
 from ...passes.quantize.regions import find_regions
 from .base import Layer
@@ -24,13 +24,13 @@ def weight_layers(program: Program, quantize: Quantize, choices: Sequence[str]) 
     Args:
         program: canonical or compressed.
         quantize: the pass of the pipeline: its `skip` and `weight_observer` count.
-        choices: weight formats, see `formats.parse_format`.
+        choices: weight formats, see `formats.parse_integer_format`.
 
     Raises:
         OptionError: a choice that is no format, or a `skip` pattern that matches nothing.
         PassError: no layer to quantize, or two layers of one origin, which no plan could tell apart.
     """
-    formats = {choice: parse_format(choice) for choice in choices}
+    formats = {choice: parse_integer_format(choice) for choice in choices}
     observer = weight_observer(quantize.weight_observer)
     nodes = annotate.weight_layers(program, find_regions(program, quantize.skipped(program)))
     first_readers = {node.args[1]: node for node in reversed(nodes)}

@@ -1,0 +1,77 @@
+"""Bit operations: multiply-accumulates times the bits of both factors (HAWQ-V3, arXiv:2011.10680, section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import fx
+
+from ...ir.dialect import gw
+from ...ir.program import Program, dtype_of, shape_of
+from ...passes.quantize.operators import CONVOLUTION, LINEAR, MATMUL
+
+#: Ops of (value, weight), float and integer; the weight's outputs come first.
+WEIGHTED = (CONVOLUTION, LINEAR, gw.convolution.default, gw.linear.default)
+PRODUCTS = (*MATMUL, gw.matmul.default)
+#: Bits of float32, what every ratio is relative to.
+FLOAT_BITS = 32
+
+
+@dataclass(frozen=True)
+class Work:
+    """One product of a program.
+
+    Attributes:
+        value_bits, weight_bits: of the factors as they are multiplied: a weight decoded from a table is float by then.
+        weights: how many it reads (0: a matmul); stored_bits: of each as it is stored.
+    """
+
+    node: fx.Node
+    macs: int
+    value_bits: int
+    weight_bits: int
+    weights: int
+    stored_bits: int
+
+
+def multiplications(node: fx.Node) -> int:
+    """Multiply-accumulates of a convolution, linear layer or matmul: outputs times the terms of one output's sum."""
+    if node.target in PRODUCTS:
+        return prod(shape_of(node)) * int(shape_of(node.args[0])[-1])  # type: ignore[arg-type]
+    if node.target is CONVOLUTION and node.args[6]:
+        # Transposed: every input value meets every kernel tap of its group.
+        return prod(shape_of(node.args[0])) * prod(shape_of(node.args[1])[1:])  # type: ignore[arg-type]
+    return prod(shape_of(node)) * prod(shape_of(node.args[1])[1:])  # type: ignore[arg-type]
+
+
+def products(program: Program) -> Iterator[Work]:
+    """Every convolution, linear layer and matmul, in graph order."""
+    for node in program.nodes:
+        if node.target in WEIGHTED or node.target in PRODUCTS:
+            value, weight = node.args[:2]
+            weights = prod(shape_of(weight)) if node.target in WEIGHTED else 0  # type: ignore[arg-type]
+            bits = _bits(weight)  # type: ignore[arg-type]
+            stored = int(weight.args[1]) if weight.target is gw.decode.default else bits  # type: ignore[union-attr, arg-type]
+            yield Work(node, multiplications(node), _bits(value), bits, weights, stored)  # type: ignore[arg-type]
+
+
+def bops_ratio(program: Program) -> float:
+    """Bit operations over those of the same products in float32."""
+    work = list(products(program))
+    whole = sum(w.macs for w in work) * FLOAT_BITS**2
+    return sum(w.macs * w.value_bits * w.weight_bits for w in work) / max(whole, 1)
+
+
+def average_weight_bits(program: Program) -> float:
+    """Bits of a weight, averaged over the weights of all convolutions and linear layers."""
+    work = [w for w in products(program) if w.weights]
+    return sum(w.weights * w.stored_bits for w in work) / max(sum(w.weights for w in work), 1)
+
+
+def _bits(value: fx.Node) -> int:
+    if value.target is gw.unpack.default:
+        return int(value.args[1])  # type: ignore[arg-type]
+    return torch.empty((), dtype=dtype_of(value)).element_size() * 8

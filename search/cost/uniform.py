@@ -1,0 +1,163 @@
+"""What a layer costs in each format, read off programs compiled with every layer in that one format.
+
+One compilation a format gives the size and the time of every layer in place: operands lie in the caches where they will lie, what
+is fused into the layer's kernel counts with it, and the sum over layers is the program. Nothing is predicted from shapes.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...backends.base import Backend, Compiled, StepTimes, example_inputs
+from ...backends.target import Target
+from ...ir.content import content_key
+from ...ir.data import Calibration
+from ...ir.dialect import gw
+from ...ir.program import Program, origin_of
+from ...passes.base import PassContext
+from ...passes.manager import PassManager
+from ...passes.pipeline import Pipeline
+from ..store import Store
+from .bops import multiplications, products
+
+#: Integer ops that are layers; everything else is the program's fixed part.
+LAYER_OPS = (gw.convolution.default, gw.linear.default)
+#: Samples that fix the ranges of these programs: their values do not matter, their shapes do.
+SAMPLES = 2
+
+
+@dataclass(frozen=True)
+class FormatCosts:
+    """Costs of a program with every layer in one format.
+
+    Attributes:
+        bytes: origin -> bytes of the layer's parameters (codes, zero points, scales, bias).
+        bops: origin -> bit operations; `fixed_bops`: those of products of two activations and of layers left in float.
+        microseconds: origin -> median time of the kernels that compute the layer; empty where nothing was timed.
+        artifact_bytes: of the whole compiled library.
+        total: median microseconds of a run; None where nothing was timed.
+    """
+
+    bytes: dict[str, int]
+    bops: dict[str, int]
+    fixed_bops: int
+    microseconds: dict[str, float]
+    artifact_bytes: int
+    total: float | None
+
+    @property
+    def fixed_bytes(self) -> int:
+        """What of the library belongs to no layer: machine code and everything else."""
+        return self.artifact_bytes - sum(self.bytes.values())
+
+    @property
+    def fixed_microseconds(self) -> float | None:
+        return None if self.total is None else self.total - sum(self.microseconds.values())
+
+
+@dataclass(frozen=True)
+class Pricing:
+    """How to price: on which backend and target, and whether to time (the target must run on this machine)."""
+
+    backend: Backend
+    target: Target
+    time: bool
+    repeats: int = 200
+
+
+def uniform_costs(
+    program: Program,
+    tail: Callable[[str], Pipeline],
+    formats: Sequence[str],
+    pricing: Pricing,
+    samples: Calibration,
+    store: Store,
+    progress: Callable[[int, int, str], None],
+) -> dict[str, FormatCosts]:
+    """Format -> costs. Compiled and timed once for each program, target and machine; kept in `store`.
+
+    Args:
+        program: float, as the passes before `quantize` left it.
+        tail: format -> the passes that quantize every layer to it and lower it to integers.
+    """
+    found = {}
+    for index, name in enumerate(formats):
+        progress(index, len(formats), "price formats")
+        pipeline = tail(name)
+        machine = (platform.processor() or platform.machine(), platform.node()) if pricing.time else ()
+        key = content_key(program, str(pipeline), str(pricing.target), pricing.time, pricing.repeats, machine)
+        kept = store.remember("costs", key, lambda p=pipeline: _price(program, p, pricing, samples))
+        found[name] = FormatCosts(**kept)
+    progress(len(formats), len(formats), "price formats")
+    return found
+
+
+def _price(program: Program, pipeline: Pipeline, pricing: Pricing, samples: Calibration) -> dict[str, Any]:
+    context = PassContext(calibration=Calibration(samples.samples[:SAMPLES]))
+    lowered = PassManager().run(program, pipeline, context).program
+    compiled = pricing.backend.compile(lowered, pricing.target)
+    times = pricing.backend.profile(compiled, example_inputs(lowered), pricing.repeats) if pricing.time else None
+    bops, fixed_bops = layer_bops(lowered)
+    return {
+        "bytes": layer_bytes(lowered),
+        "bops": bops,
+        "fixed_bops": fixed_bops,
+        "microseconds": {} if times is None else layer_times(lowered, compiled, times),
+        "artifact_bytes": len(compiled.library),
+        "total": None if times is None else times.total,
+    }
+
+
+def layer_bytes(program: Program) -> dict[str, int]:
+    """Origin -> bytes of the parameters a layer of an integer program reads, those of its rescaling included.
+
+    A parameter that several layers share counts with the first.
+    """
+    counted: set[str] = set()
+    found: dict[str, int] = {}
+    for node in program.nodes:
+        if node.target in LAYER_OPS:
+            readers = [
+                node,
+                *(u for u in node.users if u.target in (gw.rescale.default, gw.rescale_dyadic.default, gw.scale.default)),
+            ]
+            pending = [a for reader in readers for a in reader.all_input_nodes if a is not node]
+            size = 0
+            while pending:
+                read = pending.pop()
+                if read.target is gw.unpack.default:
+                    pending.extend(read.all_input_nodes)
+                value = program.parameter(read)
+                if value is not None and read.target not in counted:
+                    counted.add(str(read.target))
+                    size += value.numel() * value.element_size()
+            found[origin_of(node)] = found.get(origin_of(node), 0) + size
+    return found
+
+
+def layer_bops(program: Program) -> tuple[dict[str, int], int]:
+    """Origin -> bit operations of each integer layer, and those of all other products."""
+    found: dict[str, int] = {}
+    fixed = 0
+    for work in products(program):
+        bops = work.macs * work.value_bits * work.weight_bits
+        if work.node.target in LAYER_OPS:
+            found[origin_of(work.node)] = found.get(origin_of(work.node), 0) + bops
+        else:
+            fixed += bops
+    return found, fixed
+
+
+def layer_times(program: Program, compiled: Compiled, times: StepTimes) -> dict[str, float]:
+    """Origin -> microseconds of its kernels. A kernel that computes several layers is shared out by their multiplications."""
+    work = {n.name: (origin_of(n), multiplications(n)) for n in program.nodes if n.target in LAYER_OPS}
+    found = {origin: 0.0 for origin, _ in work.values()}
+    for row, spent in zip(compiled.kernels, times.microseconds, strict=True):
+        covered = [work[name] for name in row.nodes if name in work]
+        whole = sum(macs for _, macs in covered)
+        for origin, macs in covered:
+            found[origin] += spent * macs / whole
+    return found
