@@ -32,6 +32,18 @@ class Source:
             return read_samples(path, self.program)
         return self.reference.calibration(samples) if self.reference is not None else None
 
+    def labels(self, path: Path | None, samples: int) -> torch.Tensor | None:
+        """Classes of the calibration samples from `path` (.npy), or the reference model's own; None where there are none."""
+        if path is None:
+            return None
+        try:
+            found = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise DataError(f"cannot read labels '{path}': {error}") from error
+        if found.ndim != 1 or not np.issubdtype(found.dtype, np.integer):
+            raise DataError(f"labels '{path}' must be one integer a sample, not {found.dtype} {found.shape}")
+        return torch.from_numpy(found.astype(np.int64))
+
     def evaluate(self, count: int | None) -> Callable[[Predict], float] | None:
         reference = self.reference
         if reference is None:

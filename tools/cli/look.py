@@ -1,0 +1,94 @@
+"""Verbs that look at models, artifacts and targets: inspect, run, targets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from .options import Overwrite, Shapes, app, out
+
+
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(help="A model, or an artifact (.gw).")],
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    input_shape: Shapes = [],  # noqa: B006
+) -> None:
+    """Print a model's program, or an artifact's manifest and certificate."""
+    if path.endswith(".gw"):
+        from ...backends.artifact import Artifact
+
+        artifact = Artifact.load(path)
+        manifest = artifact.manifest.model_dump()
+        if as_json:
+            typer.echo(json.dumps({"manifest": manifest, "certificate": artifact.certificate}, indent=2))
+            return
+        out.print_json(json.dumps(manifest))
+        table = Table("pass", "effect", "max |diff|", "stage", title="certificate")
+        for row in artifact.certificate:
+            table.add_row(row["text"], row["effect"], f"{row['max_abs']:.3g}", row["stage"])
+        out.print(table)
+        return
+    from ...ir.printer import print_program
+    from ..sources import parse_shapes, resolve
+
+    program = resolve(path, parse_shapes(input_shape)).program
+    if as_json:
+        ops: dict[str, int] = {}
+        for node in program.nodes:
+            if node.op == "call_function":
+                ops[str(node.target)] = ops.get(str(node.target), 0) + 1
+        specs = {"inputs": [str(s) for s in program.input_specs], "outputs": [str(s) for s in program.output_specs]}
+        typer.echo(json.dumps({"name": program.name, "stage": program.stage.label, **specs, "ops": ops}, indent=2))
+        return
+    out.print(print_program(program), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def run(
+    artifact: Annotated[Path, typer.Argument(help="An artifact (.gw).")],
+    inputs: Annotated[Path, typer.Option("--input", "-i", help=".npz (one array an input) or .npy.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help=".npz to write; none: print a summary.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Run an artifact on inputs from a file."""
+    import io
+
+    import numpy as np
+
+    from ...backends.loader import load
+    from ...ir.files import check_output, write_atomically
+    from ..sources import read_arrays
+
+    if output is not None:
+        check_output(output, overwrite)
+    model = load(artifact)
+    arrays = read_arrays(inputs, [spec.name for spec in model.input_specs], model.manifest.name)
+    results = model(*arrays)
+    results = results if isinstance(results, tuple) else (results,)
+    if output is None:
+        for index, value in enumerate(results):
+            flat = np.asarray(value).ravel()
+            out.print(
+                f"output {index}: {value.dtype}{list(value.shape)} first {flat[:8]} argmax {int(flat.argmax())}", highlight=False
+            )
+        return
+    buffer = io.BytesIO()
+    named: dict[str, Any] = {f"output{i}": v for i, v in enumerate(results)}
+    np.savez(buffer, **named)
+    write_atomically(output, buffer.getvalue())
+
+
+@app.command()
+def targets() -> None:
+    """List targets: what this build can emit, what this machine can run, and what is missing for the rest."""
+    from ...backends.tvm.backend import TVMBackend
+
+    table = Table("target", "emits", "runs here", "missing")
+    for info in TVMBackend().targets():
+        table.add_row(str(info.target), "yes" if info.emits else "no", "yes" if info.runs else "no", info.missing)
+    out.print(table)

@@ -1,0 +1,148 @@
+"""Verbs that measure: bench and tune."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from ...ir.errors import OptionError
+from .options import DryRun, ModelArgument, Overwrite, Samples, app, err, out, settings
+
+
+@app.command()
+def bench(
+    model: ModelArgument,
+    peers: Annotated[
+        str,
+        typer.Option(help="Comma-separated: ort, ort-int8, ort-dynamic, openvino, openvino-f32, openvino-nncf, torch-compile."),
+    ] = "",
+    threads: Annotated[int, typer.Option(help="Threads of every system.")] = 2,
+    rounds: Annotated[int, typer.Option(help="Interleaved timing rounds.")] = 20,
+    samples: Samples = 512,
+    evaluate: Annotated[int, typer.Option(help="Evaluation samples; 0: all.")] = 0,
+    profile: Annotated[bool, typer.Option("--profile", help="Instead: time of every kernel beside its floor.")] = False,
+    precision: Annotated[str, typer.Option(help="Of the profiled program: int8 or float32.")] = "int8",
+    as_json: Annotated[Path | None, typer.Option("--json", help="Write the rows.")] = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Measure accuracy and latency of float, ours and peers in one interleaved run, or profile our program kernel by kernel."""
+    from ...ir.files import check_output, write_atomically
+    from ..bench import check_peers, run_bench, table
+    from ..progress import TerminalProgress
+    from ..sources import resolve
+
+    if as_json is not None:
+        check_output(as_json, overwrite)
+    if profile:
+        _profile(model, precision, threads, rounds, as_json, dry_run)
+        return
+    names = [p for p in peers.split(",") if p]
+    check_peers(names)
+    settings("bench", model=model, peers=", ".join(names) or "none", threads=threads, rounds=rounds, evaluate=evaluate or "all")
+    if dry_run:
+        resolve(model)
+        err.print("dry run: nothing was measured or written")
+        return
+    with TerminalProgress(err) as progress:
+        result = run_bench(model, names, threads, rounds, samples, evaluate or None, progress)
+    out.print(table(result))
+    for peer, reason in result.failures.items():
+        err.print(f"{peer} did not run: {reason}", markup=False, highlight=False)
+    if as_json is not None:
+        write_atomically(as_json, (json.dumps([dataclasses.asdict(r) for r in result.rows], indent=2) + "\n").encode())
+
+
+def _profile(model: str, precision: str, threads: int, rounds: int, as_json: Path | None, dry_run: bool) -> None:
+    from ...ir.files import write_atomically
+    from ..bench import profile as bench_profile
+    from ..progress import TerminalProgress
+    from ..quick import check_precision
+
+    check_precision(precision)
+    settings("profile", model=model, precision=precision, threads=threads, runs=rounds * bench_profile.RUNS_A_ROUND)
+    if dry_run:
+        err.print("dry run: nothing was measured or written")
+        return
+    with TerminalProgress(err) as progress:
+        found = bench_profile.profile_model(model, precision, threads, rounds, progress)
+    wide = Console(width=max(out.width, 120))  # one line a kernel, also where the output is no terminal
+    for columns, rows in (
+        (bench_profile.STEP_COLUMNS, bench_profile.step_rows(found)),
+        (bench_profile.KIND_COLUMNS, bench_profile.kind_rows(found)),
+    ):
+        table = Table(*(Column(name, justify="left" if i < 2 else "right") for i, name in enumerate(columns)))
+        for row in rows:
+            table.add_row(*row)
+        wide.print(table)
+    out.print(
+        f"one run: {found.total / 1e3:.3f} ms (median), floor of its kernels {found.floor / 1e3:.3f} ms\n"
+        f"{found.peaks.text}",
+        highlight=False, markup=False, soft_wrap=True,
+    )  # fmt: skip
+    if as_json is not None:
+        write_atomically(as_json, (json.dumps(found.to_json(), indent=1) + "\n").encode())
+
+
+@app.command()
+def tune(
+    models: Annotated[list[str] | None, typer.Argument(help="Model files or reference models' names.")] = None,
+    all_zoo: Annotated[bool, typer.Option("--all-zoo", help="Every reference model.")] = False,
+    target: Annotated[str, typer.Option(help="cpu or x86[:level]; it must run here.")] = "cpu",
+    threads: Annotated[int, typer.Option(help="Threads the kernels are tuned for; 0: every core.")] = 0,
+    precision: Annotated[list[str], typer.Option(help="int8 or float32; repeatable.")] = ["int8"],  # noqa: B006
+    budget: Annotated[float, typer.Option(help="Minutes; what is left over waits for the next run.")] = 30.0,
+    database: Annotated[Path | None, typer.Option(help="Rows are kept here; default: the user's own database.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Measure kernels anew that have a row.")] = False,
+    compare: Annotated[bool, typer.Option(help="Time each whole model with the guesses and with its rows.")] = True,
+    dry_run: DryRun = False,
+) -> None:
+    """Measure how the kernels of MODELS are best cut on this machine. Ctrl-C is safe: finished kernels are kept."""
+    from ...backends.host import host_threads
+    from ...backends.target import Target
+    from ...backends.tvm.target import require_run
+    from .. import tune as tuning
+    from .. import zoo
+    from ..progress import TerminalProgress
+    from ..quick import check_precision, quick_program
+    from ..sources import resolve
+
+    names = list(zoo.names()) if all_zoo else list(models or [])
+    if not names or (all_zoo and models):
+        raise OptionError("tune takes MODELS or --all-zoo, exactly one of them")
+    for name in precision:
+        check_precision(name)
+    chosen, threads = Target.parse(target), threads or host_threads()
+    require_run(chosen)
+    path = database or tuning.default_path(chosen)
+    settings(
+        "tune", models=", ".join(names), target=chosen, threads=threads, precision=", ".join(precision),
+        budget=f"{budget:g} min", database=path,
+    )  # fmt: skip
+    with TerminalProgress(err) as progress:
+        programs = {(n, p): quick_program(resolve(n), p, progress) for n in names for p in precision}
+        kernels = {k.key: k for program in programs.values() for k in tuning.kernels_of(program, chosen)}
+        if dry_run:
+            for key in kernels:
+                out.print(key, highlight=False, markup=False)
+            err.print(f"dry run: {len(kernels)} kernels; nothing was measured or written")
+            return
+        outcome = tuning.tune(list(kernels.values()), chosen, threads, path, budget, again, progress)
+    table = Table("kernel", "guess (us)", "tuned (us)", "choice")
+    for row in outcome.measured:
+        choice = " ".join(f"{k}={v}" for k, v in row.choice.items()) if row.choice else "the guess"
+        table.add_row(row.key, f"{row.guess_microseconds:.1f}", f"{row.microseconds:.1f}", choice)
+    Console(width=max(out.width, 120)).print(table)
+    out.print(f"{len(outcome.measured)} kernels measured, {outcome.kept} had rows, {outcome.remaining} remain", highlight=False)
+    for (name, kind), program in programs.items() if compare and not outcome.remaining else ():
+        found = tuning.end_to_end(program, chosen, threads, path)
+        out.print(
+            f"{name} {kind}: guess {found.guess[0]:.3f} ms (median {found.guess[1]:.3f}), "
+            f"tuned {found.tuned[0]:.3f} ms (median {found.tuned[1]:.3f})", highlight=False,
+        )  # fmt: skip

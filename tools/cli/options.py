@@ -1,0 +1,102 @@
+"""What the verbs share: consoles, option types, and the checks before long work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ...ir.errors import OptionError
+
+if TYPE_CHECKING:
+    from ...passes.pipeline import Pipeline
+    from ..bit_search import BitSearch
+    from ..sources import Source
+
+app = typer.Typer(
+    name="graphwright", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Compress a trained network with verified passes and compile it to one deployable artifact.",
+)  # fmt: skip
+out = Console()
+err = Console(stderr=True)
+
+ModelArgument = Annotated[str, typer.Argument(help="An .onnx file, a .pt2 archive, or a reference model's name.")]
+Calibration = Annotated[Path | None, typer.Option(help="Samples, .npz (one array an input) or .npy.")]
+Shapes = Annotated[list[str], typer.Option("--input-shape", help="ONNX input shape, NAME=1x3x224x224; repeatable.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and print what would be done; write nothing.")]
+Dump = Annotated[Path | None, typer.Option(help="Folder for numbered program dumps, one a pass.")]
+Samples = Annotated[int, typer.Option(help="Calibration samples of a reference model.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Ratio = Annotated[str | None, typer.Option(help="Most, relative to the float model: 0.4 or 0.4x.")]
+Formats = Annotated[str | None, typer.Option(help="Weight formats to choose from; default: int8,int4,int2.")]
+Scorer = Annotated[str | None, typer.Option(help="What a plan loses, such as hessian-trace{probes=32}; see `analyze`.")]
+Minimize = Annotated[str | None, typer.Option(help="size, latency, bops or average_bits: the least of it within --max-drop.")]
+Labels = Annotated[Path | None, typer.Option(help="Integer classes of the calibration samples, .npy; some scorers need them.")]
+Cache = Annotated[Path | None, typer.Option(help="Folder for scores, prices and evaluations; default: the user's cache.")]
+
+
+def settings(title: str, **values: Any) -> None:
+    """Echoes what the options resolved to."""
+    err.print(f"[bold]{title}[/bold]")
+    for key, value in values.items():
+        err.print(f"  {key.replace('_', ' '):<12} {value}", highlight=False, markup=False)
+
+
+def check_outputs(reads: Sequence[str | Path | None], outputs: Sequence[Path | None], overwrite: bool) -> None:
+    """Refuses outputs that cannot be written, that are one and the same, or that would replace what this run reads."""
+    from ...ir.errors import OutputError
+    from ...ir.files import check_output
+
+    taken = {Path(path).resolve(): "an input" for path in reads if path is not None}
+    for path in outputs:
+        if path is None:
+            continue
+        check_output(path, overwrite)
+        place = path.resolve()
+        if place in taken:
+            raise OutputError(f"'{path}' is {taken[place]} of this run; choose another name")
+        taken[place] = "another output"
+
+
+def batches_of(source: Source, passes: Pipeline, path: Path | None, samples: int) -> list | None:
+    """Batches for the pipeline, checked against the model's inputs; None where there are none and no pass needs them."""
+    from ...ir.data import Calibration as Samples_
+    from ...passes.base import PassContext
+
+    batches = source.calibration(path, samples)
+    context = PassContext(None if batches is None else Samples_.for_program(source.program, batches))
+    for instance in passes:
+        if instance.needs_calibration:
+            context.require_calibration(instance.name)
+    return batches
+
+
+def ratio(text: str, name: str) -> float:
+    """A limit relative to the float model, written 0.4 or 0.4x."""
+    try:
+        return float(text.removesuffix("x"))
+    except ValueError as error:
+        raise OptionError(f"--{name} takes a number such as 0.4 or 0.4x, not '{text}'") from error
+
+
+def search_of(
+    source: Source,
+    samples: int,
+    formats: str | None,
+    scorer: str | None,
+    solver: str | None,
+    minimize: str | None,
+    labels: Path | None,
+    cache: Path | None,
+) -> BitSearch:
+    """The bit search that options ask for; what is not given has the library's default."""
+    from ...backends.cache import cache_folder
+    from ..bit_search import BitSearch
+
+    given = {"formats": tuple(formats.split(",")) if formats else None, "scorer": scorer, "solver": solver, "minimize": minimize}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return BitSearch(**chosen, labels=source.labels(labels, samples), cache=cache or cache_folder() / "search")
