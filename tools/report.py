@@ -42,6 +42,9 @@ class Report:
     rows: tuple[Measurement, ...]
     seconds: float
     notes: tuple[str, ...] = field(default=())
+    #: Bits of a weight on average, and bit operations over those of float32; None where the result is not integer arithmetic.
+    average_bits: float | None = None
+    bops: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -54,21 +57,31 @@ class Report:
             values["max_drop"] = before.score - after.score
         if before.latency_ms and after.latency_ms:
             values["latency"] = after.latency_ms / before.latency_ms
+        for name, value in (("average_bits", self.average_bits), ("bops", self.bops)):
+            if value is not None:
+                values[name] = value
         return values
 
-    def require(self, limits: dict[str, float]) -> None:
-        """Raises ConstraintError naming every limit that is not met and the smallest value this pipeline reaches."""
+    def unmet(self, limits: dict[str, float]) -> dict[str, str]:
+        """Limit -> what is wrong with it, for every limit this result does not meet."""
         reached = self.reached()
-        unmet = []
+        missed = {}
         for name, limit in limits.items():
             if name not in reached:
-                unmet.append(f"{name}: could not be measured (the target does not run here)")
+                missed[name] = "could not be measured (the target does not run here)"
             elif reached[name] > limit:
-                unmet.append(f"{name}: limit {limit:g}, reached {reached[name]:.4g}")
-        if unmet:
+                missed[name] = f"limit {limit:g}, reached {reached[name]:.4g}"
+        return missed
+
+    def require(self, limits: dict[str, float]) -> None:
+        """Raises ConstraintError naming every limit that is not met and the value this pipeline reaches."""
+        missed = self.unmet(limits)
+        if missed:
             raise ConstraintError(
-                f"'{self.name}' through '{self.pipeline}' misses {len(unmet)} of {len(limits)} limits: {'; '.join(unmet)}. "
-                "Raise the limit to the value reached, or keep sensitive layers in float with quantize{skip=[...]}"
+                f"'{self.name}' through '{self.pipeline}' misses {len(missed)} of {len(limits)} limits: "
+                f"{'; '.join(f'{name}: {why}' for name, why in missed.items())}. "
+                "Raise the limit to the value reached; for accuracy keep sensitive layers in float with quantize{skip=[...]}, "
+                "for size, bops and latency choose among fewer bits with search=BitSearch() (CLI: --formats int8,int4,int2)"
             )
 
     def tables(self) -> list[Table]:

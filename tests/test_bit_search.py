@@ -1,0 +1,182 @@
+"""optimize() under limits that 8 bits do not meet: every layer gets the format that loses least within them."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from graphwright import optimize
+from graphwright.ir.errors import OptionError, UnknownNameError
+from graphwright.ir.program import Stage
+from graphwright.passes.pipeline import parse
+from graphwright.passes.quantize.annotate import Quantize
+from graphwright.search.problem import InfeasibleError
+from graphwright.tools.bit_search import BitSearch
+from graphwright.tools.plan import Plan
+from graphwright.tools.report import ConstraintError
+from models import small_cnn, small_inputs
+
+ARGUMENTS = {"example_inputs": small_inputs(), "calibration": [small_inputs(16, seed=1)], "measure": False}
+
+
+def formats_of(result):
+    quantize = next(p for p in parse(result.plan.pipeline) if isinstance(p, Quantize))
+    return dict(rule.rpartition("=")[::2] for rule in quantize.weights)
+
+
+@pytest.fixture(scope="module")
+def agreement():
+    model, x = small_cnn(), small_inputs(64, seed=5)
+    labels = model(x).argmax(1)
+    return lambda predict: float((predict(x).argmax(1) == labels).float().mean())
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    search = BitSearch(cache=tmp_path_factory.mktemp("cache"))
+    return optimize(small_cnn(), constraints={"average_bits": 5.0}, search=search, **ARGUMENTS)
+
+
+def test_the_plan_meets_the_limit_with_more_than_one_format(result):
+    assert result.program.stage is Stage.INTEGER
+    assert result.report.average_bits <= 5.0
+    assert len(set(formats_of(result).values())) > 1
+    assert result.plan.search["predicted"]["average_bits"] == pytest.approx(result.report.average_bits, abs=1e-3)
+    assert result.plan.search["layers"] == formats_of(result)
+
+
+def test_the_plan_replays_to_the_same_program(result, tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(result.plan.to_json()))
+    plan = Plan.read(path)
+    again = optimize(small_cnn(), pipeline=plan.pipeline, seed=plan.seed, search=None, **ARGUMENTS)
+    before, after = result.program.parameters(), again.program.parameters()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_plan_for_another_model_is_refused(result):
+    from graphwright.ir.capture import capture
+
+    program = capture(small_cnn(), small_inputs())
+    result.plan.require_model(program)
+    moved = program.clone()
+    node = next(n for n in moved.nodes if n.op == "get_attr")
+    moved.replace_parameter(node, moved.parameter(node).detach() * 2)
+    moved.sweep()
+    with pytest.raises(OptionError, match="made for 'SmallCNN' with hash|was made for"):
+        result.plan.require_model(moved)
+
+
+def test_eight_bits_stay_where_they_meet_the_limits():
+    result = optimize(small_cnn(), constraints={"bops": 0.5}, search=BitSearch(), **ARGUMENTS)
+    assert not formats_of(result) and result.report.average_bits == 8.0
+
+
+def test_fewer_bit_operations_than_eight_bits_need():
+    uniform = optimize(small_cnn(), **ARGUMENTS).report.bops
+    result = optimize(small_cnn(), constraints={"bops": 0.7 * uniform}, **ARGUMENTS)
+    assert result.report.bops <= 0.7 * uniform
+
+
+def test_a_smaller_artifact_than_eight_bits_give():
+    uniform = optimize(small_cnn(), **ARGUMENTS)
+    size = uniform.artifact.size / uniform.report.rows[0].size_bytes
+    least = optimize(small_cnn(), constraints={"average_bits": 2.0}, **ARGUMENTS).artifact.size
+    limit = (size + least / uniform.report.rows[0].size_bytes) / 2
+    result = optimize(small_cnn(), constraints={"size": limit}, **ARGUMENTS)
+    assert result.report.reached()["size"] <= limit
+
+
+def test_limits_no_plan_meets_are_named_with_the_smallest_value():
+    with pytest.raises(InfeasibleError, match=r"average_bits.*1\.5.*2"):
+        optimize(small_cnn(), constraints={"average_bits": 1.5}, **ARGUMENTS)
+
+
+def test_without_a_search_a_limit_is_only_checked():
+    with pytest.raises(ConstraintError, match="average_bits: limit 5, reached 8"):
+        optimize(small_cnn(), constraints={"average_bits": 5.0}, search=None, **ARGUMENTS)
+
+
+def test_the_least_bits_within_a_drop(agreement, tmp_path):
+    search = BitSearch(minimize="average_bits", cache=tmp_path)
+    result = optimize(small_cnn(), constraints={"max_drop": 0.1}, evaluate=agreement, search=search, **ARGUMENTS)
+    assert result.report.average_bits < 8.0
+    assert result.report.reached()["max_drop"] <= 0.1
+    kept = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.json")}
+    again = optimize(small_cnn(), constraints={"max_drop": 0.1}, evaluate=agreement, search=search, **ARGUMENTS)
+    assert again.plan == result.plan
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.json")} == kept, "a second run computes nothing anew"
+
+
+@pytest.mark.parametrize(
+    ("search", "limits", "error", "message"),
+    [
+        (BitSearch(formats=("int9",)), {"average_bits": 4}, OptionError, "'int9' is no weight format"),
+        (BitSearch(formats=("int4g64",)), {"average_bits": 4}, OptionError, "compute in float"),
+        (BitSearch(formats=()), {"average_bits": 4}, OptionError, "at least one weight format"),
+        (BitSearch(scorer="sqrn"), {"average_bits": 4}, UnknownNameError, "did you mean 'sqnr'"),
+        (BitSearch(scorer="sqnr,sqnr"), {"average_bits": 4}, OptionError, "takes one scorer"),
+        (BitSearch(solver="lip"), {"average_bits": 4}, UnknownNameError, "did you mean 'ilp'"),
+        (BitSearch(minimize="siez"), {}, UnknownNameError, "did you mean 'size'"),
+        (BitSearch(minimize="size"), {}, OptionError, "needs the limit max_drop"),
+    ],
+)
+def test_bad_searches(search, limits, error, message):
+    with pytest.raises(error, match=message):
+        optimize(small_cnn(), constraints=limits, search=search, **ARGUMENTS)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "message"),
+    [
+        ("canonicalize", "one quantize pass"),
+        ('canonicalize,quantize{weights=["*=int4"]},lower-integer', "names weight formats already"),
+        ("canonicalize,quantize", "no lower-integer pass"),
+    ],
+)
+def test_pipelines_that_cannot_be_searched(pipeline, message):
+    with pytest.raises(OptionError, match=message):
+        optimize(small_cnn(), constraints={"average_bits": 4}, pipeline=pipeline, **ARGUMENTS)
+
+
+def test_a_search_needs_calibration():
+    with pytest.raises(OptionError, match="calibration"):
+        optimize(small_cnn(), example_inputs=small_inputs(), constraints={"average_bits": 4}, measure=False)
+
+
+RUN = """
+import sys, torch
+from graphwright import optimize
+from graphwright.tools.bit_search import BitSearch
+sys.path.insert(0, {tests!r})
+from models import small_cnn, small_inputs
+result = optimize(
+    small_cnn(), example_inputs=small_inputs(), calibration=[small_inputs(16, seed=1)], measure=False,
+    constraints={{"average_bits": 4.0}}, search=BitSearch(scorer="hessian-trace", cache={cache!r}),
+    progress=lambda done, total, what: print(what, done, flush=True),
+)
+print("PLAN", result.plan.pipeline)
+"""
+
+
+@pytest.mark.parametrize("stage", ["score: hessian-trace 3", "price formats 1"])
+def test_a_run_killed_anywhere_resumes_to_the_same_plan(tmp_path, stage):
+    from pathlib import Path
+
+    def start(cache):
+        code = RUN.format(tests=str(Path(__file__).parent), cache=str(cache))
+        return subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], stdout=subprocess.PIPE, text=True)
+
+    def finish(process):
+        return next(line for line in process.communicate(timeout=300)[0].splitlines() if line.startswith("PLAN"))
+
+    killed = start(tmp_path / "killed")
+    for line in killed.stdout:
+        if line.strip() == stage:
+            break
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert finish(start(tmp_path / "killed")) == finish(start(tmp_path / "whole"))

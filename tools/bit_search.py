@@ -1,0 +1,137 @@
+"""Mixed precision in `optimize`: limits a user states become a plan, and the plan is measured before it is believed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..ir.content import content_key
+from ..ir.errors import OptionError, UnknownNameError
+from ..passes.pipeline import Pipeline
+from ..search.cost.bops import FLOAT_BITS, products
+from ..search.cost.uniform import Pricing
+from ..search.planner import Request, Surroundings, Tables, allocate, tabulate
+from ..search.problem import Solution
+from ..search.sensitivity import parse_scorers
+from ..search.sensitivity.base import Scorer
+from ..search.solvers import bisection, pareto
+from ..search.store import Store
+from .job import Job, Result
+
+#: Limit of `optimize` -> metric of the planner.
+METRICS = {"size": "artifact_bytes", "latency": "microseconds", "bops": "bops", "average_bits": "average_bits"}
+#: Plans tried where a result is a little over a limit that was predicted to hold.
+ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class BitSearch:
+    """How to choose a weight format for every layer.
+
+    Attributes:
+        formats: to choose from, such as int8, int4, int2.
+        scorer: name of a scorer, with options as in pipeline text, such as `hessian-trace{probes=32}`.
+        solver: `ilp`, `dynamic` or `greedy`.
+        minimize: a limit's name: the least of it whose loss of score stays within `max_drop`; None: least loss within the limits.
+        labels: integer classes, one a calibration sample, for scorers that need them.
+        cache: folder for scores, prices and evaluations; None: nothing is kept.
+    """
+
+    formats: tuple[str, ...] = ("int8", "int4", "int2")
+    scorer: str = "sqnr"
+    solver: str = "ilp"
+    minimize: str | None = None
+    labels: torch.Tensor | None = None
+    cache: Path | None = None
+
+    def parsed_scorer(self) -> Scorer:
+        found = parse_scorers(self.scorer)
+        if len(found) != 1:
+            raise OptionError(f"a bit search takes one scorer, not '{self.scorer}'")
+        return found[0]
+
+
+def search_bits(job: Job, pipeline: Pipeline, options: BitSearch) -> Result:
+    """Scores, prices, solves, and runs the plan.
+
+    Raises:
+        InfeasibleError: limits no plan meets. ConstraintError: the plan, measured, misses a limit.
+        OptionError: no calibration, or a pipeline that cannot be searched.
+    """
+    around = Surroundings(job.samples, options.labels, Store(options.cache), job.seed, job.progress)
+    pricing = Pricing(job.backend, job.target, job.measure and job.runs_here)
+    tables = tabulate(job.source, pipeline, Request(options.formats, options.parsed_scorer()), pricing, around)
+    if options.minimize is not None:
+        solution = _cheapest(job, tables, options, around.store)
+        result = job.run(tables.pipeline(solution), _described(options, tables, solution))
+    else:
+        result = _within_limits(job, tables, options)
+    result.report.require(job.limits)
+    return result
+
+
+def _within_limits(job: Job, tables: Tables, options: BitSearch) -> Result:
+    """Least predicted loss within the limits. Where the result is over a limit by what prediction missed (the certificate's
+    bytes, a kernel's time beside other neighbours), the limit is tightened by that much and solved again."""
+    limits = absolute_limits(job)
+    for attempt in range(1, ATTEMPTS + 1):
+        solution = allocate(tables, limits, options.solver)
+        result = job.run(tables.pipeline(solution), _described(options, tables, solution))
+        over = {name: why for name, why in result.report.unmet(job.limits).items() if name in METRICS}
+        if not over or attempt == ATTEMPTS:
+            return result
+        reached = result.report.reached()
+        for name in over:
+            limits[METRICS[name]] *= job.limits[name] / reached[name]
+    raise AssertionError("unreachable")
+
+
+def absolute_limits(job: Job) -> dict[str, float]:
+    """The job's limits in the planner's units."""
+    base = job.float_row
+    whole = {
+        "size": float(base.size_bytes),
+        "latency": (base.latency_ms or 0.0) * 1e3,
+        "bops": float(sum(work.macs for work in products(job.float_program())) * FLOAT_BITS**2),
+        "average_bits": 1.0,
+    }
+    return {METRICS[name]: limit * whole[name] for name, limit in job.limits.items() if name in METRICS}
+
+
+def _cheapest(job: Job, tables: Tables, options: BitSearch, store: Store) -> Solution:
+    """The least of one metric whose measured score stays within `max_drop`: bisection over the front, real evaluations."""
+    name = options.minimize or ""
+    if name not in METRICS:
+        raise UnknownNameError("metric to minimize", name, METRICS)
+    if "max_drop" not in job.limits:
+        raise OptionError(f"minimize={name} needs the limit max_drop, and evaluate=... to hold it to")
+    problem = tables.problem(absolute_limits(job))
+    front = pareto.front(problem, METRICS[name])
+    samples = job.samples.samples if job.samples is not None else ()
+    found = bisection.solve(
+        front,
+        METRICS[name],
+        lambda chosen: job.score(tables.split.with_formats(tables.formats(chosen)))[1],
+        (job.float_row.score or 0.0) - job.limits["max_drop"],
+        store=store,
+        # The last passes differ between plans in the formats alone, which `chosen` stands for.
+        key=content_key(job.source, str(tables.split.before), tables.split.quantize, str(tables.split.after), samples, job.seed),
+        progress=job.progress,
+    )
+    return found.solution
+
+
+def _described(options: BitSearch, tables: Tables, solution: Solution) -> dict[str, Any]:
+    return {
+        "formats": list(options.formats),
+        "scorer": options.scorer,
+        "solver": options.solver,
+        "minimize": options.minimize,
+        "predicted": {name: round(value, 4) for name, value in solution.totals.items()},
+        "loss": solution.loss,
+        "gap": solution.gap,
+        "layers": tables.formats(solution.chosen),
+    }

@@ -1,0 +1,172 @@
+"""One model to compress: runs a pipeline over it, compiles and measures the result, and keeps the float baseline for the next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from ..backends.artifact import Artifact
+from ..backends.base import Backend, Compiled, example_inputs
+from ..backends.target import Target
+from ..ir.content import program_hash
+from ..ir.data import Calibration
+from ..ir.program import Program, Stage
+from ..passes.base import PassContext
+from ..passes.manager import Instrument, PassManager, PipelineResult
+from ..passes.pipeline import Pipeline, parse
+from ..search.cost.bops import average_weight_bits, bops_ratio
+from .plan import Plan
+from .predict import Predict, artifact_predict, program_predict
+from .progress import silent
+from .report import Measurement, Report
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `optimize` returns: the rewritten program, the compiled artifact, the evidence, and the plan that replays it."""
+
+    program: Program
+    artifact: Artifact
+    report: Report
+    plan: Plan
+
+
+@dataclass
+class Job:
+    """What stays the same over all pipelines tried on one model.
+
+    Attributes:
+        limits: constraints by name, as the user stated them.
+        measure: time float model and result (the target must run on this machine).
+    """
+
+    source: Program
+    target: Target
+    backend: Backend
+    samples: Calibration | None = None
+    evaluate: Callable[[Predict], float] | None = None
+    limits: dict[str, float] = field(default_factory=dict)
+    measure: bool = True
+    seed: int = 0
+    instruments: Sequence[Instrument] = ()
+    progress: Callable[[int, int, str], None] = silent
+    _canonical: Program | None = None
+    _memo: dict[str, Any] = field(default_factory=dict)
+
+    def rewrite(self, pipeline: Pipeline) -> PipelineResult:
+        """Runs the passes only."""
+        context = PassContext(calibration=self.samples, seed=self.seed, progress=self.progress, memo=self._memo)
+        first = _FirstCanonical()
+        outcome = PassManager((*self.instruments, PassProgress(self.progress), first)).run(self.source, pipeline, context)
+        self._canonical = self._canonical or first.program
+        return outcome
+
+    def run(self, pipeline: Pipeline, search: dict[str, Any] | None = None) -> Result:
+        """Runs the passes, compiles and measures. search: how the pipeline's formats were chosen, for plan and report."""
+        start = time.perf_counter()
+        outcome = self.rewrite(pipeline)
+        compiled = self.backend.compile(outcome.program, self.target, self.progress)
+        plan = Plan(
+            str(pipeline), str(self.target), self.source.name, program_hash(self.source), self.limits, self.seed, search or {}
+        )
+        rows = [row.to_json() for row in outcome.certificate]
+        artifact = Artifact.build(outcome.program, [compiled], certificate=rows, plan=plan.to_json())
+        integer = outcome.program.stage is Stage.INTEGER
+        report = Report(
+            name=self.source.name,
+            target=str(self.target),
+            pipeline=str(pipeline),
+            certificate=outcome.certificate,
+            kernels=compiled.kernels,
+            rows=(self.float_row, self._row(outcome.program, compiled, artifact)),
+            seconds=round(time.perf_counter() - start, 2),
+            notes=self._notes(outcome, compiled),
+            average_bits=average_weight_bits(outcome.program) if integer else None,
+            bops=bops_ratio(outcome.program) if integer else None,
+        )
+        return Result(outcome.program, artifact, report, plan)
+
+    def score(self, pipeline: Pipeline) -> tuple[Program, float]:
+        """The program a pipeline makes and its score, on the compiled artifact where that runs here: it is faster than torch."""
+        assert self.evaluate is not None
+        program = self.rewrite(pipeline).program
+        if not self.runs_here:
+            return program, float(self.evaluate(program_predict(program)))
+        compiled = self.backend.compile(program, self.target, self.progress)
+        return program, float(self.evaluate(artifact_predict(Artifact.build(program, [compiled]))))
+
+    @cached_property
+    def runs_here(self) -> bool:
+        return any(info.target == self.target and info.runs for info in self.backend.targets())
+
+    @cached_property
+    def float_row(self) -> Measurement:
+        """Score, parameter bytes and latency of the float model, the latter in the form a backend compiles."""
+        size = sum(t.numel() * t.element_size() for t in self.source.parameters().values())
+        score = latency = None
+        if self.evaluate is not None:
+            self.progress(0, 1, "evaluate float")
+            score = float(self.evaluate(program_predict(self.source)))
+            self.progress(1, 1, "evaluate float")
+        if self.measure and self.runs_here:
+            compiled = self.backend.compile(self.float_program(), self.target, self.progress)
+            latency = self.backend.latency(compiled, example_inputs(self.source))
+        return Measurement("float", score, size, latency)
+
+    def float_program(self) -> Program:
+        if self.source.stage >= Stage.CANONICAL:
+            return self.source
+        self._canonical = self._canonical or PassManager().run(self.source, parse("canonicalize")).program
+        return self._canonical
+
+    def _row(self, program: Program, compiled: Compiled, artifact: Artifact) -> Measurement:
+        """The result, measured. What cannot run here stays None."""
+        run = self.measure and self.runs_here
+        score = latency = None
+        if self.evaluate is not None:
+            self.progress(0, 1, "evaluate result")
+            # Where the target is another machine the torch reference stands in: the artifact equals it bit for bit.
+            score = float(self.evaluate(artifact_predict(artifact) if run else program_predict(program)))
+            self.progress(1, 1, "evaluate result")
+        if run:
+            latency = self.backend.latency(compiled, example_inputs(program))
+        return Measurement(program.stage.label, score, artifact.size, latency)
+
+    def _notes(self, outcome: PipelineResult, compiled: Compiled) -> tuple[str, ...]:
+        notes = []
+        islands = [k for k in compiled.kernels if k.kind == "island"]
+        if islands:
+            notes.append(f"{len(islands)} float islands inside the integer program: {', '.join(k.name for k in islands[:8])}")
+        if self.evaluate is None:
+            notes.append("no accuracy: it takes evaluate=... in Python, or a reference model, to have it measured")
+        if not self.runs_here:
+            notes.append("the target does not run on this machine: no latency, and the score is the torch reference's")
+        if outcome.program.stage is not Stage.INTEGER:
+            notes.append(f"the program is in stage {outcome.program.stage.label}: not integer arithmetic")
+        return tuple(notes)
+
+
+class _FirstCanonical(Instrument):
+    """Keeps the first canonical program of a run: the float model in the form a backend compiles."""
+
+    program: Program | None = None
+
+    def after(self, row, total, program):
+        if self.program is None and program.stage is Stage.CANONICAL:
+            self.program = program
+
+
+class PassProgress(Instrument):
+    """Reports each pass to a `progress` callable."""
+
+    def __init__(self, progress: Callable[[int, int, str], None]) -> None:
+        self._progress = progress
+
+    def before(self, index, total, instance, program):
+        self._progress(index - 1, total, "passes")
+
+    def after(self, row, total, program):
+        self._progress(row.index, total, "passes")
