@@ -1,0 +1,131 @@
+"""Mixed precision, measured: accuracy against size for every scorer, rounding methods side by side, and predicted latency.
+
+Every score is that of the compiled artifact on evaluation data that no scorer, no observer and no rounding pass has seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ...backends.base import example_inputs
+from ...backends.registry import backend_for
+from ...backends.target import Target
+from ...ir.data import Calibration
+from ...passes.pipeline import Pipeline
+from ...passes.quantize.annotate import Quantize
+from ...search.cost.bops import average_weight_bits
+from ...search.cost.uniform import Pricing
+from ...search.planner import Request, Surroundings, Tables, allocate, tabulate
+from ...search.sensitivity import scorer_text
+from ...search.sensitivity.base import Scorer
+from ...search.store import Store
+from ..job import Job
+from ..sources import Source, resolve
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One plan. bits: of a weight on average, as reached; seconds: of scoring, not of the plan."""
+
+    model: str
+    method: str
+    bits: float
+    score: float
+    float_score: float
+    seconds: float = 0.0
+
+    @property
+    def drop(self) -> float:
+        """Points lost: the scores are shares, so 100 points are all."""
+        return 100 * (self.float_score - self.score)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One model with its data, ready to run plans on."""
+
+    source: Source
+    job: Job
+    samples: int
+    cache: Path | None
+
+    @classmethod
+    def of(cls, model: str, samples: int, evaluate: int | None, cache: Path | None, progress: Progress) -> Bench:
+        source = resolve(model)
+        batches = source.calibration(None, samples)
+        calibration = None if batches is None else Calibration.for_program(source.program, batches)
+        target = Target.parse("cpu")
+        job = Job(
+            source.program, target, backend_for(target), calibration, source.evaluate(evaluate), measure=False, progress=progress
+        )
+        return cls(source, job, samples, cache)
+
+    def tables(self, pipeline: Pipeline, formats: Sequence[str], scorer: Scorer, time: bool = False) -> Tables:
+        around = Surroundings(
+            self.job.samples, self.source.labels(None, self.samples), Store(self.cache), self.job.seed, self.job.progress
+        )
+        pricing = Pricing(self.job.backend, self.job.target, time)
+        return tabulate(self.source.program, pipeline, Request(tuple(formats), scorer), pricing, around)
+
+    def point(self, method: str, pipeline: Pipeline, seconds: float = 0.0) -> Point:
+        program, score = self.job.score(pipeline)
+        return Point(
+            self.source.program.name, method, average_weight_bits(program), score, self.job.float_row.score or 0.0, seconds
+        )
+
+
+def fronts(
+    bench: Bench, scorers: Sequence[Scorer], bits: Sequence[float], formats: Sequence[str], pipeline: Pipeline
+) -> list[Point]:
+    """For each scorer, and each limit on the average bits of a weight, the plan of least loss and its measured score."""
+    points = []
+    for scorer in scorers:
+        tables = bench.tables(pipeline, formats, scorer)
+        for limit in bits:
+            solution = allocate(tables, {"average_bits": limit})
+            points.append(bench.point(scorer_text(scorer), tables.pipeline(solution), tables.scores.seconds))
+    return points
+
+
+def uniform(bench: Bench, pipelines: Sequence[tuple[str, Pipeline]], bits: Sequence[int]) -> list[Point]:
+    """The same pipelines with one width throughout."""
+    return [bench.point(f"{name}, {b} bits", with_bits(pipeline, b)) for name, pipeline in pipelines for b in bits]
+
+
+def with_bits(pipeline: Pipeline, bits: int) -> Pipeline:
+    return Pipeline(tuple(replace(p, weight_bits=bits) if isinstance(p, Quantize) else p for p in pipeline))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A plan under a limit on its time: what the sum of its kernels predicts, and what a run takes. Microseconds."""
+
+    model: str
+    share: float
+    limit: float
+    predicted: float
+    measured: float
+    bits: float
+
+
+def predictions(
+    bench: Bench, scorer: Scorer, formats: Sequence[str], pipeline: Pipeline, shares: Sequence[float]
+) -> list[Prediction]:
+    """Plans for limits that lie at `shares` of the way from the fastest plan to the slowest one."""
+    tables = bench.tables(pipeline, formats, scorer, time=True)
+    free = next(limit for limit in tables.problem({}).limits if limit.metric == "microseconds")
+    slowest = free.fixed + sum(float(row.max()) for row in free.cost)
+    found = []
+    for share in shares:
+        most = free.least + share * (slowest - free.least)
+        solution = allocate(tables, {"microseconds": most})
+        program = bench.job.rewrite(tables.pipeline(solution)).program
+        compiled = bench.job.backend.compile(program, bench.job.target, bench.job.progress)
+        measured = bench.job.backend.latency(compiled, example_inputs(program), 200) * 1e3
+        bits = solution.totals["average_bits"]
+        found.append(Prediction(bench.source.program.name, share, most, solution.totals["microseconds"], measured, bits))
+    return found
