@@ -20,6 +20,7 @@ from torch import fx
 from ...ir.data import Calibration
 from ...ir.errors import CalibrationError, DataError, UnknownNameError
 from ...ir.program import Program
+from ...passes.quantize.codebooks import Codebook
 from ...passes.quantize.encoding import Encoding
 from ..store import Store
 
@@ -32,13 +33,13 @@ class Layer:
         origin: its name in plans.
         node: the convolution or linear node of the scored program.
         weight: float, (C, ...), output channels first.
-        encodings: format name -> encoding of the weight in it, by the quantizer the pipeline will use.
+        encodings: format name -> encoding or codebook of the weight in it, by the quantizer the pipeline will use.
     """
 
     origin: str
     node: fx.Node
     weight: torch.Tensor
-    encodings: dict[str, Encoding]
+    encodings: dict[str, Encoding | Codebook]
 
     def rounded(self, choice: str) -> torch.Tensor:
         """The weight after rounding to the format `choice`, float32."""

@@ -104,13 +104,8 @@ def collect(
 
 
 def choices_key(task: Task) -> str:
-    """A hash of every layer's name and weight encodings."""
-    parts = []
-    for layer in task.layers:
-        for choice in task.choices:
-            encoding = layer.encodings[choice]
-            parts += [layer.origin, choice, encoding.scale, encoding.zero_point, encoding.qmin, encoding.qmax]
-    return content_key(*parts)
+    """A hash of every layer's name and weight in every choice."""
+    return content_key(*((layer.origin, choice, layer.rounded(choice)) for layer in task.layers for choice in task.choices))
 
 
 def layers_key(task: Task) -> str:

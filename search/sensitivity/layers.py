@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+import torch
+
 from ...ir.errors import PassError
 from ...ir.program import Program, origin_of
 from ...passes.quantize import annotate
 from ...passes.quantize.annotate import Quantize
-from ...passes.quantize.formats import parse_integer_format
+from ...passes.quantize.codebooks import Codebook, CodebookFormat
+from ...passes.quantize.encoding import Encoding
+from ...passes.quantize.formats import WeightFormat, parse_format
 from ...passes.quantize.observers import weight_observer
 from ...passes.quantize.regions import find_regions
 from .base import Layer
@@ -24,14 +28,13 @@ def weight_layers(program: Program, quantize: Quantize, choices: Sequence[str]) 
     Args:
         program: canonical or compressed.
         quantize: the pass of the pipeline: its `skip` and `weight_observer` count.
-        choices: weight formats, see `formats.parse_integer_format`.
+        choices: weight formats, see `formats.parse_format`.
 
     Raises:
         OptionError: a choice that is no format, or a `skip` pattern that matches nothing.
         PassError: no layer to quantize, or two layers of one origin, which no plan could tell apart.
     """
-    formats = {choice: parse_integer_format(choice) for choice in choices}
-    observer = weight_observer(quantize.weight_observer)
+    formats = {choice: parse_format(choice) for choice in choices}
     nodes = annotate.weight_layers(program, find_regions(program, quantize.skipped(program)))
     first_readers = {node.args[1]: node for node in reversed(nodes)}
     layers = []
@@ -41,7 +44,7 @@ def weight_layers(program: Program, quantize: Quantize, choices: Sequence[str]) 
         weight = program.parameter(node.args[1])
         assert weight is not None
         weight = weight.detach()
-        encodings = {choice: form.encoding(weight, observer) for choice, form in formats.items()}
+        encodings = {choice: _encoding(weight, form, quantize) for choice, form in formats.items()}
         layers.append(Layer(origin_of(node), node, weight, encodings))
     if not layers:
         raise PassError(f"'{program.name}' has no convolution or linear layer whose weight is a parameter: nothing to allocate")
@@ -52,3 +55,9 @@ def weight_layers(program: Program, quantize: Quantize, choices: Sequence[str]) 
             "give each its own module, or skip them (quantize{skip=...})"
         )
     return tuple(layers)
+
+
+def _encoding(weight: torch.Tensor, form: WeightFormat, quantize: Quantize) -> Encoding | Codebook:
+    if isinstance(form, CodebookFormat):
+        return form.fit(weight, search=quantize.weight_observer == "mse")
+    return form.encoding(weight, weight_observer(quantize.weight_observer))

@@ -6,25 +6,31 @@ from graphwright.ir.capture import capture
 from graphwright.ir.errors import OptionError, PassError
 from graphwright.ir.program import Stage, origin_of
 from graphwright.passes.quantize.annotate import Quantize
+from graphwright.passes.quantize.codebooks import is_fake_codebook, read_codebook
 from graphwright.passes.quantize.encoding import is_fake_quantize, read_encoding
 from graphwright.search.sensitivity.layers import weight_layers
 from quantize_models import ConvNet, Mixed, prepared, run, seeded
 from torch import nn
 
 
+def _is_fake(node):
+    return is_fake_quantize(node) or is_fake_codebook(node)
+
+
 @pytest.mark.parametrize("model", [ConvNet, Mixed])
 @pytest.mark.parametrize("observer", ["min-max", "mse"])
 def test_they_agree_with_the_pass(model, observer):
     program, context = prepared(model, (1, 3, 16, 16))
-    layers = weight_layers(program, Quantize(weight_observer=observer), ("int8", "int4", "uint3"))
-    for choice in ("int8", "int4", "uint3"):
+    layers = weight_layers(program, Quantize(weight_observer=observer), ("int8", "uint3", "int4g9", "fp4e2m1"))
+    for choice in ("int8", "uint3", "int4g9", "fp4e2m1"):
         rules = ",".join(f'"{layer.origin}={choice}"' for layer in layers)
         annotated = run(program, f"quantize{{weight_observer={observer},weights=[{rules}]}}", context).program
-        fakes = [n for n in annotated.nodes if is_fake_quantize(n) and annotated.parameter(n.args[0]) is not None]
+        fakes = [n for n in annotated.nodes if _is_fake(n) and annotated.parameter(n.args[0]) is not None]
         written = {origin_of(next(iter(n.users))): n for n in fakes}
         assert list(written) == [layer.origin for layer in layers]
         for layer in layers:
-            fake = read_encoding(annotated, written[layer.origin])
+            node = written[layer.origin]
+            fake = read_encoding(annotated, node) if is_fake_quantize(node) else read_codebook(annotated, node)
             assert torch.equal(fake.scale, layer.encodings[choice].scale)
             value = annotated.parameter(written[layer.origin].args[0])
             assert torch.equal(fake.dequantize(fake.quantize(value)), layer.rounded(choice))
