@@ -96,12 +96,17 @@ def task_of(
 
 def mean_loss(task: Task, kind: str, layer: Layer, weight: torch.Tensor) -> torch.Tensor:
     """The loss of the program with `weight` in one layer, written out sample by sample, differentiable in `weight`."""
+    return mean_loss_of(task, kind, [(layer, weight)])
+
+
+def mean_loss_of(task: Task, kind: str, changed: list[tuple[Layer, torch.Tensor]]) -> torch.Tensor:
+    """`mean_loss` with several layers changed."""
     assert task.samples is not None
-    name = str(layer.node.args[1].target)  # type: ignore[union-attr]
+    weights = {str(layer.node.args[1].target): weight for layer, weight in changed}  # type: ignore[union-attr]
     total = torch.zeros(())
     for index, sample in enumerate(task.samples):
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-            outputs = torch.func.functional_call(task.program.graph_module, {name: weight}, sample)
+            outputs = torch.func.functional_call(task.program.graph_module, weights, sample)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         expected = task.program(*sample)
         if kind == "squared":

@@ -56,7 +56,7 @@ class Task:
         layers: in graph order.
         choices: format names; every layer has all of them.
         samples: calibration inputs, or None.
-        labels: integer classes (samples, batch), or None.
+        labels: integer classes, one row of the batch each: (rows, ...) or (samples, batch, ...), or None.
         store: where partial results are kept; `key` names this program, samples and choices in it.
         progress: called as progress(done, total, what).
     """

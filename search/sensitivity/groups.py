@@ -71,7 +71,8 @@ def _labels(task: Task, rows: int, batch: int, limit: int | None) -> torch.Tenso
     """Labels (rows, batch, ...)."""
     if task.labels is None:
         return None
-    flat = task.labels.flatten(0, 1) if task.labels.dim() > 1 else task.labels
+    stacked = task.labels.dim() > 1 and len(task.labels) < rows * batch
+    flat = task.labels.flatten(0, 1) if stacked else task.labels
     enough = len(flat) == rows * batch or (limit is not None and len(flat) >= rows * batch)
     if not enough or flat.is_floating_point():
         raise DataError(

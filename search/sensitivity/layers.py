@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
+from torch import fx
 
 from ...ir.errors import PassError
-from ...ir.program import Program, origin_of
+from ...ir.program import Program, origin_of, single_user
 from ...passes.quantize import annotate
+from ...passes.quantize import operators as ops
 from ...passes.quantize.annotate import Quantize
 from ...passes.quantize.codebooks import Codebook, CodebookFormat
 from ...passes.quantize.encoding import Encoding
@@ -61,3 +63,11 @@ def _encoding(weight: torch.Tensor, form: WeightFormat, quantize: Quantize) -> E
     if isinstance(form, CodebookFormat):
         return form.fit(weight, search=quantize.weight_observer == "mse")
     return form.encoding(weight, weight_observer(quantize.weight_observer))
+
+
+def activation_of(layer: Layer) -> fx.Node:
+    """The value that a layer hands on: its output, after the clamps (relu, relu6, ...) that fuse with it."""
+    node = layer.node
+    while (user := single_user(node)) is not None and ops.clamp_bounds(user) is not None:
+        node = user
+    return node
