@@ -76,6 +76,15 @@ def test_export_gives_the_same_outputs(reference):
     )
 
 
+def test_calibration_labels_belong_to_the_calibration_samples():
+    labels = zoo.load("resnet20").calibration_labels(40)
+    assert torch.equal(labels, fashion_mnist.load_split("train")[1][55_000:55_040])
+    language = zoo.load("gpt-small")
+    (tokens,), following = language.calibration(3)[0], language.calibration_labels(3)
+    assert torch.equal(tokens[:, 1:], following[:, :-1])
+    assert zoo.load("efficientnet-lite0").calibration_labels(2) is None
+
+
 def test_calibration_batches_repeat_and_a_smaller_request_is_a_prefix(reference):
     batches = reference.calibration(35)
     assert [len(batch[0]) for batch in batches] == [32, 3]

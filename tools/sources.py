@@ -32,10 +32,13 @@ class Source:
             return read_samples(path, self.program)
         return self.reference.calibration(samples) if self.reference is not None else None
 
-    def labels(self, path: Path | None, samples: int) -> torch.Tensor | None:
-        """Classes of the calibration samples from `path` (.npy), or the reference model's own; None where there are none."""
+    def labels(self, path: Path | None, calibration: Path | None, samples: int) -> torch.Tensor | None:
+        """Classes of the samples that `calibration` gives for these arguments: those in `path` (.npy), or the reference model's own.
+
+        None where there are none: samples of a file bring no labels.
+        """
         if path is None:
-            return None
+            return self.reference.calibration_labels(samples) if self.reference is not None and calibration is None else None
         try:
             found = np.load(path, allow_pickle=False)
         except (OSError, ValueError) as error:

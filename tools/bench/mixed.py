@@ -66,7 +66,7 @@ class Bench:
 
     def tables(self, pipeline: Pipeline, formats: Sequence[str], scorer: Scorer, time: bool = False) -> Tables:
         around = Surroundings(
-            self.job.samples, self.source.labels(None, self.samples), Store(self.cache), self.job.seed, self.job.progress
+            self.job.samples, self.source.labels(None, None, self.samples), Store(self.cache), self.job.seed, self.job.progress
         )
         pricing = Pricing(self.job.backend, self.job.target, time)
         return tabulate(self.source.program, pipeline, Request(tuple(formats), scorer), pricing, around)

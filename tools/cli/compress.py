@@ -87,7 +87,7 @@ def optimize(
     check_outputs((model, calibration), (output, report, plan), overwrite)
     source = resolve(model, parse_shapes(input_shape))
     batches = batches_of(source, passes, calibration, samples)
-    search = search_of(source, samples, formats, scorer, solver, minimize, labels, cache)
+    search = search_of(source, samples, formats, scorer, solver, minimize, labels, calibration, cache)
     settings(
         "optimize", model=source.program.name, inputs=", ".join(map(str, source.program.input_specs)), target=chosen,
         pipeline=passes, calibration=calibration or (f"{samples} of the reference data" if batches else "none"),

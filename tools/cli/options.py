@@ -91,6 +91,7 @@ def search_of(
     solver: str | None,
     minimize: str | None,
     labels: Path | None,
+    calibration: Path | None,
     cache: Path | None,
 ) -> BitSearch:
     """The bit search that options ask for; what is not given has the library's default."""
@@ -99,4 +100,4 @@ def search_of(
 
     given = {"formats": tuple(formats.split(",")) if formats else None, "scorer": scorer, "solver": solver, "minimize": minimize}
     chosen = {name: value for name, value in given.items() if value is not None}
-    return BitSearch(**chosen, labels=source.labels(labels, samples), cache=cache or cache_folder() / "search")
+    return BitSearch(**chosen, labels=source.labels(labels, calibration, samples), cache=cache or cache_folder() / "search")

@@ -44,7 +44,7 @@ def analyze(
     passes = parse(pipeline or SEARCH_PIPELINE)
     source = resolve(model, parse_shapes(input_shape))
     batches = batches_of(source, passes, calibration, samples)
-    options = search_of(source, samples, formats, None, None, None, labels, cache)
+    options = search_of(source, samples, formats, None, None, None, labels, calibration, cache)
     chosen = chosen_scorers(scorers, with_samples=batches is not None, with_labels=options.labels is not None)
     settings(
         "analyze", model=source.program.name, scorers=", ".join(map(scorer_text, chosen)), formats=", ".join(options.formats),

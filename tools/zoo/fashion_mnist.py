@@ -102,6 +102,11 @@ class FashionMnist:
         count = checked_count(count, HELD_OUT, "Fashion-MNIST calibration images")
         return [(normalize(batch),) for batch in images[:count].split(BATCH)]
 
+    def calibration_labels(self, count: int) -> torch.Tensor | None:
+        """Their labels."""
+        _, labels = held_out_slice(self.root)
+        return labels[: checked_count(count, HELD_OUT, "Fashion-MNIST calibration images")]
+
     def evaluation(self, count: int | None) -> Iterable[tuple[Inputs, torch.Tensor | None]]:
         """The first `count` test images (all 10,000 by default) with their labels."""
         images, labels = load_split("test", self.root)

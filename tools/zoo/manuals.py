@@ -142,6 +142,11 @@ class Manuals:
         count = checked_count(count, len(windows), "calibration windows")
         return [(batch[:, :-1].contiguous(),) for batch in windows[:count].split(BATCH)]
 
+    def calibration_labels(self, count: int) -> torch.Tensor | None:
+        """The token after each of theirs."""
+        windows = held_out_windows("calibration")
+        return windows[: checked_count(count, len(windows), "calibration windows"), 1:].contiguous()
+
     def evaluation(self, count: int | None) -> Iterable[tuple[Inputs, torch.Tensor | None]]:
         """`count` windows (500 by default) of the test documents, with the token that follows each."""
         windows = held_out_windows("test")

@@ -108,6 +108,10 @@ class Photographs:
         count = checked_count(count, CALIBRATION_CROPS, "calibration crops")
         return [(batch,) for batch in _crops(CALIBRATION_PHOTOGRAPHS, _CALIBRATION_SEED, count)]
 
+    def calibration_labels(self, count: int) -> torch.Tensor | None:
+        """None: nobody has labelled the photographs."""
+        return None
+
     def evaluation(self, count: int | None) -> Iterable[tuple[Inputs, torch.Tensor | None]]:
         """`count` crops (2,000 by default) of the evaluation photographs, made as they are asked for."""
         count = checked_count(count, EVALUATION_CROPS, "evaluation crops")

@@ -42,6 +42,10 @@ class RandomImages:
         count = checked_count(count, CALIBRATION_IMAGES, "calibration images")
         return [(batch,) for batch in _images(_CALIBRATION_SEED, count)]
 
+    def calibration_labels(self, count: int) -> torch.Tensor | None:
+        """None: random images show nothing."""
+        return None
+
     def evaluation(self, count: int | None) -> Iterable[tuple[Inputs, torch.Tensor | None]]:
         """`count` images (200 by default), made as they are asked for."""
         count = checked_count(count, EVALUATION_IMAGES, "evaluation images")

@@ -58,6 +58,10 @@ class ReferenceModel:
         """`count` samples in batches of at most 32; none of them, nor their source, occurs in `evaluation`."""
         return self.samples.calibration(count)
 
+    def calibration_labels(self, count: int = 512) -> torch.Tensor | None:
+        """The labels of `calibration(count)`, one row a sample (see `Samples`); None where there are none."""
+        return self.samples.calibration_labels(count)
+
     def evaluation(self, count: int | None = None) -> Iterable[tuple[Inputs, torch.Tensor | None]]:
         """The first `count` evaluation samples (None: all) in batches of at most 32, with labels (see `Samples`) or None."""
         return self.samples.evaluation(count)

@@ -18,11 +18,15 @@ Inputs = tuple[torch.Tensor, ...]
 class Samples(Protocol):
     """Calibration and evaluation samples that share no image, photograph or document.
 
-    Both methods give the same samples in the same order in every process, and a smaller `count` gives a prefix.
+    All methods give the same samples in the same order in every process, and a smaller `count` gives a prefix.
     """
 
     def calibration(self, count: int) -> list[Inputs]:
         """`count` unlabelled samples in batches of at most `BATCH`."""
+        ...
+
+    def calibration_labels(self, count: int) -> torch.Tensor | None:
+        """The labels of `calibration(count)`, `(count,)` classes or `(count, T)` following tokens, int64; None without labels."""
         ...
 
     def evaluation(self, count: int | None) -> Iterable[tuple[Inputs, torch.Tensor | None]]:

@@ -108,6 +108,10 @@ class Sentences:
         sentences, _ = split_sentences()
         return list(_batches(sentences[: checked_count(count, len(sentences), "calibration sentences")]))
 
+    def calibration_labels(self, count: int) -> torch.Tensor | None:
+        """None: sentences have no class."""
+        return None
+
     def evaluation(self, count: int | None) -> Iterable[tuple[Inputs, torch.Tensor | None]]:
         """`count` sentences (500 by default) of the evaluation documents."""
         _, sentences = split_sentences()
