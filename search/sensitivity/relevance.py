@@ -54,7 +54,7 @@ _SMALL = 1e-9
 @register
 @dataclass(frozen=True)
 class Relevance(Scorer):
-    """loss = sum over a layer's outputs of |R| / |y| times ||Q(w_l) - w_l||^2 / ||w_l||^2, R being the relevance for class score y.
+    """loss = sum over a layer's outputs of |R| / |y| times ||Q(w_l) - w_l||^2 / ||w_l||^2, R the relevance for the class score y.
 
     Layer-wise relevance propagation from the predicted class (Bach et al. 2015) gives each layer its contribution, which sets its
     bits, as in Ranjan & Savakis 2024, LRP-QViT (arXiv:2401.11243). Relevance is gradient times value in a network whose nonlinear
