@@ -88,7 +88,7 @@ def _errors(task: Task) -> list[tuple[Layer, torch.Tensor]]:
 
 
 def _moved(network: Network, loss: Loss, task: Task, values: Values) -> torch.Tensor:
-    """(layers x choices, layers x choices) for one sample: half the squared length of B^T J d on the diagonal, products beside."""
+    """(layers x choices, layers x choices) for one sample: half of |B^T J d|^2 on the diagonal, products beside."""
     shapes = [torch.zeros(shape_of(node)) for node in loss.nodes]
     transposed = vjp(lambda signs: loss.root(values, signs), tuple(shapes))[1]
     rows = []
