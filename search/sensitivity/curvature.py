@@ -15,7 +15,7 @@ from torch.func import grad, jvp
 from ...ir.program import shape_of
 from .groups import Group
 from .loss import Loss
-from .network import Network, over_samples
+from .network import Network, Values, over_samples
 
 Vectors = dict[str, torch.Tensor]
 
@@ -73,32 +73,33 @@ class Curvature:
         The mean of its square is the diagonal of G: Hutchinson's estimator of tr(B^T J J^T B) = tr(G), with probes in the small
         space of outputs instead of that of weights.
         """
-        shapes = [(len(self.group), *shape_of(node)) for node in self.loss.nodes]
-        signs = tuple(rademacher(shape, generator) for shape in shapes)
+        signs = self._signs(generator)
 
         def one(inputs: tuple[torch.Tensor, ...], r: tuple[torch.Tensor, ...]) -> Vectors:
-            def projected(weights: Vectors) -> torch.Tensor:
-                values = self.network.values(inputs, weights)
-                return dot(tuple(z.detach() for z in self.loss.root(values, r)), tuple(values[node] for node in self.loss.nodes))
-
-            return grad(projected)(self.network.weights)
+            return grad(lambda w: self._projected(self.network.values(inputs, w), r))(self.network.weights)
 
         return over_samples(one, self.group.inputs, signs)
 
-    def activation_product(self, vectors: dict[fx.Node, torch.Tensor]) -> dict[fx.Node, torch.Tensor]:
-        """(H_i v_i) of every sample i over the values of nodes, each (samples, *shape), with H_i of that sample's own loss."""
+    def activation_traces(self, nodes: list[fx.Node], generator: torch.Generator) -> torch.Tensor:
+        """One Hutchinson estimate of the trace of G_i over the value of each node, for every sample i: (samples, nodes)."""
+        signs = self._signs(generator)
 
-        def total(offsets: dict[str, torch.Tensor]) -> torch.Tensor:
-            def one(inputs: tuple[torch.Tensor, ...], target: tuple[torch.Tensor, ...], moved: dict[str, torch.Tensor]):
-                values = self.network.values(inputs, offsets={node: moved[node.name] for node in vectors})
-                return self.loss.value(values, target)
+        def one(inputs: tuple[torch.Tensor, ...], r: tuple[torch.Tensor, ...]) -> torch.Tensor:
+            def projected(offsets: dict[str, torch.Tensor]) -> torch.Tensor:
+                return self._projected(self.network.values(inputs, offsets={node: offsets[node.name] for node in nodes}), r)
 
-            return over_samples(one, self.group.inputs, self.targets, offsets).sum()
+            slopes = grad(projected)({node.name: torch.zeros(shape_of(node)) for node in nodes})
+            return torch.stack([slopes[node.name].square().sum() for node in nodes])
 
-        named = {node.name: vector for node, vector in vectors.items()}
-        zeros = {name: torch.zeros_like(vector) for name, vector in named.items()}
-        products = jvp(grad(total), (zeros,), (named,))[1]
-        return {node: products[node.name] for node in vectors}
+        return over_samples(one, self.group.inputs, signs)
+
+    def _signs(self, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        return tuple(rademacher((len(self.group), *shape_of(node)), generator) for node in self.loss.nodes)
+
+    def _projected(self, values: Values, signs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """(B r) . y, with B r a constant."""
+        root = self.loss.root(values, signs)
+        return dot(tuple(z.detach() for z in root), tuple(values[node] for node in self.loss.nodes))
 
 
 def dot(left: tuple[torch.Tensor, ...], right: tuple[torch.Tensor, ...]) -> torch.Tensor:

@@ -59,7 +59,7 @@ def distil(
     norms = [node for node in program.nodes if node.target is BATCH_NORM and _statistics(program, node) is not None]
     if not norms:
         raise DataError(
-            f"'{program.name}' ({program.stage.label}) has no batch norm, so nothing remembers what its inputs looked like; distil "
+            f"'{program.name}' ({program.stage.label}) has no batch norm, so nothing remembers what inputs looked like; distil "
             "from the program as captured, before batch norms are folded, or give calibration samples (--calibration FILE.npz)"
         )
     for spec in program.input_specs:
