@@ -1,5 +1,11 @@
 """hessian-trace: Hutchinson's estimates against dense Hessians, inside their own intervals."""
 
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -79,21 +85,33 @@ def test_more_samples_narrow_the_interval_and_one_sample_has_none():
     assert np.isinf(alone.half_width).all() and alone.uncertain() == list(alone.layers)
 
 
+KILLED = """
+import os, pathlib, signal, sys
+sys.path.insert(0, sys.argv[2])
+import torch
+torch.set_num_threads(1)
+from graphwright.search.sensitivity.hessian_trace import HessianTrace
+from graphwright.search.store import Store
+from sensitivity_cases import TinyConv, task_of
+
+def progress(done, total, what):
+    if done == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+task = task_of(TinyConv, store=Store(pathlib.Path(sys.argv[1])))
+HessianTrace().score(type(task)(**{**vars(task), "progress": progress}))
+"""
+
+
 def test_a_killed_run_goes_on_where_it_was(tmp_path):
-    whole_run = HessianTrace().score(task_of(TinyConv))
-    seen = []
-
-    def stop(done, total, what):
-        seen.append((done, total))
-        if done == 5:
-            raise KeyboardInterrupt
-
-    task = task_of(TinyConv, store=Store(tmp_path))
-    with pytest.raises(KeyboardInterrupt):
-        HessianTrace().score(type(task)(**{**vars(task), "progress": stop}))
+    tests = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(tests.parent / ".link")}
+    killed = subprocess.run([sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path), str(tests)], env=environment)
+    assert killed.returncode == -signal.SIGKILL
     kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
-    assert len(kept) == 5 and seen[0] == (1, 12)
-    resumed = HessianTrace().score(task)
+    assert len(kept) == 5
+    task = task_of(TinyConv, store=Store(tmp_path))
+    resumed, whole_run = HessianTrace().score(task), HessianTrace().score(task_of(TinyConv))
     assert (resumed.loss == whole_run.loss).all() and (resumed.half_width == whole_run.half_width).all()
     after = {path.name: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
     assert len(after) == 12 and kept.items() <= after.items()
