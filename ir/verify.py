@@ -32,6 +32,9 @@ NON_CANONICAL: dict[Any, str] = {
 #: The ops of the annotated stage.
 FAKE = frozenset({gw.fake_quantize.default, gw.fake_codebook.default})
 
+#: Float layers that ATen lacks; any stage may hold them.
+FLOAT = frozenset({gw.sparse_linear.default})
+
 
 def is_gw(node: fx.Node) -> bool:
     return node.op == "call_function" and getattr(node.target, "namespace", "") == "gw"
@@ -79,13 +82,13 @@ def inference_only(program: Program) -> Iterator[tuple[fx.Node, str]]:
 
 def float_only(program: Program) -> Iterator[tuple[fx.Node, str]]:
     for node in program.nodes:
-        if is_gw(node):
+        if is_gw(node) and node.target not in FLOAT:
             yield node, f"'{node.target}' belongs to a later stage"
 
 
 def fake_quantize_only(program: Program) -> Iterator[tuple[fx.Node, str]]:
     for node in program.nodes:
-        if is_gw(node) and node.target not in FAKE:
+        if is_gw(node) and node.target not in FAKE | FLOAT:
             yield node, f"'{node.target}' belongs to the integer stage"
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from . import codebook, exact, fake, integer, packed
+from . import codebook, exact, fake, integer, packed, sparse
 
 gw = torch.ops.gw
 
-__all__ = ["codebook", "exact", "fake", "gw", "integer", "packed"]
+__all__ = ["codebook", "exact", "fake", "gw", "integer", "packed", "sparse"]

@@ -15,6 +15,7 @@ from ...ir.errors import OptionError
 from ...ir.program import Program, shape_of
 from ..base import EXACT, Pass, PassContext, PassResult, register
 from . import operators as ops
+from .statistics import visit
 
 aten = torch.ops.aten
 
@@ -180,31 +181,20 @@ def _reads_other_channels(step: fx.Node, other: fx.Node, places: dict[fx.Node, A
     return isinstance(read, torch.Tensor) and not bool(torch.isin(read, channels).any())
 
 
-class _Magnitudes(fx.Interpreter):
-    def __init__(self, program: Program, largest: dict[fx.Node, torch.Tensor]) -> None:
-        super().__init__(program.graph_module)
-        self.largest = largest
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n in self.largest:
-            seen = value.abs().reshape(-1, value.shape[-1]).amax(0)
-            self.largest[n] = torch.maximum(self.largest[n], seen)
-        return value
-
-
 def largest_magnitudes(
     program: Program, nodes: list[fx.Node], calibration: Calibration, samples: int, progress: Callable[[int, int, str], None]
 ) -> dict[fx.Node, torch.Tensor]:
     """max |X_j| of each value over the samples, (C,) along the last axis."""
     largest = {node: torch.zeros(shape_of(node)[-1]) for node in nodes}
-    program.graph_module.recompile()
-    observer, chosen = _Magnitudes(program, largest), calibration.samples[:samples]
-    with torch.no_grad():
-        for done, sample in enumerate(chosen, 1):
-            observer.run(*sample)
-            progress(done, len(chosen), "channel magnitudes")
-    return observer.largest
+
+    def watch(node: fx.Node) -> Callable[[torch.Tensor], None]:
+        def update(value: torch.Tensor) -> None:
+            largest[node] = torch.maximum(largest[node], value.abs().reshape(-1, value.shape[-1]).amax(0))
+
+        return update
+
+    visit(program, {node: watch(node) for node in nodes}, calibration.samples[:samples], progress)
+    return largest
 
 
 def factors(program: Program, site: Site, largest: torch.Tensor, alpha: float) -> torch.Tensor:

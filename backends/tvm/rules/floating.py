@@ -22,6 +22,7 @@ from ..kernels import (
     linear_f32,
     matmul_f32,
     softmax_f32,
+    sparse_f32,
 )
 from ..kernels.base import LANES, Convolution
 from ..kernels.convolution_f32 import pack_bias
@@ -180,6 +181,21 @@ def _convolution_weight(lowering: Lowering, weight: np.ndarray | CodedWeight | N
 def linear(lowering: Lowering, node: fx.Node) -> None:
     x, weight, bias = (*arguments(node), None)[:3]
     _linear(lowering, node, x, _weight(lowering, weight), bias)
+
+
+@rule(gw.sparse_linear.default)
+def sparse_linear(lowering: Lowering, node: fx.Node) -> None:
+    x, start, columns, values = arguments(node)
+    if any(_stored(lowering, n) is None for n in (start, columns, values)) or not _is_float32(x, node):
+        fallback(lowering, node)
+        return
+    rows, entries = prod(shape_of(x)[:-1]), shape_of(values)[0]
+    types = tuple(DTYPES[n.meta["val"].dtype] for n in (columns, values))
+    spec = rows, shape_of(x)[-1], shape_of(node)[-1], entries, *types
+    inputs = [lowering.dense(n) for n in (x, start, columns, values)]
+    options = {"nodes": (node,), "macs": rows * entries, "label": "sparse_f32"}
+    out = lowering.kernel(sparse_f32.sparse_linear, *spec, inputs=inputs, **options)
+    lowering.bind(node, of_node(node, dense=out))
 
 
 @rule(aten.addmm.default)
