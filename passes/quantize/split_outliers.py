@@ -116,9 +116,7 @@ def outlying(largest: torch.Tensor, ratio: float, most: int) -> tuple[torch.Tens
     return ordered.indices[:count].sort().values, float(ordered.values[0]) / typical
 
 
-def _largest(
-    program: Program, pairs: list[Pair], context: PassContext, samples: int, who: str
-) -> dict[fx.Node, torch.Tensor]:
+def _largest(program: Program, pairs: list[Pair], context: PassContext, samples: int, who: str) -> dict[fx.Node, torch.Tensor]:
     largest = {pair.function: torch.zeros(shape_of(pair.function)[-1]) for pair in pairs}
 
     def watch(node: fx.Node) -> Callable[[torch.Tensor], None]:

@@ -43,18 +43,18 @@ FORMATS = st.sampled_from(
 )
 
 
-def coded_weight(text: str, rng: np.random.Generator, rows: int, count: int, taps: int = 1):
+def coded_weight(level: str, text: str, rng: np.random.Generator, rows: int, count: int, taps: int = 1):
     """The kernel's view of a random weight: (Coded, buffers, the decoded weight)."""
     form = parse_format(text)
     assert isinstance(form, CodebookFormat)
     weight = torch.from_numpy(normal(rng, rows, count) + 0.3)
     book = form.fit(weight)
     codes, table = book.quantize(weight), book.table.numpy()
-    first = coded_f32.consecutive(table)
-    coded = coded_f32.Coded(rows, count, book.bits, book.group, len(table), first, book.zero is not None, taps)
+    rule = coded_f32.rule_of(table, level)
+    coded = coded_f32.Coded(rows, count, book.bits, book.group, len(table), rule, book.zero is not None, taps)
     buffers = [coded.pack_codes(codes.numpy()), coded.pack_groups(book.scale.numpy())]
     buffers += [] if book.zero is None else [coded.pack_groups(book.zero.numpy())]
-    buffers += [] if first is not None else [coded.pack_table(table)]
+    buffers += [] if rule is not None else [coded.pack_table(table)]
     return coded, buffers, values_of(codes, book.table, book.scale, book.group, book.zero).numpy()
 
 
@@ -69,7 +69,7 @@ def coded_weight(text: str, rng: np.random.Generator, rows: int, count: int, tap
 )
 def test_decoding_gives_every_bit(level, text, rows, channels, taps, seed):
     rng = np.random.default_rng(seed)
-    coded, buffers, weight = coded_weight(text, rng, rows, channels * taps, taps)
+    coded, buffers, weight = coded_weight(level, text, rng, rows, channels * taps, taps)
     panels = run(coded_f32.decode(coded, level), level, buffers, (coded.panels, coded.count, LANES))
     by_tap = weight.reshape(rows, channels, taps).transpose(0, 2, 1).reshape(rows, -1)
     want = linear_f32.pack_weight(by_tap)
@@ -90,7 +90,7 @@ def test_decoding_gives_every_bit(level, text, rows, channels, taps, seed):
 )
 def test_a_linear_layer_decodes_as_it_multiplies(level, text, rows, inputs, outputs, activation, residual, seed):
     rng = np.random.default_rng(seed)
-    coded, buffers, weight = coded_weight(text, rng, outputs, inputs)
+    coded, buffers, weight = coded_weight(level, text, rng, outputs, inputs)
     assert coded_f32.fuses(rows, coded)
     x, bias = normal(rng, rows, inputs), normal(rng, outputs)
     added = normal(rng, rows, outputs) if residual else np.zeros((rows, outputs), np.float32)
@@ -106,3 +106,19 @@ def test_a_linear_layer_decodes_as_it_multiplies(level, text, rows, inputs, outp
 def test_groups_that_begin_within_a_block_are_not_fused():
     assert not coded_f32.fuses(1, coded_f32.Coded(16, 60, 4, 12, 15))
     assert not coded_f32.fuses(coded_f32.FUSED_ROWS + 1, coded_f32.Coded(16, 64, 4, 8, 15))
+
+
+@pytest.mark.parametrize(
+    "text", ["int4g8", "int8g8", "uint6g8", "pot3", "pot8", "fp4e2m1", "fp8e4m3", "fp8e5m2", "fp5e3m1", "fp6e2m3"]
+)
+def test_every_table_but_power_exponents_follows_a_rule(text):
+    form = parse_format(text)
+    assert isinstance(form, CodebookFormat)
+    assert coded_f32.rule_of(form.table().numpy(), "portable") is not None
+    assert (coded_f32.rule_of(form.table().numpy(), "avx512") is None) == (form.bits <= 5)
+
+
+def test_a_power_exponent_table_is_looked_up():
+    form = parse_format("pe6")
+    assert isinstance(form, CodebookFormat)
+    assert coded_f32.rule_of(form.table(0.5).numpy(), "portable") is None

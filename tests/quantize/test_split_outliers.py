@@ -25,12 +25,16 @@ def feed_forward(seed: int = 0, function: nn.Module | None = None, bias: bool = 
 
 
 @settings(max_examples=8, deadline=None)
-@given(seed=st.integers(0, 10**6), function=st.sampled_from([nn.GELU(), nn.SiLU(), nn.ReLU(), nn.GELU("tanh")]), bias=st.booleans())
+@given(
+    seed=st.integers(0, 10**6), function=st.sampled_from([nn.GELU(), nn.SiLU(), nn.ReLU(), nn.GELU("tanh")]), bias=st.booleans()
+)
 def test_exact_and_only_massive_channels_move(seed, function, bias):
     program, context = prepare(feed_forward(seed, function, bias), (3, 5, 12), samples=2)
     result = run(program, "split-outliers{ratio=4.0,most=8}", context)  # the manager checks the effect
     assert (result.certificate[0].stats["layers"], result.certificate[0].stats["channels"]) == (1, 2)
-    wide, narrow = sorted((n for n in result.program.nodes if n.target is ops.LINEAR), key=lambda n: -n.meta["val"].shape[-1])[0:4:3]
+    wide, narrow = sorted((n for n in result.program.nodes if n.target is ops.LINEAR), key=lambda n: -n.meta["val"].shape[-1])[
+        0:4:3
+    ]
     shapes = [tuple(result.program.parameter(n.args[1]).shape) for n in (wide, narrow)]
     assert shapes == [(48, 12), (2, 12)]
     assert not result.program.parameter(wide.args[1])[list(MASSIVE)].any()

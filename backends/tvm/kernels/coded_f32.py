@@ -3,7 +3,8 @@
 The stream of a row (`ir/dialect/packed`), its weights in the order the kernel reads them, is cut into bytes, and the bytes of
 LANES rows lie side by side: [panel][byte][LANES]. Eight codes of every lane come from `bits` vectors of bytes by shifts. Scales
 and zeros lie as [panel][group][LANES]. A table of at most LANES entries stays in one register of AVX-512, of twice as many in
-two; where the entries are the integers first, first + 1, ... there is no table at all.
+two. Longer ones, and all on other levels, are computed where they follow a rule: consecutive integers, or floating point. What
+is left (power exponents of 6 bits and more) is read entry by entry, slower than float32 weights.
 """
 
 from __future__ import annotations
@@ -36,12 +37,67 @@ CHAINS = 4
 WORDS = f"int32x{LANES}"
 
 
+def _int(value: int) -> Any:
+    return T.Broadcast(T.int32(value), LANES)
+
+
+@dataclass(frozen=True)
+class Integers:
+    """The entries first, first + 1, ..."""
+
+    first: int
+
+    @classmethod
+    def of(cls, table: np.ndarray) -> Integers | None:
+        first = float(table[0])
+        return cls(int(first)) if first.is_integer() and np.array_equal(table, first + np.arange(len(table))) else None
+
+    def emit(self, code: Any) -> Any:
+        return T.Cast(VECTOR, code + _int(self.first))
+
+
+@dataclass(frozen=True)
+class Minifloat:
+    """Entry `origin` is 0; the n-th on either side of it is the floating-point number whose exponent and mantissa bits are n, the
+    smallest 2^lowest. No mantissa bits: powers of two."""
+
+    origin: int
+    mantissa_bits: int
+    lowest: int
+
+    @classmethod
+    def of(cls, table: np.ndarray) -> Minifloat | None:
+        origin = len(table) // 2
+        positive = table[origin + 1 :].astype(np.float64)
+        if len(table) % 2 == 0 or table[origin] != 0 or not np.array_equal(-positive[::-1], table[:origin]):
+            return None
+        lowest = int(np.log2(positive[0]))
+        codes = np.arange(1, len(positive) + 1)
+        for bits in range(7):
+            exponent, mantissa = codes >> bits, codes & ((1 << bits) - 1)
+            values = np.where(exponent > 0, mantissa + (1 << bits), mantissa) * 2.0 ** (np.maximum(exponent, 1) - 1 + lowest)
+            if np.array_equal(values, positive):
+                return cls(origin, bits, lowest)
+        return None
+
+    def emit(self, code: Any) -> Any:
+        """mantissa * 2^exponent, both exact; the sign is the difference's."""
+        signed = bind(code - _int(self.origin))
+        size = bind(T.max(signed, _int(0) - signed))
+        exponent = bind(size >> _int(self.mantissa_bits))
+        mantissa = size & _int((1 << self.mantissa_bits) - 1)
+        whole = mantissa | (T.min(exponent, _int(1)) << _int(self.mantissa_bits))
+        power = (T.max(exponent, _int(1)) + _int(126 + self.lowest)) << _int(23)
+        value = T.Cast(VECTOR, whole) * T.reinterpret(VECTOR, power)
+        return T.reinterpret(VECTOR, T.reinterpret(WORDS, value) | (signed & _int(-(1 << 31))))
+
+
 @dataclass(frozen=True)
 class Coded:
     """A weight (rows, count) as codes of a table.
 
-    group: weights of a row that share a scale. entries: of the table. first: the lowest entry where they are consecutive
-    integers, else None. zero: whether groups have one.
+    group: weights of a row that share a scale. entries: of the table. rule: how they are computed; None: looked up. zero: whether
+    groups have one.
     taps: where above 1, a row is (count / taps, taps) and the kernel reads it tap by tap, as a convolution does.
     """
 
@@ -50,7 +106,7 @@ class Coded:
     bits: int
     group: int
     entries: int
-    first: int | None = None
+    rule: Integers | Minifloat | None = None
     zero: bool = False
     taps: int = 1
 
@@ -89,10 +145,10 @@ class Coded:
         return np.ascontiguousarray(full.reshape(self.panels, LANES, -1).transpose(0, 2, 1))
 
     def arguments(self) -> list[tuple[str, tuple[int, ...], str]]:
-        """codes, scale, zero where there is one, table unless its entries are consecutive integers."""
+        """codes, scale, zero where there is one, table unless its entries are computed."""
         grid = (self.panels, self.groups, LANES)
         zero = [("zero", grid, "float32")] if self.zero else []
-        table = [] if self.first is not None else [("table", (padded(self.entries),), "float32")]
+        table = [] if self.rule is not None else [("table", (padded(self.entries),), "float32")]
         return [("codes", (self.panels, self.row_bytes, LANES), "uint8"), ("scale", grid, "float32"), *zero, *table]
 
     def pack_table(self, table: np.ndarray) -> np.ndarray:
@@ -102,10 +158,11 @@ class Coded:
         return full
 
 
-def consecutive(table: np.ndarray) -> int | None:
-    """The first of the consecutive integers that a table is; None for other tables."""
-    first = float(table[0])
-    return int(first) if first.is_integer() and np.array_equal(table, first + np.arange(len(table))) else None
+def rule_of(table: np.ndarray, level: str) -> Integers | Minifloat | None:
+    """How a kernel of `level` computes the entries of a table; None where it looks them up."""
+    if level == "avx512" and len(table) <= 2 * LANES:
+        return None
+    return Integers.of(table) or Minifloat.of(table)
 
 
 class _Decoder:
@@ -139,11 +196,9 @@ class _Decoder:
 
     def entry(self, code: Any, zero: Any | None) -> Any:
         """Entry of each code, minus the zero; exact where entries are integers."""
-        if self.coded.first is not None:
-            offset = T.float32(float(self.coded.first))
-            value = T.Cast(VECTOR, code)
-            return value + splat(offset) if zero is None else value - (zero - splat(offset))
-        if len(self.vectors) == 1:
+        if self.coded.rule is not None:
+            value = self.coded.rule.emit(code)
+        elif len(self.vectors) == 1:
             value = T.call_llvm_pure_intrin(VECTOR, "llvm.x86.avx512.permvar.sf.512", self.vectors[0], code)
         elif self.vectors:
             low, high = self.vectors
@@ -169,10 +224,6 @@ class _Decoder:
             channels = coded.count // coded.taps
             position = T.floormod(position, channels) * coded.taps + T.floordiv(position, channels)
         return T.floordiv(position, coded.group)
-
-
-def _int(value: int) -> Any:
-    return T.Broadcast(T.int32(value), LANES)
 
 
 def decode(coded: Coded, level: str = "avx512") -> tirx.PrimFunc:

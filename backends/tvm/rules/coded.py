@@ -38,20 +38,20 @@ class CodedWeight:
     def shape(self) -> tuple[int, ...]:
         return shape_of(self.node)
 
-    def coded(self, taps: int = 1) -> Coded:
+    def coded(self, level: str, taps: int = 1) -> Coded:
         rows, count = self.codes.shape
-        first = coded_f32.consecutive(self.table)
-        return Coded(rows, count, self.bits, self.group, len(self.table), first, self.zero is not None, taps)
+        rule = coded_f32.rule_of(self.table, level)
+        return Coded(rows, count, self.bits, self.group, len(self.table), rule, self.zero is not None, taps)
 
     def buffers(self, coded: Coded) -> list[np.ndarray]:
         """As `Coded.arguments` names them."""
         zero = [] if self.zero is None else [coded.pack_groups(self.zero)]
-        table = [] if coded.first is not None else [coded.pack_table(self.table)]
+        table = [] if coded.rule is not None else [coded.pack_table(self.table)]
         return [coded.pack_codes(self.codes), coded.pack_groups(self.scale), *zero, *table]
 
     def panels(self, lowering: Lowering, taps: int = 1) -> Expr:
         """The decoded weight as the float kernels read it, [panels, count, LANES]; made right before its layer."""
-        coded = self.coded(taps)
+        coded = self.coded(lowering.float_level, taps)
         spec = coded, lowering.float_level
         return lowering.kernel(coded_f32.decode, *spec, inputs=self.buffers(coded), nodes=(self.node,), label="decode_f32")
 

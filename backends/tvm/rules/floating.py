@@ -230,7 +230,7 @@ def _product(
     """(generator, its specification, the weight's buffers) of a linear layer."""
     if isinstance(matrix, np.ndarray):
         return linear_f32.linear, (shape,), [linear_f32.pack_weight(matrix)]
-    coded = matrix.coded()
+    coded = matrix.coded(lowering.float_level)
     if coded_f32.fuses(shape.rows, coded):
         return coded_f32.linear, (shape, coded), matrix.buffers(coded)
     return linear_f32.linear, (shape,), [matrix.panels(lowering)]
