@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from .base import LANES
-from .emit import accumulator, bind, clamp_start, loop, parallel_kind, store
+from .emit import accumulator, bind, clamp_start, loop, parallel_kind, prefetch, store
 from .isa import Isa, T
 
 #: What one core keeps in its first-level data cache, leaving room for the other streams.
@@ -114,6 +114,11 @@ class Product:
     bias: Any
     tail: Any
     origin: tuple[Any, Any, Any, Any] = (0, 0, 0, 0)
+    #: What the tile being emitted fetches ahead of its use (`_ahead`).
+    ahead: tuple[int, Any] | None = None
+
+    #: Whether weights are read from memory as they are multiplied.
+    streams: ClassVar[bool] = True
 
     @property
     def steps(self) -> int:
@@ -165,6 +170,8 @@ class Product:
             for row in acc:
                 store(row[p], 0, start)
         weight_base, panel_size = self._panel(image, panel)
+        if self.streams and self.isa.vnni and not tiling.rows_outer and not pixels.weight_image:
+            self.ahead = self._ahead(segment, task % (pixels.images * patches), weight_base, panel_size)
         self._accumulate(acc, sources, x_base, weight_base, panel_size)
         if self.tail.narrow and segment.panels in (2, 4):
             self._finish_side_by_side(
@@ -208,6 +215,19 @@ class Product:
             missing = 4 - len(four)
             self.tail.emit_four(four + four[:1] * missing, [parameters] * 4, where + [None] * missing)
 
+    def _ahead(self, segment: Segment, patch: Any, weight_base: Any, panel_size: int) -> tuple[int, Any]:
+        """(lines a k step, first byte) that one patch asks for of the next panels' weights.
+
+        While these panels are used from the second-level cache, all patches together bring the next ones there: hardware
+        prefetch starts anew at every page. Patches that find nothing left ask for lines at hand; the last panels ask for what
+        lies behind the weights, which is the next layer's.
+        """
+        pixels, tile = self.pixels, segment.panels * panel_size
+        down, across = segment.patches(pixels)
+        lines = ceil(segment.panels / (pixels.images * down * across))
+        share = patch * (lines * panel_size)
+        return lines, bind(weight_base + T.Select(share < tile, tile + share, 0))
+
     def _accumulate(self, acc: list[list[Any]], sources: list[int], x_base: Any, weight_base: Any, panel_size: int) -> None:
         isa = self.isa
         inner = ceil(self.channels / isa.step)
@@ -216,6 +236,10 @@ class Product:
             weight_tap = bind(weight_base + (i * self.taps[1][0] + j) * (inner * isa.step * LANES))
             with loop(inner) as k:
                 at = weight_tap + k * (isa.step * LANES)
+                if self.ahead is not None:
+                    lines, start = self.ahead
+                    for line in range(lines):
+                        prefetch(self.weights, start + (at - weight_base) * lines + line * (isa.step * LANES))
                 weights = [bind(isa.weight(self.weights, at + p * panel_size)) for p in range(len(acc[0]))]
                 for row, source in zip(acc, sources, strict=True):
                     value = bind(isa.activation(self.x, x_tap + source + k * isa.step, self.flip))

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -275,6 +275,8 @@ class Unpacked(Product):
     """A product over unpacked panels."""
 
     storage: Storage = Storage(0, 0)
+
+    streams: ClassVar[bool] = False
 
     def _panel(self, image: Any, panel: Any) -> tuple[Any, int]:
         return bind(panel * self.storage.stride), self.storage.stride

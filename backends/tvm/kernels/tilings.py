@@ -25,6 +25,9 @@ MOST_ROWS = 28
 #: choose what is measured.
 DOT_LATENCY, PORTS = 5, 2
 
+#: Cycles that the instructions of the k loop itself take from the dot instructions in each step.
+STEP_OVERHEAD = 0.75
+
 #: Another shape than the usual one is guessed where it takes less than this share of the cycles counted.
 LESS_WASTE = 0.97
 
@@ -68,13 +71,11 @@ def _segment(cut: Cut, start: int, tiles: int, panels: int, pixels: Pixels, isa:
 def choose_tiling(pixels: Pixels, columns: int, steps: int, isa: Isa) -> Tiling:
     """The analytical guess: blocking of rows x columns x (steps * isa.step).
 
-    Four panels make the widest tile that leaves enough rows to hide the latency of the dot instruction (with few rows, more
-    panels take their place), unless another shape wastes less on the borders: 28 columns are five tiles of 6, which compute 30,
-    or two of 14 with two panels.
+    Four panels make the widest tile that leaves enough rows to hide the latency of the dot instruction, and with few rows as
+    many streams of weights as memory serves at once. Another shape is taken where it wastes less on the borders: 28 columns are
+    five tiles of 6, which compute 30, or two of 14 with two panels.
     """
     widest = 4 if isa.vnni else 1
-    if isa.vnni and pixels.rows < 4:
-        widest = 12 // pixels.rows
     rows = most_rows(widest, isa, 24)
     if pixels.height == 1 or pixels.width >= rows:
         usual = Cut(widest, 1, balanced(pixels.width, rows), True)
@@ -138,6 +139,6 @@ def _cycles(made: Tiling, pixels: Pixels, steps: int) -> float:
     for segment in made.segments:
         rows = segment.height * segment.width
         dots = rows * segment.panels
-        step = max(dots / PORTS, (rows + segment.panels) / PORTS, DOT_LATENCY)
+        step = max(dots / PORTS, (rows + segment.panels) / PORTS, DOT_LATENCY) + STEP_OVERHEAD
         total += segment.count(pixels) * (steps * step + 4 * dots + 30)
     return total
