@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from ..backends.base import KernelRow
 from ..ir.errors import GraphwrightError
 from ..ir.files import write_atomically
 from ..passes.manager import CertificateRow
+from ..search.problem import Problem, Solution
+from ..search.sensitivity.base import Scores
+from ..search.solvers.bisection import Evaluation
 
 
 class ConstraintError(GraphwrightError):
@@ -31,8 +35,42 @@ class Measurement:
 
 
 @dataclass(frozen=True)
+class SearchEvidence:
+    """How the formats of the layers were found.
+
+    Attributes:
+        allocation: layer -> format, in graph order.
+        problem: what was solved; `chosen` and `front` are plans of it.
+        metric: what the front is drawn against, one of the problem's limits.
+        evaluations: plans that were really run, with their scores.
+        scores: one table a scorer.
+    """
+
+    allocation: Mapping[str, str]
+    problem: Problem
+    metric: str
+    front: tuple[Solution, ...]
+    chosen: Solution
+    evaluations: tuple[Evaluation, ...] = ()
+    scores: tuple[Scores, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        def plan(solution: Solution) -> dict[str, Any]:
+            return {"chosen": self.problem.names(solution.chosen), "loss": solution.loss, "totals": solution.totals}
+
+        return {
+            "allocation": dict(self.allocation),
+            "metric": self.metric,
+            "front": [plan(solution) for solution in self.front],
+            "chosen": plan(self.chosen),
+            "evaluations": [{**plan(e.solution), "score": e.score} for e in self.evaluations],
+            "scores": [scores.to_json() for scores in self.scores],
+        }
+
+
+@dataclass(frozen=True)
 class Report:
-    """rows[0] is the float model, rows[1] the result."""
+    """rows[0] is the float model, rows[1] the result; search: None where no allocation was searched for."""
 
     name: str
     target: str
@@ -45,9 +83,11 @@ class Report:
     #: Bits of a weight on average, and bit operations over those of float32; None where the result is not integer arithmetic.
     average_bits: float | None = None
     bops: float | None = None
+    search: SearchEvidence | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        values = asdict(replace(self, search=None))
+        return {**values, "search": self.search.to_json() if self.search else None}
 
     def reached(self) -> dict[str, float]:
         """The value reached for each constraint that was measured."""

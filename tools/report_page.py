@@ -8,13 +8,14 @@ import math
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
-from plotly.io import to_html
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from ..backends.base import KernelRow
 from ..passes.manager import CertificateRow
 from .report import Measurement, Report, number_text, size_text
+from .report_search import section
+from .report_style import FLOAT, OURS, PEER, plot, styled
 
 _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1c2126;background:#fff}
@@ -25,10 +26,7 @@ td:not(:first-child):not(:last-child){white-space:nowrap}td:last-child{overflow-
 code{font-size:.9em;overflow-wrap:anywhere}
 details{margin:.5rem 0 1.5rem}summary{cursor:pointer}
 """
-#: Distinguishable in print and by colour-blind readers (Okabe and Ito, 2008).
-_FLOAT, _OURS, _PEER = "#999999", "#0072b2", "#e69f00"
-_KINDS = {"designed": "#0072b2", "generic": "#e69f00", "island": "#d55e00"}
-_FONT = {"family": "system-ui, sans-serif", "size": 13, "color": "#1c2126"}
+_KINDS = {"designed": OURS, "generic": PEER, "island": "#d55e00"}
 
 
 def page(report: Report) -> str:
@@ -48,14 +46,15 @@ def page(report: Report) -> str:
 <style>{_STYLE}</style><script>{get_plotlyjs()}</script>
 <h1>{html.escape(report.name)} for {html.escape(report.target)}</h1>
 <p>Pipeline <code>{html.escape(report.pipeline)}</code>, {report.seconds:.1f} s in all.</p>
-{_plot("result", result_figure(report.rows))}
+{plot("result", result_figure(report.rows))}
 {_table(["", "score", "size", "latency"], results)}<ul>{notes}</ul>
+{section(report.search) if report.search else ""}
 <h2>Certificate: what each pass did, and the evidence</h2>
-{_plot("certificate", certificate_figure(report.certificate)) if report.certificate else ""}
+{plot("certificate", certificate_figure(report.certificate)) if report.certificate else ""}
 <p>Blue: exact up to float re-association; grey: within a declared bound; orange: lossy.</p>
 {_table(["pass", "effect", "changed", "max |diff|", "SQNR", "nodes", "parameters", "time", "details"], passes)}
 <h2>Kernels</h2>
-{_plot("kernels", kernel_figure(report.kernels)) if report.kernels else ""}
+{plot("kernels", kernel_figure(report.kernels)) if report.kernels else ""}
 <details><summary>All {len(kernels)} kernels</summary>{_table(["kernel", "kind", "MACs", "bytes", "nodes"], kernels)}</details>
 </html>
 """
@@ -79,13 +78,13 @@ def result_figure(rows: Sequence[Measurement]) -> go.Figure:
         )  # fmt: skip
         figure.add_trace(bar, 1, index)
     figure.update_yaxes(autorange="reversed")
-    return _styled(figure, height=110 + 32 * len(rows))
+    return styled(figure, height=110 + 32 * len(rows))
 
 
 def _colour(system: str) -> str:
     if "float" in system:
-        return _FLOAT
-    return _OURS if system.startswith("graphwright") or system in ("integer", "annotated", "canonical", "compressed") else _PEER
+        return FLOAT
+    return OURS if system.startswith("graphwright") or system in ("integer", "annotated", "canonical", "compressed") else PEER
 
 
 def certificate_figure(rows: Sequence[CertificateRow]) -> go.Figure:
@@ -97,7 +96,7 @@ def certificate_figure(rows: Sequence[CertificateRow]) -> go.Figure:
     known = [r.relative if math.isfinite(r.relative) and r.relative > 0 else None for r in rows]
     texts = [f"{v:.1e}" if v else "none" if r.relative == 0 else "undefined" for v, r in zip(known, rows, strict=True)]
     floor = 10 ** (math.floor(math.log10(min([v for v in known if v], default=1e-7))) - 1)
-    colours = [{"exact": _OURS, "lossy": _PEER}.get(r.effect, _FLOAT) for r in rows]
+    colours = [{"exact": OURS, "lossy": PEER}.get(r.effect, FLOAT) for r in rows]
     # A bar on a log axis needs a value above zero: passes that changed nothing get a stub at the axis.
     change = go.Bar(
         x=names, y=[v or floor * 1.05 for v in known], text=texts, marker_color=colours, customdata=[r.effect for r in rows],
@@ -106,7 +105,7 @@ def certificate_figure(rows: Sequence[CertificateRow]) -> go.Figure:
     figure.add_trace(change, 1, 1)
     sizes = [rows[0].bytes_before, *(r.bytes_after for r in rows)]
     megabytes = go.Scatter(
-        x=["captured", *names], y=[s / 1e6 for s in sizes], mode="lines+markers+text", line={"shape": "hv", "color": _OURS},
+        x=["captured", *names], y=[s / 1e6 for s in sizes], mode="lines+markers+text", line={"shape": "hv", "color": OURS},
         text=[f"{s / 1e6:.2f}" for s in sizes], textposition="top center", cliponaxis=False,
         hovertemplate="%{x}: %{y:.3f} MB<extra></extra>",
     )  # fmt: skip
@@ -114,7 +113,7 @@ def certificate_figure(rows: Sequence[CertificateRow]) -> go.Figure:
     top = math.log10(max([v for v in known if v], default=1.0)) + 0.7
     figure.update_yaxes(type="log", exponentformat="power", range=[math.log10(floor), top], row=1, col=1)
     figure.update_yaxes(range=[0, 1.15e-6 * max(sizes)], row=1, col=2)
-    return _styled(figure, height=400)
+    return styled(figure, height=400)
 
 
 def kernel_figure(kernels: Sequence[KernelRow]) -> go.Figure:
@@ -140,20 +139,7 @@ def kernel_figure(kernels: Sequence[KernelRow]) -> go.Figure:
     figure.add_trace(work, 1, 2)
     figure.update_yaxes(autorange="reversed")
     figure.update_layout(barmode="stack", legend={"orientation": "h", "y": -0.12})
-    return _styled(figure, height=420, legend=True)
-
-
-def _styled(figure: go.Figure, height: int, legend: bool = False) -> go.Figure:
-    margin = {"l": 10, "r": 30, "t": 40, "b": 10}
-    figure.update_layout(template="plotly_white", font=_FONT, height=height, showlegend=legend, margin=margin, bargap=0.25)
-    figure.update_xaxes(automargin=True)
-    figure.update_yaxes(automargin=True)
-    return figure
-
-
-def _plot(name: str, figure: go.Figure) -> str:
-    config = {"displaylogo": False, "responsive": True, "displayModeBar": False}
-    return to_html(figure, config=config, include_plotlyjs=False, full_html=False, div_id=f"plot-{name}")
+    return styled(figure, height=420, legend=True)
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
