@@ -55,8 +55,6 @@ class Request:
     def __post_init__(self) -> None:
         if not self.formats:
             raise OptionError("a search needs at least one weight format, such as int8,int4,int2")
-        for name in self.formats:
-            parse_integer_format(name)
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Tables:
-    """Everything a solver may ask of one program: made once, solved for any limits."""
+    """Everything a solver may ask of one program: made once, solved for any limits. costs: empty where nothing was priced."""
 
     split: Split
     program: Program
@@ -116,8 +114,8 @@ class Tables:
     def problem(self, limits: Mapping[str, float]) -> Problem:
         """The allocation problem under `limits`; every metric is counted, those without a limit up to infinity."""
         for metric in limits:
-            if metric == "microseconds" and any(c.total is None for c in self.costs.values()):
-                raise OptionError("a latency limit needs a target that runs on this machine: kernels are timed here")
+            if not self._counted(metric):
+                raise OptionError(f"a limit on {metric} needs prices; microseconds need a target that runs on this machine")
         every = {metric: limits.get(metric, math.inf) for metric in METRICS}
         return Problem(
             self.scores.layers,
@@ -134,7 +132,9 @@ class Tables:
         return {layer: self.scores.choices[c] for layer, c in zip(self.scores.layers, chosen, strict=True)}
 
     def _counted(self, metric: str) -> bool:
-        return metric != "microseconds" or all(c.total is not None for c in self.costs.values())
+        if metric == "average_bits":
+            return True
+        return bool(self.costs) and (metric != "microseconds" or all(c.total is not None for c in self.costs.values()))
 
     def _limit(self, metric: str, most: float) -> Limit:
         if metric == "average_bits":
@@ -182,13 +182,20 @@ def score(program: Program, split: Split, request: Request, around: Surroundings
     return layers, scores
 
 
-def tabulate(program: Program, pipeline: Pipeline, request: Request, pricing: Pricing, around: Surroundings) -> Tables:
-    """Scores and costs of every layer in every format: what `allocate` needs, made once and kept."""
+def tabulate(program: Program, pipeline: Pipeline, request: Request, pricing: Pricing | None, around: Surroundings) -> Tables:
+    """Scores and costs of every layer in every format: what `allocate` needs, made once and kept.
+
+    pricing: None prices nothing; then only `average_bits` can be limited.
+    """
     if around.samples is None:
         raise OptionError("a bit search needs calibration samples: pass calibration=... (CLI: --calibration FILE.npz)")
+    for name in request.formats:
+        parse_integer_format(name)
     split, ready = prepare(program, pipeline, around)
     layers, scores = score(ready, split, request, around)
-    costs = uniform_costs(ready, split.uniform, request.formats, pricing, around.samples, around.store, around.progress)
+    costs = {}
+    if pricing is not None:
+        costs = uniform_costs(ready, split.uniform, request.formats, pricing, around.samples, around.store, around.progress)
     return Tables(split, ready, layers, scores, costs)
 
 

@@ -33,7 +33,7 @@ class Source:
         return self.reference.calibration(samples) if self.reference is not None else None
 
     def labels(self, path: Path | None, calibration: Path | None, samples: int) -> torch.Tensor | None:
-        """Classes of the samples that `calibration` gives for these arguments: those in `path` (.npy), or the reference model's own.
+        """Classes of the samples that `calibration` gives: those in `path` (.npy), or the reference model's own.
 
         None where there are none: samples of a file bring no labels.
         """

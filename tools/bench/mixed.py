@@ -68,7 +68,7 @@ class Bench:
         around = Surroundings(
             self.job.samples, self.source.labels(None, None, self.samples), Store(self.cache), self.job.seed, self.job.progress
         )
-        pricing = Pricing(self.job.backend, self.job.target, time)
+        pricing = Pricing(self.job.backend, self.job.target, time) if time else None
         return tabulate(self.source.program, pipeline, Request(tuple(formats), scorer), pricing, around)
 
     def point(self, method: str, pipeline: Pipeline, seconds: float = 0.0) -> Point:
