@@ -75,3 +75,14 @@ def test_a_swallowed_interrupt_is_not_carried_into_the_next_run():
         press_where_it_is_lost()
     with kept_interrupt():
         raise_if_interrupted()
+
+
+@pytest.mark.parametrize("disguise", [RuntimeError("callback failed"), ImportError("multiarray"), SystemExit(1)])
+def test_an_interrupt_that_became_another_error_is_an_interrupt(disguise):
+    with pytest.raises(KeyboardInterrupt), kept_interrupt():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise disguise from None
+    with pytest.raises(type(disguise)), kept_interrupt():
+        raise disguise

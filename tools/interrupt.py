@@ -18,7 +18,11 @@ _pressed = False
 
 @contextmanager
 def kept_interrupt() -> Iterator[None]:
-    """While the block runs, Ctrl-C raises KeyboardInterrupt at once and is also kept for `raise_if_interrupted`."""
+    """While the block runs, Ctrl-C raises KeyboardInterrupt at once and is also kept for `raise_if_interrupted`.
+
+    Whatever leaves the block after a Ctrl-C is a KeyboardInterrupt: an extension module whose import is interrupted raises
+    ImportError, and a callback through C may turn the interrupt into an error of its own.
+    """
     global _pressed
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -28,6 +32,10 @@ def kept_interrupt() -> Iterator[None]:
     try:
         yield
         raise_if_interrupted()
+    except (Exception, SystemExit) as error:
+        if _pressed:
+            raise KeyboardInterrupt from error
+        raise
     finally:
         signal.signal(signal.SIGINT, previous)
         _pressed = False
