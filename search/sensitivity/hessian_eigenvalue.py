@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from ...ir.content import content_key
 from ...ir.errors import OptionError
-from ..store import content_key
 from .base import Layer, Scorer, Scores, Task, register
 from .curvature import Curvature
 from .groups import Group, groups_of
