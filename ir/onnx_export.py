@@ -3,8 +3,8 @@
 ATen -> ONNX is PyTorch's own exporter (torch.onnx, onnxscript's operator library); only `gw::fake_quantize` is ours:
 
     x -> fake_quantize            QuantizeLinear -> DequantizeLinear           (after a Clip where the range is narrow)
-    weight -> fake_quantize       int8 initializer -> DequantizeLinear         (so the file is really smaller)
-    weight -> fake_quantize -> t  transposed int8 initializer -> DequantizeLinear
+    weight -> fake_quantize       int8 or int4 initializer -> DequantizeLinear (so the file is really smaller)
+    weight -> fake_quantize -> t  transposed initializer -> DequantizeLinear
 
 Any runtime reads these pairs; ONNX Runtime, for one, puts its integer kernels in their place. How near the answers are depends
 on the program: ONNX divides by the scale where fake_quantize multiplies by its reciprocal, runtimes sum in other orders, and
@@ -67,7 +67,8 @@ class StorageType:
     opset: int
 
 
-#: Tried in order: the first that holds the range. 4-bit types are only taken for ranges of at most 16 values.
+#: Tried in order: the first that holds the range. 4-bit types are for weights: activations are narrower by a Clip (the optimizer
+#: of ONNX Runtime 1.32 fails on a Clip before a 4-bit QuantizeLinear), and nothing of them is stored.
 STORAGE = (
     StorageType(ir.DataType.INT4, -8, 7, WIDE_TYPES_OPSET),
     StorageType(ir.DataType.UINT4, 0, 15, WIDE_TYPES_OPSET),
@@ -76,25 +77,26 @@ STORAGE = (
     StorageType(ir.DataType.INT16, -32768, 32767, WIDE_TYPES_OPSET),
     StorageType(ir.DataType.UINT16, 0, 65535, WIDE_TYPES_OPSET),
 )
-NARROWEST = 4  # bits
+HALF_BYTES = (ir.DataType.INT4, ir.DataType.UINT4)
 
 
-def storage_type(qmin: int, qmax: int, opset: int, where: str) -> StorageType:
-    """The ONNX type that holds [qmin, qmax].
+def storage_type(qmin: int, qmax: int, opset: int, where: str, weight: bool = False) -> StorageType:
+    """The smallest ONNX type of `opset` that holds the codes [qmin, qmax] of a weight or an activation.
 
     Raises:
-        UnsupportedOpError: ONNX has no type for this range at this opset.
+        UnsupportedOpError: ONNX has no type for this range, or none at this opset.
     """
-    bits = (qmax - qmin).bit_length()
-    encoding = f"{'s' if qmin < 0 else 'u'}{bits} encoding [{qmin}, {qmax}] of '{where}'"
-    fitting = next((s for s in STORAGE if s.low <= qmin and qmax <= s.high), None)
-    if fitting is None or bits < NARROWEST - 1:
+    types = STORAGE if weight else [s for s in STORAGE if s.dtype not in HALF_BYTES and (s.low < 0) == (qmin < 0)]
+    fitting = [s for s in types if s.low <= qmin and qmax <= s.high]
+    encoding = f"{'s' if qmin < 0 else 'u'}{(qmax - qmin).bit_length()} encoding [{qmin}, {qmax}] of '{where}'"
+    if not fitting:
         raise UnsupportedOpError(
-            f"the {encoding} has no ONNX type; quantize it to 4, 8 or 16 bits, or compile it with graphwright"
+            f"the {encoding} has no ONNX type; quantize it to at most 16 bits, or compile it with graphwright"
         )
-    if fitting.opset > opset:
-        raise UnsupportedOpError(f"the {encoding} needs opset {fitting.opset} for {fitting.dtype.name}, not {opset}")
-    return fitting
+    known = next((s for s in fitting if s.opset <= opset), None)
+    if known is None:
+        raise UnsupportedOpError(f"the {encoding} needs opset {fitting[0].opset} for {fitting[0].dtype.name}, not {opset}")
+    return known
 
 
 def export_onnx(program: Program, path: str | os.PathLike[str] | None = None, opset: int | None = None) -> onnx.ModelProto:
@@ -103,8 +105,8 @@ def export_onnx(program: Program, path: str | os.PathLike[str] | None = None, op
     Args:
         program: any stage but integer. A symbolic batch stays symbolic.
         path: where to write the file (through a temporary name, so it is never half-written); None writes nothing.
-        opset: 18 or newer. 4-bit and 16-bit encodings need 21. None: the oldest that holds the program's encodings, which most
-            runtimes read (the optimizer of ONNX Runtime 1.32 fails on signed activations from opset 21 on: its issue 25526).
+        opset: 18 or newer. 16-bit encodings need 21, and so do weights of at most 4 bits to take half a byte. None: the oldest
+            that holds the program's encodings in as few bytes as ONNX Runtime reads (see `preferred_opset`).
 
     Returns:
         The model; inputs and outputs carry the program's names.
@@ -115,7 +117,7 @@ def export_onnx(program: Program, path: str | os.PathLike[str] | None = None, op
     """
     if program.stage is Stage.INTEGER:
         raise PassError(f"'{program.name}' is in the integer stage; export the annotated program to ONNX instead")
-    opset = oldest_opset(program) if opset is None else opset
+    opset = preferred_opset(program) if opset is None else opset
     newest = onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest:
         raise PassError(f"export_onnx writes opset {OLDEST_OPSET} to {newest}, not {opset}")
@@ -140,11 +142,18 @@ def export_onnx(program: Program, path: str | os.PathLike[str] | None = None, op
     return proto
 
 
-def oldest_opset(program: Program) -> int:
-    """The oldest opset that has a type for every encoding of `program`."""
+def preferred_opset(program: Program) -> int:
+    """The oldest opset with a type for every encoding of `program`, and with 4-bit weights where ONNX Runtime runs them.
+
+    Its optimizer (1.32) fails on signed activations from opset 21 on (its issue 25526): there, narrow weights take a byte each.
+    """
     nodes = [n for n in program.nodes if n.target is torch.ops.gw.fake_quantize.default]
-    types = [storage_type(int(n.args[3]), int(n.args[4]), WIDE_TYPES_OPSET, _place(n)) for n in nodes]  # type: ignore[arg-type]
-    return max([OLDEST_OPSET, *(t.opset for t in types)])
+    found: list[tuple[bool, StorageType]] = []
+    for node in nodes:
+        weight = program.parameter(node.args[0]) is not None
+        found.append((weight, storage_type(int(node.args[3]), int(node.args[4]), WIDE_TYPES_OPSET, _place(node), weight)))  # type: ignore[arg-type]
+    signed = any(storage.low < 0 for weight, storage in found if not weight)
+    return max([OLDEST_OPSET, *(s.opset for _, s in found if s.dtype not in HALF_BYTES or not signed)])
 
 
 def _place(node: torch.fx.Node) -> str:
@@ -158,7 +167,7 @@ def _make_opaque(program: Program, node: torch.fx.Node, opset: int) -> None:
     if len(rest) > 1:
         # The values of chosen codes round to the same codes again.
         x = program.add_parameter(name, _constant_value(program, node), node)
-    storage_type(int(qmin), int(qmax), opset, _place(node))  # type: ignore[arg-type]
+    storage_type(int(qmin), int(qmax), opset, _place(node), program.parameter(x) is not None)  # type: ignore[arg-type]
     for what, value in (("scale", scale), ("zero point", zero_point)):
         if program.parameter(value) is None:
             raise UnsupportedOpError(
@@ -284,7 +293,7 @@ class _Encoding:
     storage: StorageType
 
 
-def _encoding(node: ir.Node, opset: int) -> _Encoding:
+def _encoding(node: ir.Node, opset: int, weight: bool) -> _Encoding:
     qmin, qmax, axis = (node.attributes[key].as_int() for key in ("qmin", "qmax", "axis"))
     per_axis = axis != NO_AXIS
     scale, zero = (_constant(node.inputs[i], node).reshape(-1 if per_axis else ()) for i in (1, 2))
@@ -296,7 +305,7 @@ def _encoding(node: ir.Node, opset: int) -> _Encoding:
         qmin,
         qmax,
         axis if per_axis else None,
-        storage_type(qmin, qmax, opset, node.attributes["name"].as_string()),
+        storage_type(qmin, qmax, opset, node.attributes["name"].as_string(), weight),
     )
 
 
@@ -333,7 +342,7 @@ def _node(op: str, inputs: list[ir.Value], name: str, attributes: dict[str, int]
 
 
 def _lower_activation(graph: ir.Graph, node: ir.Node, opset: int) -> None:
-    x, encoding = node.inputs[0], _encoding(node, opset)
+    x, encoding = node.inputs[0], _encoding(node, opset, weight=False)
     name = node.attributes["name"].as_string()
     scale, zero = _scale_and_zero(graph, name, encoding)
     axis = {} if encoding.axis is None else {"axis": encoding.axis}
@@ -357,7 +366,7 @@ def _lower_activation(graph: ir.Graph, node: ir.Node, opset: int) -> None:
 
 
 def _lower_weight(graph: ir.Graph, node: ir.Node, opset: int) -> None:
-    weight, encoding = node.inputs[0], _encoding(node, opset)
+    weight, encoding = node.inputs[0], _encoding(node, opset, weight=True)
     name = str(weight.name)  # type: ignore[union-attr]
     values = quantize_weight(_constant(weight, node), encoding)
     axis, replaced = encoding.axis, node

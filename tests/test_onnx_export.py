@@ -15,6 +15,9 @@ from graphwright.ir.dialect import gw
 from graphwright.ir.errors import OutputError, PassError, UnsupportedOpError
 from graphwright.ir.onnx_export import export_onnx, storage_type
 from graphwright.ir.onnx_import import capture_onnx
+from quantize_models import BLOCK, ConvNet, prepared
+from quantize_models import Block as QuantizedBlock
+from quantize_models import run as run_passes
 from torch import nn
 
 aten = torch.ops.aten
@@ -159,8 +162,38 @@ def test_narrow_weights_become_int4():
     stored = next(i for i in proto.graph.initializer if i.name.endswith("_quantized"))
     assert stored.data_type == onnx.TensorProto.INT4
     assert np.abs(run(proto, x) - annotated(x)[0].numpy()).max() <= final_step(annotated) * 1.001
-    with pytest.raises(UnsupportedOpError, match=r"s4 encoding \[-7, 7\] of .* needs opset 21 for INT4, not 18"):
-        export_onnx(annotated, opset=18)
+    wide = export_onnx(annotated, opset=18)
+    assert next(i for i in wide.graph.initializer if i.name.endswith("_quantized")).data_type == onnx.TensorProto.INT8
+    np.testing.assert_array_equal(run(wide, x), run(proto, x))
+
+
+@pytest.mark.parametrize("model", ["cnn", "transformer"])
+@pytest.mark.parametrize(("form", "stored"), [("int4", "INT4"), ("uint4", "UINT4"), ("int2", "INT4"), ("uint3", "INT4"),
+                                              ("int5", "INT8"), ("uint7", "INT8")])  # fmt: skip
+def test_weights_of_every_width_answer_alike(model: str, form: str, stored: str):
+    """From `quantize` to ONNX Runtime; signed activations (of the transformer's matmuls) ask for bytes and opset 18."""
+    program, context = prepared(*((ConvNet, (1, 3, 17, 17)) if model == "cnn" else (QuantizedBlock, BLOCK)))
+    annotated = run_passes(program, f'quantize{{weights=["*={form}"]}},align-scales', context).program
+    proto = export_onnx(annotated)
+    narrow = model == "cnn" and stored != "INT8"
+    kinds = {onnx.TensorProto.DataType.Name(i.data_type) for i in proto.graph.initializer if i.name.endswith("_quantized")}
+    assert kinds == {stored if narrow else "INT8"} and proto.opset_import[0].version == (21 if narrow else 18)
+    assert context.calibration is not None
+    for sample in context.calibration.samples[:3]:
+        expected = annotated(*sample)[0].numpy()
+        np.testing.assert_allclose(run(proto, *sample), expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_narrow_activations_take_bytes():
+    program, context = prepared(ConvNet, (1, 3, 17, 17))
+    annotated = run_passes(program, "quantize{activation_bits=4, weight_bits=4},align-scales", context).program
+    proto = export_onnx(annotated)
+    zeros = {i.data_type for i in proto.graph.initializer if i.name.endswith("_zero_point")}
+    assert zeros == {onnx.TensorProto.UINT8, onnx.TensorProto.INT4}
+    assert context.calibration is not None
+    for sample in context.calibration.samples[:3]:
+        expected = annotated(*sample)[0].numpy()
+        np.testing.assert_allclose(run(proto, *sample), expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_narrow_activations_are_clipped():
@@ -188,10 +221,11 @@ def test_narrow_activations_are_clipped():
 
 @pytest.mark.parametrize(
     ("low", "high", "opset", "name"),
-    [(-128, 127, 18, "INT8"), (0, 255, 18, "UINT8"), (-8, 7, 21, "INT4"), (0, 15, 21, "UINT4"), (0, 65535, 21, "UINT16")],
-)
-def test_storage_types(low: int, high: int, opset: int, name: str):
-    assert storage_type(low, high, opset, "x").dtype.name == name
+    [(-128, 127, 18, "INT8"), (0, 255, 18, "UINT8"), (-8, 7, 21, "INT4"), (0, 15, 21, "UINT4"), (0, 65535, 21, "UINT16"),
+     (-1, 1, 21, "INT4"), (-7, 7, 18, "INT8"), (-15, 15, 21, "INT8")],
+)  # fmt: skip
+def test_storage_types_of_weights(low: int, high: int, opset: int, name: str):
+    assert storage_type(low, high, opset, "x", weight=True).dtype.name == name
 
 
 def test_the_oldest_opset_that_holds_the_encodings_is_written():
@@ -211,8 +245,8 @@ def test_the_oldest_opset_that_holds_the_encodings_is_written():
 
 
 def test_encodings_without_onnx_type_are_named():
-    with pytest.raises(UnsupportedOpError, match=r"s2 encoding \[-2, 1\] of 'conv1' has no ONNX type"):
-        storage_type(-2, 1, 21, "conv1")
+    with pytest.raises(UnsupportedOpError, match=r"u16 encoding \[0, 65535\] of 'conv1' needs opset 21 for UINT16, not 18"):
+        storage_type(0, 65535, 18, "conv1")
     with pytest.raises(UnsupportedOpError, match=r"u17 encoding"):
         storage_type(0, 100_000, 21, "conv1")
 
