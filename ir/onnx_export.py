@@ -5,6 +5,7 @@ ATen -> ONNX is PyTorch's own exporter (torch.onnx, onnxscript's operator librar
     x -> fake_quantize            QuantizeLinear -> DequantizeLinear           (after a Clip where the range is narrow)
     weight -> fake_quantize       int8 or int4 initializer -> DequantizeLinear (so the file is really smaller)
     weight -> fake_quantize -> t  transposed initializer -> DequantizeLinear
+    weight -> fake_codebook       float initializer: ONNX has no tables, so the answers are right and the file is not smaller
 
 Any runtime reads these pairs; ONNX Runtime, for one, puts its integer kernels in their place. How near the answers are depends
 on the program: ONNX divides by the scale where fake_quantize multiplies by its reciprocal, runtimes sum in other orders, and
@@ -125,10 +126,13 @@ def export_onnx(program: Program, path: str | os.PathLike[str] | None = None, op
     if target is not None:
         check_output(target, overwrite=True)
     opaque = program.clone()
-    for node in opaque.nodes:
+    for node in list(opaque.nodes):
         if node.target is torch.ops.gw.fake_quantize.default:
             _make_opaque(opaque, node, opset)
-    opaque.graph_module.recompile()
+        elif node.target is torch.ops.gw.fake_codebook.default:
+            value = opaque.add_parameter(str(node.args[0]), _constant_value(opaque, node), node)
+            node.replace_all_uses_with(value)
+    opaque.sweep()
     model = _translate_graph(opaque, opset)
     _lower_fake_quantize(model, opset)
     model.graph.name = program.name

@@ -12,10 +12,10 @@ from torch import fx
 from ...ir.data import Calibration, Sample
 from ...ir.errors import OptionError
 from ...ir.program import Program, Stage
+from ...ir.verify import FAKE
 from ..base import LOSSY, Pass, PassContext, PassResult, register
 from . import operators as ops
 from .annotate import bias_on_grid
-from .encoding import is_fake_quantize
 
 
 @register
@@ -78,7 +78,7 @@ def _output_errors(original: Program, corrected: Program, samples: tuple[Sample,
     """Squared error of both programs' outputs against the float outputs, relative to the squared float outputs."""
     exact = original.clone()
     for node in list(exact.nodes):
-        if is_fake_quantize(node):
+        if node.target in FAKE:
             node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
     exact.sweep()
     signal, errors = 0.0, [0.0, 0.0]
@@ -127,11 +127,11 @@ def measure(
 
 
 def is_quantized_layer(node: fx.Node) -> bool:
-    """A convolution or linear layer with a fake-quantized weight."""
+    """A convolution or linear layer whose weight is fake-quantized or behind a table."""
     if node.target not in (ops.CONVOLUTION, ops.LINEAR):
         return False
     weight = node.args[1]
-    return isinstance(weight, fx.Node) and is_fake_quantize(weight)
+    return isinstance(weight, fx.Node) and weight.target in FAKE
 
 
 def _evaluate(program: Program, node: fx.Node, samples: tuple[Sample, ...], known: dict[fx.Node, list[Any]], bypass: bool):
@@ -141,7 +141,7 @@ def _evaluate(program: Program, node: fx.Node, samples: tuple[Sample, ...], know
         return [sample[position] for sample in samples]
     if node.op == "get_attr":
         return [program.parameter(node)] * len(samples)
-    if bypass and is_fake_quantize(node):
+    if bypass and node.target in FAKE:
         return known[node.args[0]]  # type: ignore[index]
     constant = all(n.op == "get_attr" for n in node.all_input_nodes)
     results = []

@@ -12,6 +12,7 @@ from graphwright.ir.capture import capture
 from graphwright.ir.data import Calibration
 from graphwright.ir.dialect import gw
 from graphwright.ir.errors import CalibrationError, OptionError, PassError
+from graphwright.ir.onnx_export import export_onnx
 from graphwright.ir.program import Stage
 from graphwright.passes.base import PassContext
 from graphwright.passes.manager import PassManager, parameter_bytes
@@ -112,3 +113,26 @@ def test_a_shared_weight_is_stored_once():
 def test_a_rule_without_a_layer_is_refused():
     with pytest.raises(OptionError, match="matches no quantized layer"):
         run(Mixed(), IMAGE, 'canonicalize,quantize{weights=["nothing=int4g64","*=pot4"]}')
+
+
+def test_bias_correction_sees_decoded_weights():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8))
+    x = torch.rand(64, 64) + 0.5  # a mean that rounding errors multiply
+    program = capture(model.eval(), (x,))
+    context = PassContext(Calibration.for_program(program, [(x,)]))
+    stats = (
+        PassManager()
+        .run(program, parse('canonicalize,quantize{weights=["*=int2g64"]},correct-bias'), context)
+        .certificate[-1]
+        .stats
+    )
+    assert stats["layers"] == 2 and stats["error_after"] < 0.5 * stats["error_before"]
+
+
+def test_onnx_holds_the_decoded_values():
+    onnxruntime = pytest.importorskip("onnxruntime")
+    _, program = run(Mixed(), IMAGE, 'canonicalize,quantize{weights=["*=fp4e2m1g16"]}')
+    session = onnxruntime.InferenceSession(export_onnx(program).SerializeToString(), providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {session.get_inputs()[0].name: IMAGE.numpy()})
+    np.testing.assert_allclose(got, program(IMAGE)[0].numpy(), atol=1e-5)
