@@ -16,6 +16,7 @@ from graphwright.search.problem import InfeasibleError
 from graphwright.tools.bit_search import BitSearch
 from graphwright.tools.plan import Plan
 from graphwright.tools.report import ConstraintError
+from graphwright.tools.report_page import page
 from models import small_cnn, small_inputs
 
 ARGUMENTS = {"example_inputs": small_inputs(), "calibration": [small_inputs(16, seed=1)], "measure": False}
@@ -45,6 +46,16 @@ def test_the_plan_meets_the_limit_with_more_than_one_format(result):
     assert len(set(formats_of(result).values())) > 1
     assert result.plan.search["predicted"]["average_bits"] == pytest.approx(result.report.average_bits, abs=1e-3)
     assert result.plan.search["layers"] == formats_of(result)
+
+
+def test_the_report_shows_the_plan_among_the_best_ones(result):
+    search = result.report.search
+    assert search.allocation == formats_of(result) and search.metric == "average_bits"
+    assert [plan.totals["average_bits"] for plan in (search.front[0], search.front[-1])] == pytest.approx([2.0, 8.0])
+    assert search.chosen.loss == pytest.approx(min(p.loss for p in search.front if p.totals["average_bits"] <= 5.0), rel=2e-3)
+    text = page(result.report)
+    assert "Search: which layer gets which format" in text and "plot-front" in text
+    json.dumps(result.report.to_json())
 
 
 def test_the_plan_replays_to_the_same_program(result, tmp_path):
@@ -105,6 +116,7 @@ def test_the_least_bits_within_a_drop(agreement, tmp_path):
     result = optimize(small_cnn(), constraints={"max_drop": 0.1}, evaluate=agreement, search=search, **ARGUMENTS)
     assert result.report.average_bits < 8.0
     assert result.report.reached()["max_drop"] <= 0.1
+    assert len(result.report.search.evaluations) > 1, "the report shows each plan the bisection measured"
     kept = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.json")}
     again = optimize(small_cnn(), constraints={"max_drop": 0.1}, evaluate=agreement, search=search, **ARGUMENTS)
     assert again.plan == result.plan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,17 @@ from ..search.problem import Solution
 from ..search.sensitivity import parse_scorers
 from ..search.sensitivity.base import Scorer
 from ..search.solvers import bisection, pareto
+from ..search.solvers.bisection import Evaluation
 from ..search.store import Store
 from .job import Job, Result
+from .report import SearchEvidence
 
 #: Limit of `optimize` -> metric of the planner.
 METRICS = {"size": "artifact_bytes", "latency": "microseconds", "bops": "bops", "average_bits": "average_bits"}
 #: Plans tried where a result is a little over a limit that was predicted to hold.
 ATTEMPTS = 3
+#: Time for each point of the front that the report draws, where it takes an integer program.
+FRONT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -64,16 +68,31 @@ def search_bits(job: Job, pipeline: Pipeline, options: BitSearch) -> Result:
     around = Surroundings(job.samples, options.labels, Store(options.cache), job.seed, job.progress)
     pricing = Pricing(job.backend, job.target, job.measure and job.runs_here)
     tables = tabulate(job.source, pipeline, Request(options.formats, options.parsed_scorer()), pricing, around)
+    evaluations: tuple[Evaluation, ...] = ()
     if options.minimize is not None:
-        solution = _cheapest(job, tables, options, around.store)
+        found = _cheapest(job, tables, options, around.store)
+        solution, evaluations = found.solution, found.evaluations
         result = job.run(tables.pipeline(solution), _described(options, tables, solution))
     else:
-        result = _within_limits(job, tables, options)
+        result, solution = _within_limits(job, tables, options)
     result.report.require(job.limits)
-    return result
+    metric = METRICS[options.minimize or next(name for name in job.limits if name in METRICS)]
+    evidence = _evidence(tables, metric, solution, evaluations, result.report.rows[1].score)
+    return replace(result, report=replace(result.report, search=evidence))
 
 
-def _within_limits(job: Job, tables: Tables, options: BitSearch) -> Result:
+def _evidence(
+    tables: Tables, metric: str, solution: Solution, evaluations: tuple[Evaluation, ...], score: float | None
+) -> SearchEvidence:
+    """What the report shows: the plan among the best plans of every value of the metric, and what was really evaluated."""
+    problem = tables.problem({})
+    if score is not None and all(e.solution.chosen != solution.chosen for e in evaluations):
+        evaluations = (*evaluations, Evaluation(solution, score))
+    front = tuple(pareto.front(problem, metric, points=16, seconds=FRONT_SECONDS))
+    return SearchEvidence(tables.formats(solution.chosen), problem, metric, front, solution, evaluations, (tables.scores,))
+
+
+def _within_limits(job: Job, tables: Tables, options: BitSearch) -> tuple[Result, Solution]:
     """Least predicted loss within the limits. Where the result is over a limit by what prediction missed (the certificate's
     bytes, a kernel's time beside other neighbours), the limit is tightened by that much and solved again."""
     limits = absolute_limits(job)
@@ -82,7 +101,7 @@ def _within_limits(job: Job, tables: Tables, options: BitSearch) -> Result:
         result = job.run(tables.pipeline(solution), _described(options, tables, solution))
         over = {name: why for name, why in result.report.unmet(job.limits).items() if name in METRICS}
         if not over or attempt == ATTEMPTS:
-            return result
+            return result, solution
         reached = result.report.reached()
         for name in over:
             limits[METRICS[name]] *= job.limits[name] / reached[name]
@@ -101,7 +120,7 @@ def absolute_limits(job: Job) -> dict[str, float]:
     return {METRICS[name]: limit * whole[name] for name, limit in job.limits.items() if name in METRICS}
 
 
-def _cheapest(job: Job, tables: Tables, options: BitSearch, store: Store) -> Solution:
+def _cheapest(job: Job, tables: Tables, options: BitSearch, store: Store) -> bisection.Found:
     """The least of one metric whose measured score stays within `max_drop`: bisection over the front, real evaluations."""
     name = options.minimize or ""
     if name not in METRICS:
@@ -111,7 +130,7 @@ def _cheapest(job: Job, tables: Tables, options: BitSearch, store: Store) -> Sol
     problem = tables.problem(absolute_limits(job))
     front = pareto.front(problem, METRICS[name])
     samples = job.samples.samples if job.samples is not None else ()
-    found = bisection.solve(
+    return bisection.solve(
         front,
         METRICS[name],
         lambda chosen: job.score(tables.split.with_formats(tables.formats(chosen)))[1],
@@ -121,7 +140,6 @@ def _cheapest(job: Job, tables: Tables, options: BitSearch, store: Store) -> Sol
         key=content_key(job.source, str(tables.split.before), tables.split.quantize, str(tables.split.after), samples, job.seed),
         progress=job.progress,
     )
-    return found.solution
 
 
 def _described(options: BitSearch, tables: Tables, solution: Solution) -> dict[str, Any]:
