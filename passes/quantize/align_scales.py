@@ -15,8 +15,8 @@ from ...ir.program import Program, Stage, origin_of, shape_of
 from ..base import LOSSY, Pass, PassContext, PassResult, register
 from . import operators as ops
 from .annotate import bias_on_grid, source_of_codes
-from .correct_bias import is_quantized_layer
 from .encoding import is_fake_quantize, read_encoding
+from .side_by_side import is_quantized_layer
 
 #: Largest relative change of a scale: half a step of the outermost 8-bit code.
 TOLERANCE = 1 / 256

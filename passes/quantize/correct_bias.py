@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import fx
@@ -16,6 +16,7 @@ from ...ir.verify import FAKE
 from ..base import LOSSY, Pass, PassContext, PassResult, register
 from . import operators as ops
 from .annotate import bias_on_grid
+from .side_by_side import SideBySide
 
 
 @register
@@ -103,52 +104,14 @@ def measure(
     program: Program, calibration: Calibration, samples: int, progress: Callable[[int, int, str], None]
 ) -> list[Correction]:
     """Runs float and annotated values side by side; every layer's outputs are corrected before its readers see them."""
-    chosen = calibration.samples[:samples]
-    last_reader = {a: n for n in program.nodes for a in n.all_input_nodes}
-    float_values: dict[fx.Node, list[Any]] = {}
-    values: dict[fx.Node, list[Any]] = {}
+    both = SideBySide(program, calibration.samples[:samples], progress, "bias correction")
     corrections = []
-    nodes = [n for n in program.nodes if n.op != "output"]
-    for index, node in enumerate(nodes):
-        with torch.no_grad():
-            float_values[node] = _evaluate(program, node, chosen, float_values, bypass=True)
-            values[node] = _evaluate(program, node, chosen, values, bypass=False)
-        if is_quantized_layer(node):
-            correction = _correction(program, node, float_values[node], values[node])
-            corrections.append(correction)
-            shift = _along_channels(node, correction.shift)
-            values[node] = [v + shift for v in values[node]]
-        for read in (node, *node.all_input_nodes):
-            if last_reader.get(read, node) is node:
-                float_values.pop(read, None)
-                values.pop(read, None)
-        progress(index + 1, len(nodes), "bias correction")
+    for layer in both.layers():
+        correction = _correction(program, layer, both.exact[layer], both.values[layer])
+        corrections.append(correction)
+        shift = _along_channels(layer, correction.shift)
+        both.values[layer] = [v + shift for v in both.values[layer]]
     return corrections
-
-
-def is_quantized_layer(node: fx.Node) -> bool:
-    """A convolution or linear layer whose weight is fake-quantized or behind a table."""
-    if node.target not in (ops.CONVOLUTION, ops.LINEAR):
-        return False
-    weight = node.args[1]
-    return isinstance(weight, fx.Node) and weight.target in FAKE
-
-
-def _evaluate(program: Program, node: fx.Node, samples: tuple[Sample, ...], known: dict[fx.Node, list[Any]], bypass: bool):
-    """The values of `node` on every sample, given those of its inputs."""
-    if node.op == "placeholder":
-        position = program.inputs.index(node)
-        return [sample[position] for sample in samples]
-    if node.op == "get_attr":
-        return [program.parameter(node)] * len(samples)
-    if bypass and node.target in FAKE:
-        return known[node.args[0]]  # type: ignore[index]
-    constant = all(n.op == "get_attr" for n in node.all_input_nodes)
-    results = []
-    for index in range(1 if constant else len(samples)):
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n, i=index: known[n][i])  # type: ignore[misc]
-        results.append(node.target(*args, **kwargs))  # type: ignore[operator]
-    return results * len(samples) if constant else results
 
 
 def _channel_axis(node: fx.Node) -> int:

@@ -6,8 +6,8 @@ import torch
 from graphwright.ir.errors import PassError
 from graphwright.passes.quantize.align_scales import TOLERANCE, odd_fraction, odd_fractions
 from graphwright.passes.quantize.annotate import source_of_codes
-from graphwright.passes.quantize.correct_bias import is_quantized_layer
 from graphwright.passes.quantize.encoding import is_fake_quantize, read_encoding
+from graphwright.passes.quantize.side_by_side import is_quantized_layer
 from hypothesis import given
 from hypothesis import strategies as st
 from quantize_models import BLOCK, Block, ConvNet, prepare, prepared, run

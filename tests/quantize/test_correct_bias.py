@@ -4,9 +4,10 @@ from graphwright.ir.errors import OptionError, PassError
 from graphwright.ir.program import origin_of
 from graphwright.passes.quantize import correct_bias
 from graphwright.passes.quantize.annotate import source_of_codes
-from graphwright.passes.quantize.correct_bias import Correction, is_quantized_layer
+from graphwright.passes.quantize.correct_bias import Correction
 from graphwright.passes.quantize.encoding import is_fake_quantize, read_encoding
 from graphwright.passes.quantize.operators import CONVOLUTION, LINEAR
+from graphwright.passes.quantize.side_by_side import is_quantized_layer
 from quantize_models import BLOCK, Block, ConvNet, prepare, prepared, run, seeded
 from torch import nn
 

@@ -19,8 +19,8 @@ from ...passes.base import PassContext
 from ...passes.manager import PassManager
 from ...passes.pipeline import Pipeline, parse
 from ...passes.quantize.annotate import source_of_codes
-from ...passes.quantize.correct_bias import is_quantized_layer
 from ...passes.quantize.encoding import read_encoding
+from ...passes.quantize.side_by_side import is_quantized_layer
 from ..optimize import DEFAULT_PIPELINE, optimize
 from ..sources import Source, resolve
 from .systems import ort_session

@@ -1,0 +1,96 @@
+"""GPTQ: rounding one column after the other, each error made up for by the columns that are still free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from ...ir.errors import OptionError
+from ...ir.program import Program
+from ..base import PassContext, register
+from .rounding import Chosen, Following, Rounding, Rows, Steps
+
+
+@register
+@dataclass(frozen=True)
+class Gptq(Rounding):
+    """Chooses codes column by column; what a column loses is spread over the columns after it.
+
+        fake_quantize(w, s, z, qmin, qmax, 0)      ->      fake_quantize(w, s, z, qmin, qmax, 0, codes)
+
+    Frantar et al. 2022 (arXiv:2210.17323, algorithm 1): with H = 2 X X^T + damping and U the upper Cholesky factor of its
+    inverse, column i becomes q and the columns j > i move by -(w_i - q) U_ij / U_ii. X (K, M) are the inputs that the layer reads
+    in the annotated program, so activations and the layers before it are quantized already. Convolutions are unfolded, K =
+    channels a group times taps; grouped and depthwise ones have one H a group.
+
+    Options:
+        damping: share of H's mean diagonal that is added to it.
+        order: quantize the columns with the largest H_ii first (the paper's code: act-order).
+        target: `annotated` keeps W X for the X above, as the paper does; `float` first moves W to the least-squares solution of
+            W' X = W X_float, so that a layer also makes up for what the layers before it lost: on nine layers of ResNet-20 and
+            MobileNetV2 at 4 bits it left 0.32 of nearest rounding's error (geometric mean), `annotated` 0.91, AdaRound 0.39.
+        block: columns between two updates of all columns behind them.
+        samples: calibration samples used at most.
+        rows: output positions of a layer used at most.
+
+    Stats: layers, share of codes that are not the nearest, and each layer's squared output error before and after, relative to
+    the variance of the float output.
+    """
+
+    name: ClassVar[str] = "gptq"
+
+    damping: float = 0.02
+    order: bool = True
+    target: Literal["annotated", "float"] = "float"
+    block: int = 128
+    samples: int = 256
+    rows: int = 8192
+
+    def requires(self, program: Program, context: PassContext) -> None:
+        super().requires(program, context)
+        if self.damping <= 0 or self.block < 1:
+            raise OptionError(f"options 'damping' and 'block' of {self.name} must be above 0: {self.damping}, {self.block}")
+
+    def choose(self, rows: Rows, steps: Steps, following: Following | None, generator: torch.Generator) -> Chosen:
+        inputs = rows.inputs.to(torch.float64)
+        hessian = inputs.transpose(1, 2) @ inputs
+        weight = rows.weight.to(torch.float64)
+        if self.target == "float":
+            gap = (rows.exact_inputs.to(torch.float64) - inputs).transpose(1, 2) @ inputs
+            weight = weight + weight @ gap @ torch.linalg.inv(damped(hessian, self.damping))
+        return Chosen(gptq(weight, hessian, steps, self.damping, self.order, self.block).to(torch.float32))
+
+
+def damped(hessian: torch.Tensor, damping: float) -> torch.Tensor:
+    """H (G, K, K) plus a share of its mean diagonal, so that it has an inverse."""
+    mean = hessian.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
+    return hessian + torch.diag_embed((damping * mean)[:, None].expand(hessian.shape[:2]))
+
+
+def gptq(weight: torch.Tensor, hessian: torch.Tensor, steps: Steps, damping: float, order: bool, block: int) -> torch.Tensor:
+    """Steps (G, O, K) for a weight (G, O, K) and X X^T (G, K, K), all float64; algorithm 1 with all groups at once."""
+    groups, outputs, size = weight.shape
+    hessian = damped(hessian, damping)
+    work = weight
+    places = torch.arange(size).expand(groups, size)
+    if order:
+        places = torch.argsort(hessian.diagonal(dim1=1, dim2=2), dim=1, descending=True, stable=True)
+        hessian = hessian.gather(1, places[:, :, None].expand_as(hessian)).gather(2, places[:, None, :].expand_as(hessian))
+        work = work.gather(2, places[:, None, :].expand_as(work))
+    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
+    work = work.clone()
+    chosen = torch.empty_like(work)
+    for start in range(0, size, block):
+        end = min(start + block, size)
+        errors = torch.zeros(groups, outputs, end - start, dtype=torch.float64)
+        for i in range(start, end):
+            chosen[:, :, i] = steps.nearest(work[:, :, i : i + 1])[:, :, 0]
+            error = (work[:, :, i] - chosen[:, :, i] * steps.scale[:, :, 0]) / factor[:, None, i, i]
+            work[:, :, i:end] -= error[:, :, None] * factor[:, None, i, i:end]
+            errors[:, :, i - start] = error
+        work[:, :, end:] -= errors @ factor[:, start:end, end:]
+    result = torch.empty_like(chosen)
+    result.scatter_(2, places[:, None, :].expand_as(chosen), chosen)
+    return result

@@ -1,0 +1,234 @@
+"""Choosing the codes of weights on data: what the rounding passes (`adaround`, `gptq`, `gpfq`, ...) share.
+
+Each takes an annotated program, whose scales are given, and chooses the code of every weight so that its layer's outputs stay
+near the float ones, where the nearest code only keeps the weight itself. A layer is seen as a matrix product at a sample of its
+output positions (`Rows`), so convolutions of any geometry and linear layers are one case, and the work does not grow with
+the resolution.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from ...ir.errors import OptionError
+from ...ir.program import Program, Stage, origin_of, single_user
+from ..base import LOSSY, Pass, PassContext, PassResult
+from . import operators as ops
+from .annotate import bias_on_grid
+from .encoding import Encoding, read_codes, read_encoding, write_codes
+from .side_by_side import SideBySide
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A layer as one product a group of channels, at M output positions: (G, M, K) by (G, K, O) and bias (G, 1, O).
+
+    G groups of O output channels, K inputs an output (channels a group times taps); a linear layer has one group. Float32.
+    """
+
+    #: What the layer reads in the annotated program, and in the float model; (G, M, K).
+    inputs: torch.Tensor
+    exact_inputs: torch.Tensor
+    #: Outputs of the float model, (G, M, O).
+    targets: torch.Tensor
+    #: Float weight (G, O, K) and bias as the annotated program has it, zeros where there is none.
+    weight: torch.Tensor
+    bias: torch.Tensor
+    #: The weight as the annotated program rounds it now, in steps: nearest, or what a pass before chose; (G, O, K).
+    current: torch.Tensor
+
+    def outputs(self, weight: torch.Tensor) -> torch.Tensor:
+        """(G, M, O) with another weight."""
+        return torch.baddbmm(self.bias, self.inputs, weight.transpose(1, 2))
+
+    def error(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> float:
+        """Squared error of the outputs, relative to the squared deviation of the float outputs from their mean."""
+        signal = (self.targets - self.targets.mean(1, keepdim=True)).square().sum(dtype=torch.float64)
+        outputs = self.outputs(weight) + (0.0 if bias is None else bias - self.bias)
+        return float((outputs - self.targets).square().sum(dtype=torch.float64) / signal.clamp_min(1e-30))
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The grid of a weight (G, O, K) in steps: value = step * scale, with low <= step <= high; all (G, O, 1), float32."""
+
+    scale: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+
+    @classmethod
+    def of(cls, encoding: Encoding, weight: torch.Tensor) -> Steps:
+        shape = (*weight.shape[:2], 1)
+        scale, zero = (v.to(torch.float32).expand(math.prod(shape)).reshape(shape) for v in (encoding.scale, encoding.zero_point))
+        return cls(scale, encoding.qmin - zero, encoding.qmax - zero)
+
+    def nearest(self, weight: torch.Tensor) -> torch.Tensor:
+        return self.clamp(torch.round(weight / self.scale))
+
+    def clamp(self, steps: torch.Tensor) -> torch.Tensor:
+        return torch.minimum(torch.maximum(steps, self.low), self.high)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a pass chose for a layer: the step of every weight (G, O, K), and a new scale (G, O, 1) or bias (G, 1, O) if any."""
+
+    steps: torch.Tensor
+    scale: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+
+
+class Rounding(Pass):
+    """Base of the passes that choose codes layer by layer: each one sees inputs that the choices before it have made."""
+
+    effect: ClassVar = LOSSY
+    accepts: ClassVar = (Stage.ANNOTATED,)
+    needs_calibration: ClassVar = True
+
+    #: Calibration samples, and output positions of a layer, used at most.
+    samples: int
+    rows: int
+
+    def requires(self, program: Program, context: PassContext) -> None:
+        super().requires(program, context)
+        for option in ("samples", "rows"):
+            if getattr(self, option) < 1:
+                raise OptionError(f"option '{option}' of {self.name} must be at least 1, not {getattr(self, option)}")
+
+    @abc.abstractmethod
+    def choose(self, rows: Rows, steps: Steps, following: Following | None, generator: torch.Generator) -> Chosen:
+        """The step of every weight: whole numbers within the limits of `steps`."""
+
+    def run(self, program: Program, context: PassContext) -> PassResult:
+        samples = context.require_calibration(self.name).samples[: self.samples]
+        both = SideBySide(program, samples, context.progress, self.name)
+        generator = torch.Generator().manual_seed(context.seed)
+        done: set[fx.Node] = set()
+        errors: dict[str, list[float]] = {}
+        changed = total = 0
+        modified = False
+        for layer in both.layers():
+            if layer.args[1] in done:
+                continue
+            done.add(layer.args[1])  # type: ignore[arg-type]
+            rows = gather(program, layer, both, self.rows, generator)
+            before = read_codes(program, layer.args[1])  # type: ignore[arg-type]
+            encoding = read_encoding(program, layer.args[1])  # type: ignore[arg-type]
+            steps = Steps.of(encoding, rows.weight)
+            with torch.enable_grad():
+                chosen = self.choose(rows, steps, following(program, layer), generator)
+            after = chosen.steps.reshape(before.shape) + along_channels(encoding.zero_point, before)
+            modified |= write(program, layer, chosen, after)
+            both.redo(layer)
+            changed += int((after != before).sum())
+            total += before.numel()
+            last = chosen.steps * (steps.scale if chosen.scale is None else chosen.scale)
+            pair = (rows.error(rows.current * steps.scale), rows.error(last, chosen.bias))
+            errors[origin_of(layer)] = [round(error, 6) for error in pair]
+        program.sweep()
+        return PassResult(program, modified, {"layers": len(errors), "changed": changed / max(total, 1), "errors": errors})
+
+
+def write(program: Program, layer: fx.Node, chosen: Chosen, codes: torch.Tensor) -> bool:
+    """Puts what was chosen for `layer` into the program; whether anything changed."""
+    quantized: fx.Node = layer.args[1]  # type: ignore[assignment]
+    if chosen.scale is not None:
+        scale = program.parameter(quantized.args[1])
+        assert scale is not None
+        quantized.update_arg(1, program.add_parameter(str(quantized.args[1]), chosen.scale.reshape(scale.shape), quantized))
+    if chosen.bias is not None:
+        args = [*layer.args, None][: max(len(layer.args), 3)]
+        name = str(args[2]) if args[2] is not None else f"{layer.name}_bias"
+        args[2] = program.add_parameter(name, bias_on_grid(program, layer, chosen.bias.reshape(-1)), layer)
+        layer.args = tuple(args)
+    return write_codes(program, quantized, codes) or chosen.scale is not None or chosen.bias is not None
+
+
+def along_channels(zero_point: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """Zero points, one or one an output channel, in a shape that broadcasts against codes; float32."""
+    return zero_point.to(torch.float32).reshape(-1, *[1] * (codes.dim() - 1))
+
+
+@dataclass(frozen=True)
+class Following:
+    """The element-wise function that reads a layer's output, where nothing else does."""
+
+    node: fx.Node
+    rest: tuple[object, ...]
+
+    def __call__(self, value: torch.Tensor) -> torch.Tensor:
+        return self.node.target(value, *self.rest, **self.node.kwargs)  # type: ignore[operator]
+
+
+def following(program: Program, layer: fx.Node) -> Following | None:
+    reader = single_user(layer)
+    if reader is None or not ops.is_unary(program, reader):
+        return None
+    return Following(reader, tuple(ops.number(program, a) if isinstance(a, fx.Node) else a for a in reader.args[1:]))
+
+
+# -- layers as matrix products --------------------------------------------------------------------------------------------------
+
+
+def gather(program: Program, layer: fx.Node, both: SideBySide, count: int, generator: torch.Generator) -> Rows:
+    """The rows of a layer at up to `count` output positions, drawn evenly from all samples and put in random order."""
+    source = layer.args[0]
+    quantized: fx.Node = layer.args[1]  # type: ignore[assignment]
+    weight = program.parameter(quantized.args[0]).detach()  # type: ignore[union-attr]
+    codes = read_codes(program, quantized)
+    current = codes - along_channels(read_encoding(program, quantized).zero_point, codes)
+    bias = program.parameter((*layer.args, None)[2])
+    groups = int(layer.args[8]) if layer.target is ops.CONVOLUTION else 1  # type: ignore[arg-type]
+    outputs = weight.shape[0] // groups
+    per_sample = max(1, count // len(both.samples))
+    inputs, exact_inputs, targets = [], [], []
+    for value, exact, target in zip(both.values[source], both.exact[source], both.exact[layer], strict=True):  # type: ignore[index]
+        target = target.movedim(1, -1) if layer.target is ops.CONVOLUTION else target
+        places = math.prod(target.shape[:-1])
+        chosen = torch.randperm(places, generator=generator)[:per_sample]
+        targets.append(target.reshape(places, -1)[chosen])
+        for found, given in ((inputs, value), (exact_inputs, exact)):
+            found.append(_patches(layer, given, chosen, target.shape[:-1], weight.shape[2:]))
+    order = torch.randperm(sum(len(t) for t in targets), generator=generator)
+
+    def grouped(parts: list[torch.Tensor]) -> torch.Tensor:
+        """(M, G * n) parts as (G, M, n)."""
+        joined = torch.cat(parts)[order]
+        return joined.reshape(len(order), groups, -1).transpose(0, 1).contiguous()
+
+    flat_bias = torch.zeros(groups * outputs) if bias is None else bias.detach()
+    return Rows(
+        grouped(inputs),
+        grouped(exact_inputs),
+        grouped(targets),
+        weight.reshape(groups, outputs, -1),
+        flat_bias.reshape(groups, 1, outputs),
+        current.reshape(groups, outputs, -1),
+    )
+
+
+def _patches(layer: fx.Node, value: torch.Tensor, chosen: torch.Tensor, places: torch.Size, kernel: torch.Size) -> torch.Tensor:
+    """What the layer reads for the output positions `chosen` (flat indices into `places`, batch first): (M, channels * taps)."""
+    if layer.target is ops.LINEAR:
+        return value.reshape(-1, value.shape[-1])[chosen]
+    stride, padding, dilation = ([int(v) for v in layer.args[i]] for i in (3, 4, 5))  # type: ignore[union-attr]
+    padded = F.pad(value, [p for axis in reversed(padding) for p in (axis, axis)])
+    batch, *spatial = torch.unravel_index(chosen, places)
+    rank = len(kernel)
+    index = []
+    for axis, position in enumerate(spatial):
+        taps = torch.arange(kernel[axis]) * dilation[axis]
+        shape = [len(chosen), *(kernel[axis] if a == axis else 1 for a in range(rank))]
+        index.append((position[:, None] * stride[axis] + taps).reshape(shape))
+    # Indices apart from each other: the indexed axes come first, (M, *kernel, channels).
+    patches = padded[(batch.reshape(-1, *[1] * rank), slice(None), *index)]
+    return patches.movedim(-1, 1).reshape(len(chosen), -1)
