@@ -12,6 +12,7 @@ from graphwright.ir.program import Program, Stage
 from graphwright.passes.base import PassContext
 from graphwright.passes.manager import PassManager, PipelineResult
 from graphwright.passes.pipeline import parse
+from graphwright.passes.quantize.encoding import is_fake_quantize
 from torch import nn
 
 #: Input shape of Block. Tests of several files share it, and with it the model that `prepared` keeps.
@@ -107,3 +108,14 @@ def run(program: Program, text: str, context: PassContext) -> PipelineResult:
 def targets(program: Program) -> list[str]:
     """Op names such as `gw.add` in graph order."""
     return [str(n.target).removesuffix(".default") for n in program.nodes if n.op == "call_function"]
+
+
+def weights_of(program: Program) -> list[torch.fx.Node]:
+    """The fake-quantized weights, in graph order."""
+    return [n for n in program.nodes if is_fake_quantize(n) and program.parameter(n.args[0]) is not None]
+
+
+def correlated(shape: tuple[int, ...], count: int, seed: int) -> list[torch.Tensor]:
+    """Inputs whose neighbours along the last axis go together: where inputs are independent, the nearest code is the best."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator).cumsum(-1) / shape[-1] ** 0.5 for _ in range(count)]

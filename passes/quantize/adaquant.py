@@ -28,8 +28,8 @@ class AdaQuant(Rounding):
     Hubara et al. 2020 (arXiv:2006.10518, equation 2): min |f(W x) - f(Q(W + V, s') x^ + b')|^2 over V, s' and b', by Adam through
     the straight-through estimator; the scale's gradient is that of LSQ (Esser et al. 2020, arXiv:1902.08153). x^ are the
     annotated inputs, whose own scale stays (the paper moves it too: here other layers may read the same codes). A code may end
-    several steps from the nearest one. V is in steps and b' in standard deviations of the output, so that one rate suits every layer. It
-    starts from the codes that are there: after `gptq`, from GPTQ's.
+    several steps from the nearest one. V is in steps and b' in standard deviations of the output, so that one rate suits all.
+    It starts from the codes that are there: after `gptq`, from GPTQ's.
 
     Scales move, so `align-scales` comes afterwards. The bias moves, and with it what bypassing fake quantization gives: passes
     that compare with the float model come before.

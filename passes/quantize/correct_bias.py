@@ -9,14 +9,13 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from ...ir.data import Calibration, Sample
+from ...ir.data import Calibration
 from ...ir.errors import OptionError
 from ...ir.program import Program, Stage
-from ...ir.verify import FAKE
 from ..base import LOSSY, Pass, PassContext, PassResult, register
 from . import operators as ops
 from .annotate import bias_on_grid
-from .side_by_side import SideBySide
+from .side_by_side import SideBySide, output_errors
 
 
 @register
@@ -64,7 +63,7 @@ class CorrectBias(Pass):
         for correction in corrections:
             _add_to_bias(program, correction)
         program.sweep()
-        before, after = _output_errors(original, program, calibration.samples[: self.samples])
+        before, after = output_errors(original, program, calibration.samples[: self.samples])
         better = after < before
         stats = {
             "layers": len(corrections) if better else 0,
@@ -73,22 +72,6 @@ class CorrectBias(Pass):
             "error_after": after,
         }
         return PassResult(program if better else original, better, stats)
-
-
-def _output_errors(original: Program, corrected: Program, samples: tuple[Sample, ...]) -> tuple[float, float]:
-    """Squared error of both programs' outputs against the float outputs, relative to the squared float outputs."""
-    exact = original.clone()
-    for node in list(exact.nodes):
-        if node.target in FAKE:
-            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
-    exact.sweep()
-    signal, errors = 0.0, [0.0, 0.0]
-    for sample in samples:
-        expected = [o.to(torch.float64) for o in exact(*sample)]
-        signal += sum(float(e.square().sum()) for e in expected)
-        for index, program in enumerate((original, corrected)):
-            errors[index] += sum(float((o - e).square().sum()) for o, e in zip(program(*sample), expected, strict=True))
-    return errors[0] / max(signal, 1e-300), errors[1] / max(signal, 1e-300)
 
 
 @dataclass(frozen=True)

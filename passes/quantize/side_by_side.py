@@ -24,6 +24,22 @@ def is_quantized_layer(node: fx.Node) -> bool:
     return isinstance(weight, fx.Node) and weight.target in FAKE
 
 
+def output_errors(original: Program, corrected: Program, samples: tuple[Sample, ...]) -> tuple[float, float]:
+    """Squared error of both programs' outputs against the float outputs, relative to the squared float outputs."""
+    exact = original.clone()
+    for node in list(exact.nodes):
+        if node.target in FAKE:
+            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+    exact.sweep()
+    signal, errors = 0.0, [0.0, 0.0]
+    for sample in samples:
+        expected = [o.to(torch.float64) for o in exact(*sample)]
+        signal += sum(float(e.square().sum()) for e in expected)
+        for index, program in enumerate((original, corrected)):
+            errors[index] += sum(float((o - e).square().sum()) for o, e in zip(program(*sample), expected, strict=True))
+    return errors[0] / max(signal, 1e-300), errors[1] / max(signal, 1e-300)
+
+
 @dataclass
 class SideBySide:
     """Runs a program twice at once: as it is (`values`), and with fake quantization bypassed (`exact`: the float model).

@@ -7,11 +7,7 @@ from graphwright.ir.dialect import gw
 from graphwright.ir.errors import PassError
 from graphwright.ir.onnx_export import export_onnx
 from graphwright.passes.quantize.encoding import is_fake_quantize, read_codes, read_encoding, write_codes
-from quantize_models import ConvNet, prepared, run
-
-
-def weights_of(program):
-    return [n for n in program.nodes if is_fake_quantize(n) and program.parameter(n.args[0]) is not None]
+from quantize_models import ConvNet, prepared, run, weights_of
 
 
 def moved(program):

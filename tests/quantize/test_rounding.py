@@ -8,19 +8,15 @@ from graphwright.ir.data import Calibration
 from graphwright.ir.errors import OptionError, PassError
 from graphwright.ir.program import origin_of
 from graphwright.passes.base import PassContext
-from graphwright.passes.quantize.encoding import is_fake_quantize, read_codes, read_encoding
+from graphwright.passes.quantize.encoding import read_codes, read_encoding
 from graphwright.passes.quantize.rounding import Steps, following, gather
 from graphwright.passes.quantize.side_by_side import SideBySide
-from quantize_models import BLOCK, Block, ConvNet, prepare, prepared, run
+from quantize_models import BLOCK, Block, ConvNet, correlated, prepare, prepared, run, weights_of
 from torch import nn
 
 COARSE = "quantize{weight_bits=3,weight_observer=mse},align-scales"
 PASSES = ("adaround{iterations=200}", "adaquant{iterations=200}", "gptq", "gpfq")
 MODELS = [(ConvNet, (2, 3, 9, 9)), (Block, BLOCK)]
-
-
-def weights_of(program):
-    return [n for n in program.nodes if is_fake_quantize(n) and program.parameter(n.args[0]) is not None]
 
 
 def rows_of(program, context, count):
@@ -54,12 +50,6 @@ def test_rows_of_one_dimensional_and_linear_layers():
         (_, rows, _) = next(rows_of(run(program, "quantize", context).program, context, 12))
         exact = torch.baddbmm(rows.bias, rows.exact_inputs, rows.weight.transpose(1, 2))
         assert rows.inputs.shape[1] == 12 and torch.allclose(exact, rows.targets, atol=1e-4)
-
-
-def correlated(shape, count, seed):
-    """Inputs whose neighbours along the last axis go together: where inputs are independent, the nearest code is the best."""
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator).cumsum(-1) / shape[-1] ** 0.5 for _ in range(count)]
 
 
 def held_out(program, shape):
