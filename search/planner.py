@@ -28,10 +28,11 @@ from ..passes.quantize.annotate import Quantize
 from ..passes.quantize.formats import parse_integer_format
 from ..passes.quantize.lower_integer import LowerInteger
 from .cost.uniform import FormatCosts, Pricing, uniform_costs
+from .plan_loss import PlanLoss
 from .problem import Limit, Problem, Solution
 from .sensitivity.base import Layer, Scorer, Scores, Task
 from .sensitivity.layers import weight_layers
-from .solvers import solve
+from .solvers import evolutionary, solve
 from .store import Store
 
 Progress = Callable[[int, int, str], None]
@@ -43,6 +44,10 @@ METRICS = {
     "bops": "bit operations: multiply-accumulates times bits of the weight times bits of the activation",
     "microseconds": "time of a run, from kernels timed in place on this machine",
 }
+
+
+#: Evolutionary search: generations, and plans tried in each.
+GENERATIONS, OFFSPRING = 50, 32
 
 
 @dataclass(frozen=True)
@@ -206,3 +211,33 @@ def allocate(tables: Tables, limits: Mapping[str, float], solver: str = "ilp") -
         InfeasibleError: naming each limit that no plan meets and the least value there is.
     """
     return solve(tables.problem(limits), solver)
+
+
+def evolve(tables: Tables, limits: Mapping[str, float], around: Surroundings) -> Solution:
+    """The plan within `limits` whose loss, with all its layers rounded at once, is the least that EvoPress finds.
+
+    It starts from the integer program's plan, so that it is never worse than that on the samples.
+
+    Raises:
+        InfeasibleError: as `allocate`.
+    """
+    task = Task(tables.program, tables.layers, tables.scores.choices, around.samples, seed=around.seed)
+    loss = PlanLoss(task)
+    found = evolutionary.solve(
+        tables.problem(limits),
+        loss,
+        generations=GENERATIONS,
+        offspring=OFFSPRING,
+        stages=_stages(loss.samples),
+        seed=around.seed,
+        store=around.store,
+        key=content_key(tables.program, around.samples and around.samples.samples, tables.scores.choices, tables.split.quantize),
+        progress=around.progress,
+    )
+    return found.solution
+
+
+def _stages(samples: int) -> list[tuple[int, int]]:
+    """(survivors, samples) on a sixteenth, a quarter and all of the samples; fewer where there are too few samples."""
+    counts = {max(1, samples // part): survivors for survivors, part in ((8, 16), (2, 4), (1, 1))}
+    return [(survivors, count) for count, survivors in counts.items()]

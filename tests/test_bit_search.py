@@ -12,6 +12,7 @@ from graphwright.ir.errors import OptionError, UnknownNameError
 from graphwright.ir.program import Stage
 from graphwright.passes.pipeline import parse
 from graphwright.passes.quantize.annotate import Quantize
+from graphwright.search import planner
 from graphwright.search.problem import InfeasibleError
 from graphwright.tools.bit_search import BitSearch
 from graphwright.tools.plan import Plan
@@ -192,3 +193,12 @@ def test_a_run_killed_anywhere_resumes_to_the_same_plan(tmp_path, stage):
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert finish(start(tmp_path / "killed")) == finish(start(tmp_path / "whole"))
+
+
+def test_evolution_starts_from_the_integer_program_and_keeps_the_limits(monkeypatch, tmp_path):
+    monkeypatch.setattr(planner, "GENERATIONS", 3)
+    monkeypatch.setattr(planner, "OFFSPRING", 9)
+    search = BitSearch(solver="evolutionary", cache=tmp_path)
+    result = optimize(small_cnn(), constraints={"average_bits": 5.0}, search=search, **ARGUMENTS)
+    assert result.report.average_bits <= 5.0 and len(set(formats_of(result).values())) > 1
+    assert list((tmp_path / "evaluation").glob("*.json")), "a killed run goes on from what it evaluated"

@@ -13,7 +13,7 @@ from ..ir.errors import OptionError, UnknownNameError
 from ..passes.pipeline import Pipeline
 from ..search.cost.bops import FLOAT_BITS, products
 from ..search.cost.uniform import Pricing
-from ..search.planner import Request, Surroundings, Tables, allocate, tabulate
+from ..search.planner import Request, Surroundings, Tables, allocate, evolve, tabulate
 from ..search.problem import Solution
 from ..search.sensitivity import parse_scorers
 from ..search.sensitivity.base import Scorer
@@ -38,7 +38,7 @@ class BitSearch:
     Attributes:
         formats: to choose from, such as int8, int4, int2.
         scorer: name of a scorer, with options as in pipeline text, such as `hessian-trace{probes=32}`.
-        solver: `ilp`, `dynamic` or `greedy`.
+        solver: `ilp`, `dynamic`, `greedy`, or `evolutionary`, which runs whole plans on the calibration samples.
         minimize: a limit's name: the least of it whose loss of score stays within `max_drop`; None: least loss within the limits.
         labels: integer classes, one a calibration sample, for scorers that need them.
         cache: folder for scores, prices and evaluations; None: nothing is kept.
@@ -74,7 +74,7 @@ def search_bits(job: Job, pipeline: Pipeline, options: BitSearch) -> Result:
         solution, evaluations = found.solution, found.evaluations
         result = job.run(tables.pipeline(solution), _described(options, tables, solution))
     else:
-        result, solution = _within_limits(job, tables, options)
+        result, solution = _within_limits(job, tables, options, around)
     result.report.require(job.limits)
     metric = METRICS[options.minimize or next(name for name in job.limits if name in METRICS)]
     evidence = _evidence(tables, metric, solution, evaluations, result.report.rows[1].score)
@@ -92,12 +92,13 @@ def _evidence(
     return SearchEvidence(tables.formats(solution.chosen), problem, metric, front, solution, evaluations, (tables.scores,))
 
 
-def _within_limits(job: Job, tables: Tables, options: BitSearch) -> tuple[Result, Solution]:
+def _within_limits(job: Job, tables: Tables, options: BitSearch, around: Surroundings) -> tuple[Result, Solution]:
     """Least predicted loss within the limits. Where the result is over a limit by what prediction missed (the certificate's
     bytes, a kernel's time beside other neighbours), the limit is tightened by that much and solved again."""
     limits = absolute_limits(job)
     for attempt in range(1, ATTEMPTS + 1):
-        solution = allocate(tables, limits, options.solver)
+        evolved = options.solver == "evolutionary"
+        solution = evolve(tables, limits, around) if evolved else allocate(tables, limits, options.solver)
         result = job.run(tables.pipeline(solution), _described(options, tables, solution))
         over = {name: why for name, why in result.report.unmet(job.limits).items() if name in METRICS}
         if not over or attempt == ATTEMPTS:

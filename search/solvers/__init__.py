@@ -19,5 +19,5 @@ def solve(problem: Problem, name: str = "ilp") -> Solution:
         UnknownNameError: no such solver. InfeasibleError: no plan meets the limits.
     """
     if name not in SOLVERS:
-        raise UnknownNameError("solver", name, SOLVERS)
+        raise UnknownNameError("solver", name, (*SOLVERS, "evolutionary"))
     return SOLVERS[name](problem)

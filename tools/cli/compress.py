@@ -54,7 +54,7 @@ def optimize(
     minimize: Minimize = None,
     formats: Formats = None,
     scorer: Scorer = None,
-    solver: Annotated[str | None, typer.Option(help="Of the bit search: ilp, dynamic or greedy.")] = None,
+    solver: Annotated[str | None, typer.Option(help="Of the bit search: ilp, dynamic, greedy or evolutionary.")] = None,
     labels: Labels = None,
     cache: Cache = None,
     evaluate: Annotated[int, typer.Option(help="Evaluation samples of a reference model; 0: none.")] = 1000,
