@@ -135,6 +135,7 @@ def test_the_least_bits_within_a_drop(agreement, tmp_path):
         (BitSearch(solver="lip"), {"average_bits": 4}, UnknownNameError, "did you mean 'ilp'"),
         (BitSearch(minimize="siez"), {}, UnknownNameError, "did you mean 'size'"),
         (BitSearch(minimize="size"), {}, OptionError, "needs the limit max_drop"),
+        (BitSearch(minimize="size", solver="greedy"), {}, OptionError, "leave out solver=greedy"),
     ],
 )
 def test_bad_searches(search, limits, error, message):

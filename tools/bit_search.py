@@ -126,6 +126,8 @@ def _cheapest(job: Job, tables: Tables, options: BitSearch, store: Store) -> bis
     name = options.minimize or ""
     if name not in METRICS:
         raise UnknownNameError("metric to minimize", name, METRICS)
+    if options.solver != "ilp":
+        raise OptionError(f"minimize={name} walks the Pareto front of integer programs: leave out solver={options.solver}")
     if "max_drop" not in job.limits:
         raise OptionError(f"minimize={name} needs the limit max_drop, and evaluate=... to hold it to")
     problem = tables.problem(absolute_limits(job))
