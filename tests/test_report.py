@@ -64,3 +64,10 @@ def test_kernel_shares_add_up_and_the_largest_come_first():
     assert [bar.name for bar in kinds] == ["designed", "island"]
     assert [sum(shares) for shares in zip(*(bar.x for bar in kinds), strict=True)] == pytest.approx([100, 100, 100])
     assert largest.y == ("convolution_1", "convolution_2") and largest.x == (3.0, 1.0)
+
+
+def test_a_limit_reached_exactly_is_met():
+    """0.92 - 0.9 is a little more than 0.02 in floating point."""
+    assert 0.92 - 0.9 > 0.02
+    report = Report("net", "cpu", "", (), (), (Measurement("float", 0.92, 10, None), Measurement("integer", 0.9, 5, None)), 1.0)
+    assert not report.unmet({"max_drop": 0.02}) and report.unmet({"max_drop": 0.0199})
