@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .base import LANES
-from .emit import Argument, bind, loop, parallel_kind, shuffle, splat, store
+from .emit import Argument, bind, loop, parallel_kind, prefetch, shuffle, splat, store
 from .gemm_int8 import L1_BYTES, Product, Segment, Tiling
 from .gemm_tiles import SIDE, Block, Part, TileProduct, choose_blocking, product_ns
 from .isa import Isa, T
@@ -51,6 +51,9 @@ UNPACK_BYTES = 20_000
 
 #: Tasks that a product swept by tiles of columns should have, and the least patches of rows for which a tile is unpacked again.
 TASKS, LEAST_PATCHES = 24, 8
+
+#: How far ahead of its use a product of few rows asks for its weights, bytes.
+AHEAD = 2048
 
 #: Patches of rows up to which unpacking in registers moves less than it repeats.
 FEW_PATCHES = 2
@@ -337,6 +340,13 @@ class InRegisters(Unpacked):
         lowest = [storage.lowest(self.weights, start) for start in starts]
         steps = VECTOR // (isa.step * LANES)  # of a vector
 
+        def ahead(group: Any) -> None:
+            """Hardware prefetch starts anew at every page; panels follow each other, so what comes after one is the next."""
+            size = packing.stored(packing.group) * VECTOR
+            for start in starts:
+                for line in range(size // VECTOR):
+                    prefetch(self.weights, start + group * size + (AHEAD + line * VECTOR))
+
         def add(group: Any, count: int) -> None:
             first = bind(x_base + group * (packing.group * steps * isa.step) + T.int32(0))
             values = [
@@ -354,6 +364,7 @@ class InRegisters(Unpacked):
         groups, rest = storage.groups()
         if groups:
             with loop(groups) as group:
+                ahead(group)
                 add(group, packing.group)
         if rest:
             add(groups, rest)
