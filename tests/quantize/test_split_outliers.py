@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from graphwright.backends.target import Target
+from graphwright.backends.tvm.backend import TVMBackend
+from graphwright.backends.tvm.executor import load_bytes
 from graphwright.ir.errors import OptionError
 from graphwright.passes.quantize import operators as ops
 from graphwright.passes.quantize.split_outliers import outlying
@@ -81,3 +85,12 @@ def test_options_out_of_range_are_refused(options):
     program, context = prepare(feed_forward(), (3, 12), samples=1)
     with pytest.raises(OptionError):
         run(program, f"split-outliers{{{options}}}", context)
+
+
+def test_the_artifact_equals_the_reference():
+    program, context = prepare(feed_forward(), (3, 5, 12), samples=4)
+    text = "split-outliers,smooth-quant,quantize{activation_observer=min-max},align-scales,lower-integer"
+    result = run(program, text, context).program
+    x = context.require_calibration("test").samples[0][0]
+    (got,) = load_bytes(TVMBackend().compile(result, Target.parse("cpu")).library)(x.numpy())
+    np.testing.assert_array_equal(got, result(x)[0].numpy())
