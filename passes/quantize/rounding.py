@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from ...ir.errors import OptionError
+from ...ir.errors import OptionError, PassError
 from ...ir.program import Program, Stage, origin_of, single_user
 from ..base import LOSSY, Pass, PassContext, PassResult
 from . import operators as ops
@@ -143,7 +143,11 @@ def write(program: Program, layer: fx.Node, chosen: Chosen, codes: torch.Tensor)
     quantized: fx.Node = layer.args[1]  # type: ignore[assignment]
     if chosen.scale is not None:
         scale = program.parameter(quantized.args[1])
-        assert scale is not None
+        if scale is None or scale.numel() != chosen.scale.numel():
+            raise PassError(
+                f"the weight of '{origin_of(layer)}' has one scale for all channels; quantize it with one a channel, or take a "
+                "pass that keeps scales (gptq, gpfq, adaround)"
+            )
         quantized.update_arg(1, program.add_parameter(str(quantized.args[1]), chosen.scale.reshape(scale.shape), quantized))
     if chosen.bias is not None:
         args = [*layer.args, None][: max(len(layer.args), 3)]
