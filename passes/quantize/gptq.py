@@ -30,7 +30,8 @@ class Gptq(Rounding):
         order: quantize the columns with the largest H_ii first (the paper's code: act-order).
         target: `annotated` keeps W X for the X above, as the paper does; `float` first moves W to the least-squares solution of
             W' X = W X_float, so that a layer also makes up for what the layers before it lost: on nine layers of ResNet-20 and
-            MobileNetV2 at 4 bits it left 0.32 of nearest rounding's error (geometric mean), `annotated` 0.91, AdaRound 0.39.
+            MobileNetV2 at 4 bits it left 0.32 of nearest rounding's error (geometric mean), `annotated` 0.91, AdaRound 0.39. The
+            solution is that of three quarters of the samples, and each channel goes as far towards it as the others agree.
         block: columns between two updates of all columns behind them.
         samples: calibration samples used at most.
         rows: output positions of a layer used at most.
@@ -58,9 +59,19 @@ class Gptq(Rounding):
         hessian = inputs.transpose(1, 2) @ inputs
         weight = rows.weight.to(torch.float64)
         if self.target == "float":
-            gap = (rows.exact_inputs.to(torch.float64) - inputs).transpose(1, 2) @ inputs
-            weight = weight + weight @ gap @ torch.linalg.inv(damped(hessian, self.damping))
+            weight = weight + self._shift(rows, weight)
         return Chosen(gptq(weight, hessian, steps, self.damping, self.order, self.block).to(torch.float32))
+
+    def _shift(self, rows: Rows, weight: torch.Tensor) -> torch.Tensor:
+        """From W towards the least-squares solution on the fitted rows, each channel as far as the other rows agree."""
+        fit, check = slice(None, rows.fitted), slice(rows.fitted, None)
+        inputs, exact = (v.to(torch.float64) for v in (rows.inputs, rows.exact_inputs))
+        gram = damped(inputs[:, fit].transpose(1, 2) @ inputs[:, fit], self.damping)
+        shift = torch.linalg.solve(gram, inputs[:, fit].transpose(1, 2) @ (exact - inputs)[:, fit] @ weight.transpose(1, 2))
+        gap = (exact - inputs)[:, check] @ weight.transpose(1, 2)
+        made = inputs[:, check] @ shift
+        share = ((gap * made).sum(1) / made.square().sum(1).clamp_min(1e-300)).clamp(0, 1)
+        return (shift * share[:, None]).transpose(1, 2)
 
 
 def damped(hessian: torch.Tensor, damping: float) -> torch.Tensor:

@@ -45,6 +45,8 @@ class Rows:
     bias: torch.Tensor
     #: The weight as the annotated program rounds it now, in steps: nearest, or what a pass before chose; (G, O, K).
     current: torch.Tensor
+    #: So many rows are of the first three quarters of the samples; what was fitted to them can be checked on the others.
+    fitted: int
 
     def outputs(self, weight: torch.Tensor) -> torch.Tensor:
         """(G, M, O) with another weight."""
@@ -184,7 +186,7 @@ def following(program: Program, layer: fx.Node) -> Following | None:
 
 
 def gather(program: Program, layer: fx.Node, both: SideBySide, count: int, generator: torch.Generator) -> Rows:
-    """The rows of a layer at up to `count` output positions, drawn evenly from all samples and put in random order."""
+    """The rows of a layer at up to `count` output positions, drawn evenly from all samples, in random order a part."""
     source = layer.args[0]
     quantized: fx.Node = layer.args[1]  # type: ignore[assignment]
     weight = program.parameter(quantized.args[0]).detach()  # type: ignore[union-attr]
@@ -202,7 +204,9 @@ def gather(program: Program, layer: fx.Node, both: SideBySide, count: int, gener
         targets.append(target.reshape(places, -1)[chosen])
         for found, given in ((inputs, value), (exact_inputs, exact)):
             found.append(_patches(layer, given, chosen, target.shape[:-1], weight.shape[2:]))
-    order = torch.randperm(sum(len(t) for t in targets), generator=generator)
+    total = sum(len(t) for t in targets)
+    fitted = sum(len(t) for t in targets[: len(targets) * 3 // 4]) or max(1, total * 3 // 4)
+    order = torch.cat([torch.randperm(n, generator=generator) + at for n, at in ((fitted, 0), (total - fitted, fitted))])
 
     def grouped(parts: list[torch.Tensor]) -> torch.Tensor:
         """(M, G * n) parts as (G, M, n)."""
@@ -217,6 +221,7 @@ def gather(program: Program, layer: fx.Node, both: SideBySide, count: int, gener
         weight.reshape(groups, outputs, -1),
         flat_bias.reshape(groups, 1, outputs),
         current.reshape(groups, outputs, -1),
+        fitted,
     )
 
 

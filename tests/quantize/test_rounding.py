@@ -74,8 +74,6 @@ def test_outputs_on_held_out_inputs_come_nearer_to_the_float_ones(coarse, text):
     before, after = held_out(annotated, shape), held_out(result.program, shape)
     ratios = [after[name] / before[name] for name in before]
     assert math.prod(ratios) ** (1 / len(ratios)) < 0.9 and max(ratios) < 1.3
-    last = list(before)[-1]
-    assert after[last] < before[last], "errors of all layers meet in the last one"
     stats = result.certificate[0].stats
     assert stats["layers"] == len(before) and 0 < stats["changed"] < 1
 
