@@ -121,6 +121,7 @@ class ScoreTail:
     scale: float
     scratch: Any
     narrow: bool = False
+    bytes: int = 4
 
     def load(self, lane: Any) -> tuple[()]:
         return ()

@@ -14,7 +14,7 @@ inner loop: see `tilings.choose_tiling`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, prod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +22,9 @@ import numpy as np
 from .base import LANES
 from .emit import accumulator, bind, clamp_start, loop, parallel_kind, prefetch, store
 from .isa import Isa, T
+
+#: Fewer patches of rows are one block: the second one's first tile reads all weights anew.
+LEAST_PATCHES = 8
 
 #: What one core keeps in its first-level data cache, leaving room for the other streams.
 L1_BYTES = 32 * 1024
@@ -101,7 +104,8 @@ def fold_bias(weight: np.ndarray, bias: np.ndarray | None, zero_point: int) -> n
 class Product:
     """One product to emit. taps: (extent, source stride) of the outer k loops (kernel rows and columns); channels: inner k.
 
-    tail: a `TailCode`, or what has its `load` and `emit`. origin: where x, weights, bias and output start, in elements.
+    tail: a `TailCode`, or what has its `load`, `emit`, `narrow` and `bytes`. origin: where x, weights, bias and output start, in
+    elements.
     """
 
     isa: Isa
@@ -127,7 +131,7 @@ class Product:
     def emit(self, tiling: Tiling, kind: str | None = None) -> None:
         """Emits the whole product as one loop over all tiles of all segments, parallel where it pays or of the given kind."""
         pixels = self.pixels
-        counts = [segment.count(pixels) for segment in tiling.segments]
+        counts = [segment.tiles * prod(self._rows(tiling, segment)) for segment in tiling.segments]
         columns = sum(segment.tiles * segment.panels for segment in tiling.segments) * LANES
         work = pixels.rows * columns * self.steps * self.isa.step / self.isa.macs_per_us + pixels.rows * columns / 20_000
         with loop(sum(counts), kind or parallel_kind(work)) as task:
@@ -148,11 +152,14 @@ class Product:
         pixels = self.pixels
         down, across = segment.patches(pixels)
         patches = down * across
+        place = 0
         if tiling.rows_outer:
             patch, tile = (task // segment.tiles, task % segment.tiles) if segment.tiles > 1 else (task, 0)
         else:
-            total = pixels.images * patches
-            patch, tile = (task % total, task // total) if total > 1 else (0, task)
+            blocks, total = self._rows(tiling, segment)
+            block, rest = (task // (segment.tiles * total), task % (segment.tiles * total)) if blocks > 1 else (0, task)
+            place, tile = (rest % total, rest // total) if total > 1 else (0, rest)
+            patch = T.min(block * total + place, patches - 1) if blocks > 1 else place  # the blocks may count one patch too many
         image = patch // patches if pixels.images > 1 else 0
         patch = patch % patches if pixels.images > 1 else patch
         top = clamp_start(patch // across if down > 1 else 0, segment.height, pixels.height)
@@ -171,7 +178,7 @@ class Product:
                 store(row[p], 0, start)
         weight_base, panel_size = self._panel(image, panel)
         if self.streams and self.isa.vnni and not tiling.rows_outer and not pixels.weight_image:
-            self.ahead = self._ahead(segment, task % (pixels.images * patches), weight_base, panel_size)
+            self.ahead = self._ahead(tiling, segment, place, weight_base, panel_size)
         self._accumulate(acc, sources, x_base, weight_base, panel_size)
         if self.tail.narrow and segment.panels in (2, 4):
             self._finish_side_by_side(
@@ -185,6 +192,22 @@ class Product:
             values = [bind(row[p].vload([0], f"int32x{LANES}")) for row in acc]
             offsets = [y_base + target + lane for target in targets]
             self._finish(values, parameters, offsets, valid)
+
+    def _rows(self, tiling: Tiling, segment: Segment) -> tuple[int, int]:
+        """(blocks of rows, patches of each): the order of tasks is block, tile of panels, patch.
+
+        Two cores that share the panels both read every row, and half of what they read lies in the other core's cache, where
+        the layer before wrote it; so does half of what the next layer reads of theirs. Two blocks of rows let each core keep to
+        its own rows, for weights that both read instead. A byte from another core costs about two of weights.
+        """
+        pixels = self.pixels
+        patches = segment.count(pixels) // segment.tiles
+        source = pixels.height * pixels.x_row if pixels.height > 1 else pixels.width * pixels.x_column
+        weights = sum(s.tiles * s.panels for s in tiling.segments) * LANES * self.steps * self.isa.step
+        if tiling.rows_outer or pixels.images > 1 or source < L1_BYTES or patches < LEAST_PATCHES:
+            return 1, patches
+        moved = source + pixels.rows * pixels.valid * self.tail.bytes
+        return (1, patches) if weights > 2 * moved else (2, ceil(patches / 2))
 
     def _panel(self, image: Any, panel: Any) -> tuple[Any, int]:
         """Where the weights of a panel start, and elements between panels."""
@@ -215,16 +238,15 @@ class Product:
             missing = 4 - len(four)
             self.tail.emit_four(four + four[:1] * missing, [parameters] * 4, where + [None] * missing)
 
-    def _ahead(self, segment: Segment, patch: Any, weight_base: Any, panel_size: int) -> tuple[int, Any]:
+    def _ahead(self, tiling: Tiling, segment: Segment, patch: Any, weight_base: Any, panel_size: int) -> tuple[int, Any]:
         """(lines a k step, first byte) that one patch asks for of the next panels' weights.
 
         While these panels are used from the second-level cache, all patches together bring the next ones there: hardware
         prefetch starts anew at every page. Patches that find nothing left ask for lines at hand; the last panels ask for what
         lies behind the weights, which is the next layer's.
         """
-        pixels, tile = self.pixels, segment.panels * panel_size
-        down, across = segment.patches(pixels)
-        lines = ceil(segment.panels / (pixels.images * down * across))
+        tile = segment.panels * panel_size
+        lines = ceil(segment.panels / self._rows(tiling, segment)[1])
         share = patch * (lines * panel_size)
         return lines, bind(weight_base + T.Select(share < tile, tile + share, 0))
 

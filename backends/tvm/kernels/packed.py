@@ -322,6 +322,9 @@ class ByTiles(Unpacked):
         with T.serial(0, end - begin) as place:
             super()._tile(tiling, segment, tile * patches + begin + place)
 
+    def _rows(self, tiling: Tiling, segment: Segment) -> tuple[int, int]:
+        return 1, _patches(self, segment)
+
     def _panel(self, image: Any, panel: Any) -> tuple[Any, int]:
         return T.int32(0), self.storage.stride
 

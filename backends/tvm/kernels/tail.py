@@ -76,6 +76,12 @@ class TailCode:
             T.buffer_store(self.output, spill.vload([lane]), [offset + lane])
 
     @property
+    def bytes(self) -> int:
+        """Bytes read and written for one element of the output."""
+        residual = self.tail.residual
+        return np.dtype(self.tail.dtype).itemsize + (np.dtype(residual.b_dtype).itemsize if residual is not None else 0)
+
+    @property
     def narrow(self) -> bool:
         """Four vectors at a time can be narrowed with saturating packs (8-bit output on AVX-512)."""
         return self.isa.avx512 and self.tail.dtype in ("uint8", "int8")
