@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from graphwright.backends.tvm.kernels import linear_int8
+from graphwright.backends.tvm.kernels.base import Tail
+from graphwright.backends.tvm.kernels.gemm_int8 import Product
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,3 +34,23 @@ def test_equals_reference(level, data):
     )
     want = case.reference(acc, 1, torch.from_numpy(residual[0]) if residual else None)
     np.testing.assert_array_equal(got, want.numpy())
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("rows", "blocks"), [(101, 2), (96, 2), (20, 1)])
+def test_products_of_many_rows_are_cut_into_two_blocks(monkeypatch, level, rows, blocks):
+    rng = np.random.default_rng(0)
+    inner, outer, seen, rule = 400, 160, set(), Product._rows
+
+    def watched(self, tiling, segment):
+        found = rule(self, tiling, segment)
+        seen.add(found[0])
+        return found
+
+    monkeypatch.setattr(Product, "_rows", watched)
+    spec, tail = linear_int8.LinearInt8(rows, inner, outer, "uint8", 3), Tail("none", "int32")
+    x, weight = random_values(rng, "uint8", (rows, inner)), random_values(rng, "int8", (outer, inner))
+    function = linear_int8.build(spec, tail, level)
+    assert seen <= {1, blocks} and (blocks in seen or level != "avx512-vnni")
+    got = run(function, level, [x, *linear_int8.pack(spec, tail, level, weight, None)], np.zeros((rows, outer), np.int32))
+    np.testing.assert_array_equal(got, (x.astype(np.int32) - 3) @ weight.astype(np.int32).T)
