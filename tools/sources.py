@@ -15,8 +15,12 @@ from ..ir.capture import capture
 from ..ir.errors import CalibrationError, DataError, OptionError
 from ..ir.load import load_program
 from ..ir.program import Program
+from ..search.sensitivity.distilled import distil
 from . import zoo
 from .predict import Predict, single_output
+
+#: Where a calibration file is expected: make the samples from what the model remembers of its training data.
+DISTILLED = "distilled"
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,12 @@ class Source:
     reference: zoo.ReferenceModel | None = None
 
     def calibration(self, path: Path | None, samples: int) -> list[tuple[torch.Tensor, ...]] | None:
-        """Batches from `path`, or the reference model's own; None where there are none."""
+        """Batches from `path`, or the reference model's own; None where there are none.
+
+        The word `distilled` for a path makes `samples` of them from the model's batch norms (`search.sensitivity.distilled`).
+        """
+        if path is not None and str(path) == DISTILLED:
+            return list(distil(self.program, samples).calibration)
         if path is not None:
             return read_samples(path, self.program)
         return self.reference.calibration(samples) if self.reference is not None else None

@@ -19,6 +19,8 @@ from .network import Network, over_samples
 BATCH_NORM = torch.ops.aten.batch_norm.default
 #: Adam's step on inputs of unit variance (ZeroQ, section 4.1, uses 0.5 on normalized images; 0.1 is steadier on small networks).
 STEP = 0.1
+#: Samples that share their statistics, and are in memory together with their derivatives (ZeroQ: 32 to 64).
+BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ def distil(
 
         mean over channels of (mean(a) - mu)^2 + (std(a) - sigma)^2     divided by sigma^2,
 
-    with a the input of the batch norm over all samples and positions. The division keeps layers of large activations from
-    counting alone.
+    with a the input of the batch norm over all positions of 32 samples at a time. The division keeps layers of large
+    activations from counting alone.
 
     Args:
         program: as captured: a canonical program has its batch norms folded away.
@@ -67,20 +69,33 @@ def distil(
             raise DataError(f"input '{spec}' of '{program.name}' is not float: no gradient reaches it; give calibration samples")
     network = Network(program, ())
     generator = torch.Generator().manual_seed(seed)
-    shapes = [(count, *(1 if d is None else d for d in spec.shape)) for spec in program.input_specs]
-    inputs = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+    sizes = [min(BATCH, count - first) for first in range(0, count, BATCH)]
+    batches, ends = [], []
+    for index, size in enumerate(sizes):
+        shapes = [(size, *(1 if d is None else d for d in spec.shape)) for spec in program.input_specs]
+        inputs = tuple(torch.randn(shape, generator=generator).requires_grad_() for shape in shapes)
+        done = index * steps
+        ends.append(_descend(network, norms, inputs, steps, lambda n, d=done: progress(d + n, len(sizes) * steps, "distil data")))
+        batches += list(zip(*(value.detach() for value in inputs), strict=True))
+    before, after = (sum(e[i] * size for e, size in zip(ends, sizes, strict=True)) / count for i in (0, 1))
+    return Distillation(Calibration.for_program(program, batches), before, after)
+
+
+def _descend(
+    network: Network, norms: list[fx.Node], inputs: tuple[torch.Tensor, ...], steps: int, progress: Callable[[int], None]
+) -> tuple[float, float]:
+    """Moves `inputs` in place; returns the mismatch at the start and at the end."""
     optimizer = torch.optim.Adam(inputs, lr=STEP)
-    before = after = 0.0
+    start = 0.0
     for step in range(steps):
         optimizer.zero_grad()
-        loss = mismatch(network, norms, tuple(inputs))
-        before, after = (float(loss) if step == 0 else before), float(loss)
+        loss = mismatch(network, norms, inputs)
+        start = start if step else float(loss.detach())
         loss.backward()
         optimizer.step()
-        progress(step + 1, steps, "distil calibration data")
-    after = min(after, float(mismatch(network, norms, tuple(inputs)).detach()))
-    samples = zip(*(value.detach() for value in inputs), strict=True)
-    return Distillation(Calibration.for_program(program, list(samples)), before, after)
+        progress(step + 1)
+    with torch.no_grad():
+        return start, float(mismatch(network, norms, inputs))
 
 
 def mismatch(network: Network, norms: list[fx.Node], inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """Distilled data: its activations have the statistics that batch norms remember."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from graphwright.ir.capture import capture
@@ -11,6 +13,7 @@ from graphwright.search.sensitivity.base import Task
 from graphwright.search.sensitivity.distilled import distil
 from graphwright.search.sensitivity.hessian_trace import HessianTrace
 from graphwright.search.sensitivity.layers import weight_layers
+from graphwright.tools.sources import Source
 from torch import nn
 
 
@@ -33,15 +36,15 @@ def program(request):
     torch.manual_seed(0)
     model = Normed().train()
     for _ in range(200):
-        model(3 + 2 * torch.randn(16, 2, 8, 8))
+        model(3 + 2 * torch.randn(40, 2, 8, 8))
     return capture(model.eval(), torch.randn(1, 2, 8, 8), dynamic_batch=request.param)
 
 
 def test_distilled_inputs_look_like_what_the_network_was_trained_on(program):
-    found = distil(program, count=16, steps=150)
+    found = distil(program, count=40, steps=120)
     assert found.after < 0.05 * found.before
     values = torch.cat([sample[0] for sample in found.calibration])
-    assert values.shape == (16, 2, 8, 8)
+    assert values.shape == (40, 2, 8, 8)
     assert float(values.mean()) == pytest.approx(3.0, abs=0.5) and float(values.std()) == pytest.approx(2.0, abs=0.6)
 
 
@@ -73,6 +76,13 @@ def test_without_batch_norms_it_is_refused(program):
             distil(canonical)
     with pytest.raises(DataError, match="no batch norm"):
         distil(capture(nn.Linear(3, 2), torch.randn(1, 3)))
+
+
+def test_the_word_distilled_stands_for_a_calibration_file(program):
+    batches = Source(program).calibration(Path("distilled"), 4)
+    assert [tuple(batch[0].shape) for batch in batches] == [(1, 2, 8, 8)] * 4
+    with pytest.raises(DataError, match="no batch norm"):
+        Source(capture(nn.Linear(3, 2), torch.randn(1, 3))).calibration(Path("distilled"), 4)
 
 
 def test_token_inputs_and_silly_options_are_refused(program):

@@ -24,7 +24,7 @@ out = Console()
 err = Console(stderr=True)
 
 ModelArgument = Annotated[str, typer.Argument(help="An .onnx file, a .pt2 archive, or a reference model's name.")]
-Calibration = Annotated[Path | None, typer.Option(help="Samples, .npz (one array an input) or .npy.")]
+Calibration = Annotated[Path | None, typer.Option(help="Samples, .npz (one array an input), .npy, or the word distilled.")]
 Shapes = Annotated[list[str], typer.Option("--input-shape", help="ONNX input shape, NAME=1x3x224x224; repeatable.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and print what would be done; write nothing.")]
