@@ -31,7 +31,9 @@ class Gptq(Rounding):
         target: `annotated` keeps W X for the X above, as the paper does; `float` first moves W to the least-squares solution of
             W' X = W X_float, so that a layer also makes up for what the layers before it lost: on nine layers of ResNet-20 and
             MobileNetV2 at 4 bits it left 0.32 of nearest rounding's error (geometric mean), `annotated` 0.91, AdaRound 0.39. The
-            solution is that of three quarters of the samples, and each channel goes as far towards it as the others agree.
+            solution is that of three quarters of the samples, and each channel goes as far towards it as the others agree. It
+            wants many independent rows: MiniLM at 4 bits with 32 sentences, mostly padding, had a Spearman correlation of 0.959
+            rounded to nearest, 0.974 with `annotated` and 0.868 with `float`.
         block: columns between two updates of all columns behind them.
         samples: calibration samples used at most.
         rows: output positions of a layer used at most.
@@ -44,7 +46,7 @@ class Gptq(Rounding):
 
     damping: float = 0.02
     order: bool = True
-    target: Literal["annotated", "float"] = "float"
+    target: Literal["annotated", "float"] = "annotated"
     block: int = 128
     samples: int = 256
     rows: int = 8192

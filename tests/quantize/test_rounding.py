@@ -15,7 +15,7 @@ from quantize_models import BLOCK, Block, ConvNet, correlated, prepare, prepared
 from torch import nn
 
 COARSE = "quantize{weight_bits=3,weight_observer=mse},align-scales"
-PASSES = ("adaround{iterations=200}", "adaquant{iterations=200}", "gptq", "gpfq")
+PASSES = ("adaround{iterations=200}", "adaquant{iterations=200}", "gptq{target=float}", "gpfq")
 MODELS = [(ConvNet, (2, 3, 9, 9)), (Block, BLOCK)]
 
 
