@@ -15,7 +15,7 @@ from ...ir.program import Program, Stage
 from ..base import LOSSY, Pass, PassContext, PassResult, register
 from . import operators as ops
 from .annotate import bias_on_grid
-from .side_by_side import SideBySide, output_errors
+from .side_by_side import SideBySide, is_quantized_layer, output_errors
 
 
 @register
@@ -89,7 +89,7 @@ def measure(
     """Runs float and annotated values side by side; every layer's outputs are corrected before its readers see them."""
     both = SideBySide(program, calibration.samples[:samples], progress, "bias correction")
     corrections = []
-    for layer in both.layers():
+    for layer in (n for n in both.nodes() if is_quantized_layer(n)):
         correction = _correction(program, layer, both.exact[layer], both.values[layer])
         corrections.append(correction)
         shift = _along_channels(layer, correction.shift)
