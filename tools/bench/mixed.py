@@ -9,10 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from ...backends.base import example_inputs
 from ...backends.registry import backend_for
 from ...backends.target import Target
 from ...ir.data import Calibration
+from ...ir.errors import DataError
 from ...passes.pipeline import Pipeline
 from ...passes.quantize.annotate import Quantize
 from ...search.cost.bops import average_weight_bits
@@ -22,9 +25,13 @@ from ...search.sensitivity import scorer_text
 from ...search.sensitivity.base import Scorer
 from ...search.store import Store
 from ..job import Job
+from ..predict import Predict
 from ..sources import Source, resolve
 
 Progress = Callable[[int, int, str], None]
+
+#: Samples held out where no count is given.
+HELD_OUT = 3000
 
 
 @dataclass(frozen=True)
@@ -54,14 +61,16 @@ class Bench:
     cache: Path | None
 
     @classmethod
-    def of(cls, model: str, samples: int, evaluate: int | None, cache: Path | None, progress: Progress) -> Bench:
+    def of(
+        cls, model: str, samples: int, evaluate: int | None, cache: Path | None, progress: Progress, held_out: bool = False
+    ) -> Bench:
+        """held_out: score on calibration samples behind the first `samples`, to choose by, instead of on evaluation samples."""
         source = resolve(model)
         batches = source.calibration(None, samples)
         calibration = None if batches is None else Calibration.for_program(source.program, batches)
         target = Target.parse("cpu")
-        job = Job(
-            source.program, target, backend_for(target), calibration, source.evaluate(evaluate), measure=False, progress=progress
-        )
+        scored = held_out_accuracy(source, samples, evaluate) if held_out else source.evaluate(evaluate)
+        job = Job(source.program, target, backend_for(target), calibration, scored, measure=False, progress=progress)
         return cls(source, job, samples, cache)
 
     def tables(self, pipeline: Pipeline, formats: Sequence[str], scorer: Scorer, time: bool = False) -> Tables:
@@ -76,6 +85,22 @@ class Bench:
         return Point(
             self.source.program.name, method, average_weight_bits(program), score, self.job.float_row.score or 0.0, seconds
         )
+
+
+def held_out_accuracy(source: Source, skip: int, count: int | None) -> Callable[[Predict], float]:
+    """Share of right classes on the labelled calibration samples behind the first `skip`."""
+    stop = skip + (count or HELD_OUT)
+    labels, batches = source.labels(None, None, stop), source.calibration(None, stop)
+    if labels is None or batches is None:
+        raise DataError(f"'{source.program.name}' has no labelled calibration samples to hold out")
+    inputs = tuple(torch.cat(column)[skip:] for column in zip(*batches, strict=True))
+
+    def evaluate(predict: Predict) -> float:
+        outputs = predict(*inputs)
+        assert isinstance(outputs, torch.Tensor)
+        return float((outputs.argmax(1) == labels[skip:]).float().mean())
+
+    return evaluate
 
 
 def fronts(

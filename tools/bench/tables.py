@@ -5,7 +5,8 @@ python -m graphwright.tools.bench.tables exactness resnet20 --inputs 1000 --arm6
 python -m graphwright.tools.bench.tables export resnet20 mobilenetv2 vit-tiny
 python -m graphwright.tools.bench.tables cost efficientnet-lite0
 
-The verbs of speed.py come on top: rates, floors, latency, cold-start, compile.
+The verbs of speed.py come on top: rates, floors, latency, cold-start, compile; and those of mixed_tables.py: fronts, rounding,
+predictions.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import typer
 from ..optimize import optimize
 from ..progress import TerminalProgress
 from ..sources import resolve
-from . import Row, run_bench, score_column, score_text, speed
+from . import Row, mixed_tables, run_bench, score_column, score_text, speed
 from .exactness import Exactness
 from .exactness import measure as measure_exactness
 from .export import measure as measure_export
@@ -126,6 +127,7 @@ def _cost(model: str, samples: int) -> None:
 
 
 speed.register(app)
+mixed_tables.register(app)
 
 if __name__ == "__main__":
     app()
