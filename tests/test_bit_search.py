@@ -132,6 +132,7 @@ def test_the_least_bits_within_a_drop(agreement, tmp_path):
         (BitSearch(formats=()), {"average_bits": 4}, OptionError, "at least one weight format"),
         (BitSearch(scorer="sqrn"), {"average_bits": 4}, UnknownNameError, "did you mean 'sqnr'"),
         (BitSearch(scorer="sqnr,sqnr"), {"average_bits": 4}, OptionError, "takes one scorer"),
+        (BitSearch(scorer="activation-trace"), {"average_bits": 4}, OptionError, "scores activations"),
         (BitSearch(solver="lip"), {"average_bits": 4}, UnknownNameError, "did you mean 'ilp'"),
         (BitSearch(minimize="siez"), {}, UnknownNameError, "did you mean 'size'"),
         (BitSearch(minimize="size"), {}, OptionError, "needs the limit max_drop"),

@@ -11,13 +11,20 @@ from graphwright.tools.interrupt import kept_interrupt, raise_if_interrupted
 from graphwright.tools.progress import TerminalProgress
 
 
+@pytest.fixture(autouse=True)
+def handler_is_restored():
+    """Whatever stood before: a shell starts background jobs with the signal ignored."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_an_interrupt_waits_for_the_end():
     done = []
     with pytest.raises(KeyboardInterrupt), deferred_interrupt():
         os.kill(os.getpid(), signal.SIGINT)
         done.append(1)
     assert done == [1]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_without_an_interrupt_nothing_is_raised():
@@ -28,7 +35,6 @@ def test_without_an_interrupt_nothing_is_raised():
 def test_an_error_of_the_block_comes_through():
     with pytest.raises(ValueError, match="mine"), deferred_interrupt():
         raise ValueError("mine")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_another_thread_runs_the_block_as_it_is():
@@ -66,7 +72,6 @@ def test_a_swallowed_interrupt_comes_back_with_the_next_step():
         progress(1, 2, "work")
         steps.append("not reached")
     assert steps == ["the exception was lost"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

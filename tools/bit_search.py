@@ -55,6 +55,8 @@ class BitSearch:
         found = parse_scorers(self.scorer)
         if len(found) != 1:
             raise OptionError(f"a bit search takes one scorer, not '{self.scorer}'")
+        if found[0].of != "weights":
+            raise OptionError(f"scorer {found[0].name} scores {found[0].of}, and a bit search chooses weight formats")
         return found[0]
 
 

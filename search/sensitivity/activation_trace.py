@@ -44,6 +44,7 @@ class ActivationTrace(Scorer):
     """
 
     name: ClassVar[str] = "activation-trace"
+    of: ClassVar[str] = "activations"
 
     loss: LossName = "auto"
     probes: int = 1

@@ -127,6 +127,8 @@ class Scorer(abc.ABC):
     name: ClassVar[str]
     needs_samples: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
+    #: What is scored: the formats of `weights`, or of `activations` (`analyze` shows them; a bit search chooses weights).
+    of: ClassVar[str] = "weights"
 
     @abc.abstractmethod
     def score(self, task: Task) -> Scores:
