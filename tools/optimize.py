@@ -19,17 +19,12 @@ from ..ir.program import Program
 from ..passes.manager import Instrument
 from ..passes.pipeline import Pipeline, parse
 from .bit_search import METRICS, BitSearch, search_bits
+from .defaults import default_pipeline, search_pipeline
 from .job import Job, PassProgress, Result
 from .predict import Predict
 from .progress import silent
 
-__all__ = ["CONSTRAINTS", "DEFAULT_PIPELINE", "BitSearch", "PassProgress", "Result", "as_program", "optimize"]
-
-#: What `optimize` runs where no pipeline is given: 8-bit weights and activations, integer arithmetic throughout.
-DEFAULT_PIPELINE = "canonicalize,equalize,quantize,align-scales,correct-bias,lower-integer"
-
-#: What it runs where layers have different formats: below 8 bits ranges are chosen by squared error.
-SEARCH_PIPELINE = "canonicalize,equalize,quantize{weight_observer=mse},align-scales,correct-bias,lower-integer"
+__all__ = ["CONSTRAINTS", "BitSearch", "PassProgress", "Result", "as_program", "optimize"]
 
 DEFAULT_SEARCH = BitSearch()
 
@@ -83,7 +78,7 @@ def optimize(
         evaluate: called as evaluate(predict) -> score, higher is better; `predict(*inputs)` takes batches of any size
             and returns a tensor, or a tuple where the model has several outputs.
         constraints: limits by name, see CONSTRAINTS; an unmet limit is an error that names it and the value reached.
-        pipeline: pass pipeline text; by default 8-bit post-training quantization, and for a search `SEARCH_PIPELINE`.
+        pipeline: pass pipeline text; by default 8-bit post-training quantization, see `defaults`.
         search: how formats are chosen where 8 bits miss a limit; None: never.
         measure: also compile the float program and time both, where the target runs on this machine.
         seed: for everything random; a run is reproducible.
@@ -96,8 +91,8 @@ def optimize(
     limits = _check_constraints(constraints or {}, evaluate, measure)
     chosen = Target.parse(target)
     backend = backend_for(chosen)
-    passes = _parsed(pipeline, DEFAULT_PIPELINE)
     source = as_program(model, example_inputs)
+    passes = _parsed(pipeline, default_pipeline(source))
     samples = None if calibration is None else Calibration.for_program(source, calibration)
     job = Job(source, chosen, backend, samples, evaluate, limits, measure, seed, instruments, progress)
     if search is None or (search.minimize is None and not set(limits) & set(METRICS)):
@@ -112,7 +107,7 @@ def optimize(
         if not set(missed) <= set(METRICS):
             # Fewer bits are no way to a better score.
             result.report.require(limits)
-    return search_bits(job, _parsed(pipeline, SEARCH_PIPELINE), search)
+    return search_bits(job, _parsed(pipeline, search_pipeline(source)), search)
 
 
 def _parsed(pipeline: str | Pipeline | None, default: str) -> Pipeline:

@@ -16,7 +16,7 @@ from ..ir.program import Program
 from ..passes.base import PassContext
 from ..passes.manager import PassManager
 from ..passes.pipeline import Pipeline, parse
-from .optimize import DEFAULT_PIPELINE
+from .defaults import default_pipeline
 from .progress import silent
 from .sources import Source
 
@@ -33,19 +33,19 @@ def check_precision(precision: str) -> None:
         raise UnknownNameError("precision", precision, PRECISIONS)
 
 
-def quick_pipeline(precision: str) -> Pipeline:
+def quick_pipeline(program: Program, precision: str) -> Pipeline:
     """The default pipeline without the passes that only move numbers, and with the cheapest observer."""
     check_precision(precision)
     if precision == "float32":
         return parse("canonicalize")
-    passes = [p for p in parse(DEFAULT_PIPELINE).passes if p.name not in VALUES_ONLY]
+    passes = [p for p in parse(default_pipeline(program)).passes if p.name not in VALUES_ONLY]
     cheap = [dataclasses.replace(p, activation_observer="min-max") if p.name == "quantize" else p for p in passes]  # type: ignore[call-arg]
     return Pipeline(tuple(cheap))
 
 
 def quick_program(source: Source, precision: str, progress: Callable[[int, int, str], None] = silent) -> Program:
     """The program of `source` in `precision`. A model file without data is calibrated on random inputs."""
-    pipeline = quick_pipeline(precision)
+    pipeline = quick_pipeline(source.program, precision)
     data = None
     if precision != "float32":
         batches = source.calibration(None, CALIBRATION_SAMPLES) or [example_inputs(source.program)]

@@ -21,7 +21,8 @@ from ...passes.pipeline import Pipeline, parse
 from ...passes.quantize.annotate import source_of_codes
 from ...passes.quantize.encoding import read_encoding
 from ...passes.quantize.side_by_side import is_quantized_layer
-from ..optimize import DEFAULT_PIPELINE, optimize
+from ..defaults import default_pipeline
+from ..optimize import optimize
 from ..sources import Source, resolve
 from .systems import ort_session
 
@@ -94,7 +95,7 @@ def _samples(batch: tuple[torch.Tensor, ...], size: int) -> Iterator[list[np.nda
 
 def quantized(source: Source, progress: Callable[[int, int, str], None]) -> tuple[Program, Program]:
     """(annotated, integer) by the default pipeline: all its passes but the last, and that one."""
-    passes = parse(DEFAULT_PIPELINE)
+    passes = parse(default_pipeline(source.program))
     calibration = Calibration.for_program(source.program, source.calibration(None, CALIBRATION_SAMPLES) or [])
     context = PassContext(calibration=calibration, progress=progress)
     annotated = PassManager().run(source.program, Pipeline(passes.passes[:-1]), context).program

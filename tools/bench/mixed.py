@@ -16,7 +16,7 @@ from ...backends.registry import backend_for
 from ...backends.target import Target
 from ...ir.data import Calibration
 from ...ir.errors import DataError
-from ...passes.pipeline import Pipeline
+from ...passes.pipeline import Pipeline, parse
 from ...passes.quantize.annotate import Quantize
 from ...search.cost.bops import average_weight_bits
 from ...search.cost.uniform import Pricing
@@ -24,6 +24,7 @@ from ...search.planner import Request, Surroundings, Tables, allocate, tabulate
 from ...search.sensitivity import scorer_text
 from ...search.sensitivity.base import Scorer
 from ...search.store import Store
+from ..defaults import search_pipeline
 from ..job import Job
 from ..predict import Predict
 from ..sources import Source, resolve
@@ -72,6 +73,10 @@ class Bench:
         scored = held_out_accuracy(source, samples, evaluate) if held_out else source.evaluate(evaluate)
         job = Job(source.program, target, backend_for(target), calibration, scored, measure=False, progress=progress)
         return cls(source, job, samples, cache)
+
+    def pipeline(self, text: str | None = None) -> Pipeline:
+        """`text` parsed; by default the pipeline of a bit search."""
+        return parse(search_pipeline(self.source.program) if text is None else text)
 
     def tables(self, pipeline: Pipeline, formats: Sequence[str], scorer: Scorer, time: bool = False) -> Tables:
         around = Surroundings(

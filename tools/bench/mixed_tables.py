@@ -14,9 +14,9 @@ from typing import Annotated
 import typer
 
 from ...passes.pipeline import Pipeline, parse
-from ...passes.quantize.annotate import Quantize
+from ...passes.quantize.rounding import Rounding
 from ...search.sensitivity import parse_scorers
-from ..optimize import DEFAULT_PIPELINE, SEARCH_PIPELINE
+from ..defaults import default_pipeline
 from ..progress import TerminalProgress
 from .markdown import machine, markdown
 from .mixed import Bench, Point, with_bits
@@ -37,19 +37,18 @@ def fronts(
     scorers: str = SCORERS,
     bits: Annotated[str, typer.Option(help="Limits on the average bits of a weight.")] = "6,5,4.5,4,3.5,3",
     formats: str = FORMATS,
-    pipeline: str = SEARCH_PIPELINE,
+    pipeline: Annotated[str | None, typer.Option(help="Default: that of a bit search, see tools/defaults.py.")] = None,
     samples: int = 512,
     evaluate: Evaluate = 0,
     held_out: HeldOut = False,
     cache: Cache = None,
 ) -> None:
     """Score of the plan each scorer chooses under each limit: the same solver, quantizer and calibration set for all."""
-    passes = parse(pipeline)
     for model in models:
         with TerminalProgress() as progress:
             bench = Bench.of(model, samples, evaluate or None, cache, progress, held_out)
             limits = [float(b) for b in bits.split(",")]
-            points = front_points(bench, parse_scorers(scorers), limits, formats.split(","), passes)
+            points = front_points(bench, parse_scorers(scorers), limits, formats.split(","), bench.pipeline(pipeline))
         _print(model, points, samples, held_out)
 
 
@@ -67,19 +66,22 @@ def rounding(
     for model in models:
         with TerminalProgress() as progress:
             bench = Bench.of(model, samples, evaluate or None, None, progress, held_out)
-            points = [bench.point("int8, default pipeline", parse(DEFAULT_PIPELINE))]
+            plain = parse(default_pipeline(bench.source.program))
+            points = [bench.point("int8, default pipeline", plain)]
             for width in map(int, bits.split(",")):
-                points.append(bench.point(f"{width} bits, nearest, min-max ranges", with_bits(parse(DEFAULT_PIPELINE), width)))
+                points.append(bench.point(f"{width} bits, nearest, min-max ranges", with_bits(plain, width)))
                 for method in methods.split(","):
-                    points.append(bench.point(f"{width} bits, {method}", with_bits(with_rounding(method), width)))
+                    points.append(
+                        bench.point(f"{width} bits, {method}", with_bits(with_rounding(bench.pipeline(), method), width))
+                    )
         _print(model, points, samples, held_out)
 
 
-def with_rounding(method: str) -> Pipeline:
-    """The search pipeline with a rounding pass behind align-scales; `nearest` is none."""
-    passes = list(parse(SEARCH_PIPELINE))
-    place = next(i for i, p in enumerate(passes) if isinstance(p, Quantize)) + 2
-    return Pipeline((*passes[:place], *(() if method == "nearest" else parse(method)), *passes[place:]))
+def with_rounding(pipeline: Pipeline, method: str) -> Pipeline:
+    """The pipeline of a bit search with another rounding pass behind align-scales; `nearest` is none."""
+    place = next(i for i, p in enumerate(pipeline) if p.name == "align-scales") + 1
+    rest = [p for p in pipeline.passes[place:] if not isinstance(p, Rounding)]
+    return Pipeline((*pipeline.passes[:place], *(() if method == "nearest" else parse(method)), *rest))
 
 
 def predictions(
@@ -97,7 +99,7 @@ def predictions(
         with TerminalProgress() as progress:
             bench = Bench.of(model, samples, None, None, progress)
             found = predicted(
-                bench, parse_scorers(scorer)[0], formats.split(","), parse(SEARCH_PIPELINE), [float(s) for s in shares.split(",")]
+                bench, parse_scorers(scorer)[0], formats.split(","), bench.pipeline(), [float(s) for s in shares.split(",")]
             )
         for p in found:
             ratio = f"{100 * (p.predicted / p.measured - 1):+.1f}%"

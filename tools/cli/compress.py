@@ -73,12 +73,13 @@ def optimize(
     from ...ir.files import write_atomically
     from ...passes.manager import Dump as DumpInstrument
     from ...passes.pipeline import parse
-    from ..optimize import DEFAULT_PIPELINE
+    from ..defaults import default_pipeline
     from ..optimize import optimize as run
     from ..progress import TerminalProgress
     from ..sources import parse_shapes, resolve
 
-    passes = parse(pipeline or DEFAULT_PIPELINE)
+    if pipeline is not None:
+        parse(pipeline)  # a wrong text is an error before the model is read
     ratios = {"size": size, "latency": latency, "bops": bops}
     limits = {name: ratio(text, name) for name, text in ratios.items() if text is not None}
     limits |= {k: v for k, v in (("max_drop", max_drop), ("average_bits", average_bits)) if v is not None}
@@ -86,6 +87,7 @@ def optimize(
     backend_for(chosen)
     check_outputs((model, calibration), (output, report, plan), overwrite)
     source = resolve(model, parse_shapes(input_shape))
+    passes = parse(default_pipeline(source.program) if pipeline is None else pipeline)
     batches = batches_of(source, passes, calibration, samples)
     search = search_of(source, samples, formats, scorer, solver, minimize, labels, calibration, cache)
     settings(

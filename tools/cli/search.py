@@ -34,15 +34,15 @@ def analyze(
     from ...search.sensitivity.statistics import calibration_warning
     from ..analyze import analyze as run
     from ..analyze import chosen_scorers
-    from ..optimize import SEARCH_PIPELINE
+    from ..defaults import search_pipeline
     from ..progress import TerminalProgress
     from ..sources import parse_shapes, resolve
     from .options import batches_of, search_of
 
     if output is not None:
         check_output(output, overwrite)
-    passes = parse(pipeline or SEARCH_PIPELINE)
     source = resolve(model, parse_shapes(input_shape))
+    passes = parse(pipeline or search_pipeline(source.program))
     batches = batches_of(source, passes, calibration, samples)
     options = search_of(source, samples, formats, None, None, None, labels, calibration, cache)
     chosen = chosen_scorers(scorers, with_samples=batches is not None, with_labels=options.labels is not None)
