@@ -98,9 +98,9 @@ def predictions(
     for model in models:
         with TerminalProgress() as progress:
             bench = Bench.of(model, samples, None, None, progress)
-            found = predicted(
-                bench, parse_scorers(scorer)[0], formats.split(","), bench.pipeline(), [float(s) for s in shares.split(",")]
-            )
+            # Which codes a weight has changes no time.
+            passes = with_rounding(bench.pipeline(), "nearest")
+            found = predicted(bench, parse_scorers(scorer)[0], formats.split(","), passes, [float(s) for s in shares.split(",")])
         for p in found:
             ratio = f"{100 * (p.predicted / p.measured - 1):+.1f}%"
             body.append([p.model, f"{p.limit:.1f}", f"{p.bits:.2f}", f"{p.predicted:.1f}", f"{p.measured:.1f}", ratio])
