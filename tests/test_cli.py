@@ -106,6 +106,8 @@ def test_passes_lists_options_and_effects():
         (["optimize", "{folder}/model.onnx", "-o", "x.gw", "-p", "quantize{{weight_bitz=8}}"], "did you mean 'weight_bits'"),
         (["optimize", "{folder}/model.onnx", "-o", "x.gw", "--target", "x68"], "did you mean 'x86'"),
         (["optimize", "{folder}/model.onnx", "-o", "x.gw"], "needs calibration data"),
+        (["optimize", "{folder}/model.onnx", "-o", "x.gw", "--size", "small"], "a number such as 0.4 or 0.4x"),
+        (["analyze", "{folder}/model.onnx", "--scorers", "sqrn"], "did you mean 'sqnr'"),
         (
             [
                 "optimize",
@@ -140,6 +142,29 @@ def test_bad_input_is_one_clear_message(files, tmp_path, arguments, message):
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_analyze_prints_and_saves_every_layer(files, tmp_path):
+    arguments = ["--calibration", files / "calib.npz", "--cache", tmp_path / "cache", "-o", tmp_path / "scores.json"]
+    done = graphwright("analyze", files / "model.onnx", "--scorers", "sqnr,hessian-trace", "--formats", "int8,int4", *arguments)
+    assert done.returncode == 0, done.stderr
+    tables = json.loads((tmp_path / "scores.json").read_text())
+    assert [t["scorer"] for t in tables] == ["sqnr", "hessian-trace"]
+    assert all(t["choices"] == ["int8", "int4"] and len(t["loss"]) == len(t["layers"]) > 1 for t in tables)
+    assert all(layer in done.stdout for layer in tables[0]["layers"])
+
+
+def test_a_bit_search_and_its_replay(files, tmp_path):
+    arguments = ["--calibration", files / "calib.npz", "--cache", tmp_path / "cache"]
+    out = ["-o", tmp_path / "small.gw", "--plan", tmp_path / "plan.json", "--no-measure"]
+    done = graphwright("optimize", files / "model.onnx", "--average-bits", 5, *arguments, *out)
+    assert done.returncode == 0, done.stderr
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["search"]["predicted"]["average_bits"] <= 5 and "weights=[" in plan["pipeline"]
+    replay = ["--plan", tmp_path / "plan.json", "--calibration", files / "calib.npz", "--certificate", tmp_path / "rows.json"]
+    done = graphwright("rewrite", files / "model.onnx", *replay)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "rows.json").read_text())[-1]["name"] == "lower-integer"
 
 
 def test_ctrl_c_leaves_no_half_written_artifact(files, tmp_path):

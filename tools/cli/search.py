@@ -41,6 +41,7 @@ def analyze(
 
     if output is not None:
         check_output(output, overwrite)
+    chosen_scorers(scorers, with_samples=True, with_labels=True)  # a wrong name is an error before the model is read
     source = resolve(model, parse_shapes(input_shape))
     passes = parse(pipeline or search_pipeline(source.program))
     batches = batches_of(source, passes, calibration, samples)
