@@ -19,7 +19,7 @@ import torch
 
 from ..ir.content import content_key
 from ..ir.data import Calibration
-from ..ir.errors import OptionError, PassError
+from ..ir.errors import OptionError
 from ..ir.program import Program
 from ..passes.base import Pass, PassContext
 from ..passes.manager import PassManager
@@ -155,7 +155,7 @@ class Tables:
             # Code differs a little between formats; the largest is on the safe side.
             return Limit(metric, rows, most, max(c.fixed_bytes for c in self.costs.values()))
         rows = self._rows(lambda layer, name: self.costs[name].microseconds[layer.origin])
-        # Ops between layers are the same whatever the formats: the least disturbed measurement counts.
+        # Ops between layers are the same whatever the formats: the median of the measurements counts.
         fixed = [c.fixed_microseconds for c in self.costs.values() if c.fixed_microseconds is not None]
         return Limit(metric, rows, most, float(np.median(fixed)))
 
@@ -173,18 +173,11 @@ def prepare(program: Program, pipeline: Pipeline, around: Surroundings) -> tuple
 def score(program: Program, split: Split, request: Request, around: Surroundings) -> tuple[tuple[Layer, ...], Scores]:
     """Scores of every layer in every format, kept in the store."""
     layers = weight_layers(program, split.quantize, request.formats)
-    if not layers:
-        raise PassError(f"'{program.name}' has no convolution or linear layer to choose a format for")
     samples = around.samples.samples if around.samples is not None else ()
     key = content_key(program, samples, around.labels, request.formats, split.quantize, around.seed)
     task = Task(program, layers, request.formats, around.samples, around.labels, around.store, key, around.seed, around.progress)
     name = content_key(key, request.scorer)
-    kept = around.store.get("scores", name)
-    if kept is not None:
-        return layers, Scores.from_json(kept)
-    scores = request.scorer.score(task)
-    around.store.put("scores", name, scores.to_json())
-    return layers, scores
+    return layers, Scores.from_json(around.store.remember("scores", name, lambda: request.scorer.score(task).to_json()))
 
 
 def tabulate(program: Program, pipeline: Pipeline, request: Request, pricing: Pricing | None, around: Surroundings) -> Tables:

@@ -8,9 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from ...ir.errors import OptionError
-from ...ir.program import Program
-from ..base import PassContext, register
+from ..base import register
 from .rounding import Chosen, Following, Rounding, Rows, Steps
 
 #: Iterations between two looks at the error of all rows: rounding through the estimator jumps, and the best is kept.
@@ -45,18 +43,13 @@ class AdaQuant(Rounding):
     """
 
     name: ClassVar[str] = "adaquant"
+    above_zero: ClassVar = ("iterations", "batch", "rate")
 
     iterations: int = 300
     batch: int = 256
     rate: float = 0.03
     samples: int = 256
     rows: int = 8192
-
-    def requires(self, program: Program, context: PassContext) -> None:
-        super().requires(program, context)
-        for option in ("iterations", "batch", "rate"):
-            if getattr(self, option) <= 0:
-                raise OptionError(f"option '{option}' of {self.name} must be above 0, not {getattr(self, option)}")
 
     def choose(self, rows: Rows, steps: Steps, following: Following | None, generator: torch.Generator) -> Chosen:
         apply = following or (lambda value: value)

@@ -7,9 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from ...ir.errors import OptionError
-from ...ir.program import Program
-from ..base import PassContext, register
+from ..base import register
 from .rounding import Chosen, Following, Rounding, Rows, Steps
 
 #: Stretch of the rectified sigmoid (equation 23), so that it reaches 0 and 1.
@@ -44,6 +42,7 @@ class AdaRound(Rounding):
     """
 
     name: ClassVar[str] = "adaround"
+    above_zero: ClassVar = ("iterations", "batch", "rate", "strength")
 
     iterations: int = 500
     batch: int = 256
@@ -51,12 +50,6 @@ class AdaRound(Rounding):
     strength: float = 5.0
     samples: int = 256
     rows: int = 8192
-
-    def requires(self, program: Program, context: PassContext) -> None:
-        super().requires(program, context)
-        for option in ("iterations", "batch", "rate", "strength"):
-            if getattr(self, option) <= 0:
-                raise OptionError(f"option '{option}' of {self.name} must be above 0, not {getattr(self, option)}")
 
     def choose(self, rows: Rows, steps: Steps, following: Following | None, generator: torch.Generator) -> Chosen:
         apply = following or (lambda value: value)

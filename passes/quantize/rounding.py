@@ -99,12 +99,17 @@ class Rounding(Pass):
     #: Calibration samples, and output positions of a layer, used at most.
     samples: int
     rows: int
+    #: Further options that must be above 0.
+    above_zero: ClassVar[tuple[str, ...]] = ()
 
     def requires(self, program: Program, context: PassContext) -> None:
         super().requires(program, context)
         for option in ("samples", "rows"):
             if getattr(self, option) < 1:
                 raise OptionError(f"option '{option}' of {self.name} must be at least 1, not {getattr(self, option)}")
+        for option in self.above_zero:
+            if getattr(self, option) <= 0:
+                raise OptionError(f"option '{option}' of {self.name} must be above 0, not {getattr(self, option)}")
 
     @abc.abstractmethod
     def choose(self, rows: Rows, steps: Steps, following: Following | None, generator: torch.Generator) -> Chosen:

@@ -121,11 +121,6 @@ def fronts(
     return points
 
 
-def uniform(bench: Bench, pipelines: Sequence[tuple[str, Pipeline]], bits: Sequence[int]) -> list[Point]:
-    """The same pipelines with one width throughout."""
-    return [bench.point(f"{name}, {b} bits", with_bits(pipeline, b)) for name, pipeline in pipelines for b in bits]
-
-
 def with_bits(pipeline: Pipeline, bits: int) -> Pipeline:
     return Pipeline(tuple(replace(p, weight_bits=bits) if isinstance(p, Quantize) else p for p in pipeline))
 
