@@ -1,9 +1,7 @@
 """Choosing the codes of weights on data: what the rounding passes (`adaround`, `gptq`, `gpfq`, ...) share.
 
 Each takes an annotated program, whose scales are given, and chooses the code of every weight so that its layer's outputs stay
-near the float ones, where the nearest code only keeps the weight itself. A layer is seen as a matrix product at a sample of its
-output positions (`Rows`), so convolutions of any geometry and linear layers are one case, and the work does not grow with
-the resolution.
+near the float ones, where the nearest code only keeps the weight itself. `passes/layerwise.py` shows the layers.
 """
 
 from __future__ import annotations
@@ -14,12 +12,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import fx
 
 from ...ir.errors import OptionError, PassError
 from ...ir.program import Program, Stage, origin_of, single_user
 from ..base import LOSSY, Pass, PassContext, PassResult
+from ..layerwise import LayerRows, gather_rows
 from . import operators as ops
 from .annotate import bias_on_grid
 from .encoding import Encoding, read_codes, read_encoding, write_codes
@@ -29,34 +27,13 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Rows:
-    """A layer as one product a group of channels, at M output positions: (G, M, K) by (G, K, O) and bias (G, 1, O).
+class Rows(LayerRows):
+    """A layer's rows in an annotated program, where `exact` is the float model.
 
-    G groups of O output channels, K inputs an output (channels a group times taps); a linear layer has one group. Float32.
+    current: the weight as the annotated program rounds it now, in steps: nearest, or what a pass before chose; (G, O, K).
     """
 
-    #: What the layer reads in the annotated program, and in the float model; (G, M, K).
-    inputs: torch.Tensor
-    exact_inputs: torch.Tensor
-    #: Outputs of the float model, (G, M, O).
-    targets: torch.Tensor
-    #: Float weight (G, O, K) and bias as the annotated program has it, zeros where there is none.
-    weight: torch.Tensor
-    bias: torch.Tensor
-    #: The weight as the annotated program rounds it now, in steps: nearest, or what a pass before chose; (G, O, K).
     current: torch.Tensor
-    #: So many rows are of the first three quarters of the samples; what was fitted to them can be checked on the others.
-    fitted: int
-
-    def outputs(self, weight: torch.Tensor) -> torch.Tensor:
-        """(G, M, O) with another weight."""
-        return torch.baddbmm(self.bias, self.inputs, weight.transpose(1, 2))
-
-    def error(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> float:
-        """Squared error of the outputs, relative to the squared deviation of the float outputs from their mean."""
-        signal = (self.targets - self.targets.mean(1, keepdim=True)).square().sum(dtype=torch.float64)
-        outputs = self.outputs(weight) + (0.0 if bias is None else bias - self.bias)
-        return float((outputs - self.targets).square().sum(dtype=torch.float64) / signal.clamp_min(1e-30))
 
 
 @dataclass(frozen=True)
@@ -187,62 +164,16 @@ def following(program: Program, layer: fx.Node) -> Following | None:
     return Following(reader, tuple(ops.number(program, a) if isinstance(a, fx.Node) else a for a in reader.args[1:]))
 
 
-# -- layers as matrix products --------------------------------------------------------------------------------------------------
-
-
 def gather(program: Program, layer: fx.Node, both: SideBySide, count: int, generator: torch.Generator) -> Rows:
-    """The rows of a layer at up to `count` output positions, drawn evenly from all samples, in random order a part."""
-    source = layer.args[0]
+    """The rows of a layer at up to `count` output positions, drawn evenly from all samples."""
+    source: fx.Node = layer.args[0]  # type: ignore[assignment]
     quantized: fx.Node = layer.args[1]  # type: ignore[assignment]
-    weight = program.parameter(quantized.args[0]).detach()  # type: ignore[union-attr]
+    weight = program.parameter(quantized.args[0])
+    assert weight is not None
+    bias = program.parameter((*layer.args, None)[2])
+    rows = gather_rows(
+        layer, weight, bias, both.values[source], both.exact[source], both.exact[layer], count, generator
+    )  # fmt: skip
     codes = read_codes(program, quantized)
     current = codes - along_channels(read_encoding(program, quantized).zero_point, codes)
-    bias = program.parameter((*layer.args, None)[2])
-    groups = int(layer.args[8]) if layer.target is ops.CONVOLUTION else 1  # type: ignore[arg-type]
-    outputs = weight.shape[0] // groups
-    per_sample = max(1, count // len(both.samples))
-    inputs, exact_inputs, targets = [], [], []
-    for value, exact, target in zip(both.values[source], both.exact[source], both.exact[layer], strict=True):  # type: ignore[index]
-        target = target.movedim(1, -1) if layer.target is ops.CONVOLUTION else target
-        places = math.prod(target.shape[:-1])
-        chosen = torch.randperm(places, generator=generator)[:per_sample]
-        targets.append(target.reshape(places, -1)[chosen])
-        for found, given in ((inputs, value), (exact_inputs, exact)):
-            found.append(_patches(layer, given, chosen, target.shape[:-1], weight.shape[2:]))
-    total = sum(len(t) for t in targets)
-    fitted = sum(len(t) for t in targets[: len(targets) * 3 // 4]) or max(1, total * 3 // 4)
-    order = torch.cat([torch.randperm(n, generator=generator) + at for n, at in ((fitted, 0), (total - fitted, fitted))])
-
-    def grouped(parts: list[torch.Tensor]) -> torch.Tensor:
-        """(M, G * n) parts as (G, M, n)."""
-        joined = torch.cat(parts)[order]
-        return joined.reshape(len(order), groups, -1).transpose(0, 1).contiguous()
-
-    flat_bias = torch.zeros(groups * outputs) if bias is None else bias.detach()
-    return Rows(
-        grouped(inputs),
-        grouped(exact_inputs),
-        grouped(targets),
-        weight.reshape(groups, outputs, -1),
-        flat_bias.reshape(groups, 1, outputs),
-        current.reshape(groups, outputs, -1),
-        fitted,
-    )
-
-
-def _patches(layer: fx.Node, value: torch.Tensor, chosen: torch.Tensor, places: torch.Size, kernel: torch.Size) -> torch.Tensor:
-    """What the layer reads for the output positions `chosen` (flat indices into `places`, batch first): (M, channels * taps)."""
-    if layer.target is ops.LINEAR:
-        return value.reshape(-1, value.shape[-1])[chosen]
-    stride, padding, dilation = ([int(v) for v in layer.args[i]] for i in (3, 4, 5))  # type: ignore[union-attr]
-    padded = F.pad(value, [p for axis in reversed(padding) for p in (axis, axis)])
-    batch, *spatial = torch.unravel_index(chosen, places)
-    rank = len(kernel)
-    index = []
-    for axis, position in enumerate(spatial):
-        taps = torch.arange(kernel[axis]) * dilation[axis]
-        shape = [len(chosen), *(kernel[axis] if a == axis else 1 for a in range(rank))]
-        index.append((position[:, None] * stride[axis] + taps).reshape(shape))
-    # Indices apart from each other: the indexed axes come first, (M, *kernel, channels).
-    patches = padded[(batch.reshape(-1, *[1] * rank), slice(None), *index)]
-    return patches.movedim(-1, 1).reshape(len(chosen), -1)
+    return Rows(**vars(rows), current=current.reshape(rows.weight.shape))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import fx
 from ...ir.data import Sample
 from ...ir.program import Program
 from ...ir.verify import FAKE
+from ..layerwise import TwoRuns
 from . import operators as ops
 from .encoding import is_fake_quantize
 
@@ -41,37 +42,11 @@ def output_errors(original: Program, corrected: Program, samples: tuple[Sample, 
 
 
 @dataclass
-class SideBySide:
+class SideBySide(TwoRuns):
     """Runs a program twice at once: as it is (`values`), and with fake quantization bypassed (`exact`: the float model).
 
-    Annotation leaves the weights untouched, so bypassing it gives the float model. Values go by node and sample; each is dropped
-    after its last reader, so that a few activations are in memory.
+    Annotation leaves the weights untouched, so bypassing it gives the float model.
     """
-
-    program: Program
-    samples: tuple[Sample, ...]
-    progress: Callable[[int, int, str], None]
-    what: str
-    values: dict[fx.Node, list[Any]] = field(default_factory=dict)
-    exact: dict[fx.Node, list[Any]] = field(default_factory=dict)
-
-    def nodes(self) -> Iterator[fx.Node]:
-        """Every node once its values are there, with those of its inputs.
-
-        The caller may replace a node's values, or rewrite what it reads and ask for them again (`redo`), before it goes on.
-        """
-        last_reader = {a: n for n in self.program.nodes for a in n.all_input_nodes}
-        nodes = [n for n in self.program.nodes if n.op != "output"]
-        for index, node in enumerate(nodes):
-            with torch.no_grad():
-                self.exact[node] = self._evaluate(node, self.exact, bypass=True)
-                self.values[node] = self._evaluate(node, self.values, bypass=False)
-            yield node
-            for read in (node, *node.all_input_nodes):
-                if last_reader.get(read, node) is node:
-                    self.exact.pop(read, None)
-                    self.values.pop(read, None)
-            self.progress(index + 1, len(nodes), self.what)
 
     def layers(self) -> Iterator[fx.Node]:
         """The layers whose weights have codes of an encoding."""
@@ -83,22 +58,8 @@ class SideBySide:
             for node in (layer.args[1], (*layer.args, None)[2]):
                 if isinstance(node, fx.Node):
                     for read in (*node.all_input_nodes, node):
-                        self.values[read] = self._evaluate(read, self.values, bypass=False)
-            self.values[layer] = self._evaluate(layer, self.values, bypass=False)
+                        self.values[read] = self.value_of(read)
+            self.values[layer] = self.value_of(layer)
 
-    def _evaluate(self, node: fx.Node, known: dict[fx.Node, list[Any]], bypass: bool) -> list[Any]:
-        """The values of `node` on every sample, given those of its inputs."""
-        count = len(self.samples)
-        if node.op == "placeholder":
-            position = self.program.inputs.index(node)
-            return [sample[position] for sample in self.samples]
-        if node.op == "get_attr":
-            return [self.program.parameter(node)] * count
-        if bypass and node.target in FAKE:
-            return known[node.args[0]]  # type: ignore[index]
-        constant = all(n.op == "get_attr" for n in node.all_input_nodes)
-        results = []
-        for index in range(1 if constant else count):
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n, i=index: known[n][i])  # type: ignore[misc]
-            results.append(node.target(*args, **kwargs))  # type: ignore[operator]
-        return results * count if constant else results
+    def exact_of(self, node: fx.Node) -> list[Any]:
+        return self.exact[node.args[0]] if node.target in FAKE else super().exact_of(node)  # type: ignore[index]

@@ -40,7 +40,7 @@ def test_finds_a_rounding_near_the_best_of_all():
         inputs = torch.randn(1, 200, 8, generator=generator) @ torch.randn(8, 8, generator=generator)
         weight = torch.randn(1, 1, 8, generator=generator)
         steps = Steps(torch.full((1, 1, 1), 0.5), torch.full((1, 1, 1), -7.0), torch.full((1, 1, 1), 7.0))
-        rows = Rows(inputs, inputs, inputs @ weight.transpose(1, 2), weight, torch.zeros(1, 1, 1), steps.nearest(weight), 150)
+        rows = Rows(inputs, inputs, inputs @ weight.transpose(1, 2), weight, torch.zeros(1, 1, 1), 150, steps.nearest(weight))
         chosen = AdaRound(iterations=600).choose(rows, steps, None, generator).steps
         floor = torch.floor(weight / 0.5)
         all_ways = [floor + torch.tensor(w, dtype=torch.float32) for w in itertools.product((0, 1), repeat=8)]

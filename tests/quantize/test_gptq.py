@@ -91,7 +91,7 @@ def test_the_float_target_makes_up_for_inputs_that_are_off():
     inputs = 0.8 * exact + 0.05 * torch.randn(exact.shape, generator=generator)
     weight = weight.float()
     steps = Steps(*(v.float() for v in (steps.scale, steps.low, steps.high)))
-    rows = Rows(inputs, exact, exact @ weight.transpose(1, 2), weight, torch.zeros(1, 1, 16), steps.nearest(weight), 300)
+    rows = Rows(inputs, exact, exact @ weight.transpose(1, 2), weight, torch.zeros(1, 1, 16), 300, steps.nearest(weight))
     to_float, to_annotated = (
         Gptq(target=t).choose(rows, steps, None, generator).steps * steps.scale for t in ("float", "annotated")
     )
@@ -104,7 +104,7 @@ def test_a_target_that_samples_do_not_share_is_left_alone():
     exact = inputs + 0.3 * torch.randn(inputs.shape, generator=generator)
     weight = torch.randn(1, 4, 40, generator=generator)
     steps = Steps.of(symmetric(weight[0].abs().amax(1), 4, axis=0), weight)
-    rows = Rows(inputs, exact, exact @ weight.transpose(1, 2), weight, torch.zeros(1, 1, 4), steps.nearest(weight), 45)
+    rows = Rows(inputs, exact, exact @ weight.transpose(1, 2), weight, torch.zeros(1, 1, 4), 45, steps.nearest(weight))
     moved = Gptq()._shift(rows, weight.double())
     whole = torch.linalg.lstsq(inputs[0, :45].double(), ((exact - inputs)[0, :45] @ weight[0].T).double()).solution.T
     assert float(moved.norm()) < 0.3 * float(whole.norm()), "noise of the inputs is no reason to move weights"
