@@ -215,6 +215,13 @@ def test_softmax_of_masked_keys_stays_clear_of_denormal_numbers(keys):
     assert torch.finfo(torch.float32).tiny * 1e6 < smallest < 1e-25
 
 
+def test_square_root_is_rounded_correctly():
+    x = torch.rand(20_000, generator=torch.Generator().manual_seed(3)) * 4
+    root = gw.square_root(x).to(torch.float64)
+    step = torch.nextafter(gw.square_root(x), torch.tensor(torch.inf)).to(torch.float64) - root
+    assert bool(((root - x.to(torch.float64).sqrt()).abs() <= step / 2).all())
+
+
 @settings(max_examples=40, deadline=None)
 @given(seed=SEEDS, length=st.integers(1, 70), size=st.floats(0.01, 50))
 def test_exact_reductions_are_close_to_float64(seed, length, size):

@@ -211,14 +211,23 @@ def lower_sum(b: Builder, node: fx.Node) -> Form | str:
 
 
 def lower_norm(b: Builder, node: fx.Node) -> Form | str:
-    """A Euclidean norm stays float: sqrt of the sum of squares, in a fixed order."""
+    """A Euclidean norm stays float: the root of the sum of squares, in a fixed order."""
     value, order, dims, keep = (*node.args, *(2, None, False)[len(node.args) - 1 :])[:4]
     if order != 2 or not dims or node.kwargs:
         return "it has no integer form"
     b.island(node, "it is the norm of float values")
     axes = sorted(int(d) % len(shape_of(value)) for d in dims)  # type: ignore[arg-type, union-attr]
     x = b.real(value)
-    return Real(b.emit(aten.sqrt.default, _float_sum(b, b.emit(aten.mul.Tensor, x, x), axes, bool(keep))))
+    return Real(b.emit(gw.square_root.default, _float_sum(b, b.emit(aten.mul.Tensor, x, x), axes, bool(keep))))
+
+
+def lower_square_root(b: Builder, node: fx.Node) -> Form | str:
+    """A root of codes is a table; one of float values stays float, correctly rounded."""
+    form = lower_unary(b, node)
+    if isinstance(form, Form):
+        return form
+    b.island(node, "it takes the root of float values")
+    return Real(b.emit(gw.square_root.default, b.real(node.args[0])))
 
 
 def lower_average_pool(b: Builder, node: fx.Node) -> Form | str:
@@ -271,5 +280,6 @@ RULES: dict[Any, Rule] = {
     ops.LAYER_NORM: lower_layer_norm,
     aten.sum.dim_IntList: lower_sum,
     aten.linalg_vector_norm.default: lower_norm,
+    aten.sqrt.default: lower_square_root,
     **dict.fromkeys(ops.SOFTMAX, lower_softmax),
 }

@@ -1,10 +1,11 @@
-"""Float ops whose order of operations is part of the meaning: softmax, layer normalization, sum."""
+"""Float ops whose every rounding is part of the meaning: softmax, layer normalization, sum, square root."""
 
 from __future__ import annotations
 
 from math import prod
 
 from torch import fx
+from tvm import relax
 
 from ....ir.dialect import gw
 from ....ir.program import shape_of
@@ -54,4 +55,12 @@ def reduce_sum(lowering: Lowering, node: fx.Node) -> None:
     x, dim, keepdim = arguments(node)
     spec = (shape_of(x), int(dim), bool(keepdim))
     out = lowering.kernel(reduce_exact.reduce_sum, *spec, inputs=[lowering.dense(x)], nodes=(node,))
+    lowering.bind(node, of_node(node, dense=out))
+
+
+@rule(gw.square_root.default)
+def square_root(lowering: Lowering, node: fx.Node) -> None:
+    source = lowering.dense(arguments(node)[0])
+    out = lowering.builder.emit(relax.op.sqrt(source))
+    lowering.record("square_root", (node,), "island", [source, out])
     lowering.bind(node, of_node(node, dense=out))
