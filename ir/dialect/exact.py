@@ -50,8 +50,11 @@ def lane_sum(x: torch.Tensor) -> torch.Tensor:
 
 @define("square_root(Tensor x) -> Tensor", _same)
 def square_root(x):
-    """Correctly rounded square root of each element, float32. `torch.sqrt` on float32 goes to a vector library that misses the last bit of
-    some 0.7% of values; in float64 its error is far below half a float32 step, and the second rounding is harmless."""
+    """Correctly rounded square root of each element, float32.
+
+    `torch.sqrt` on float32 goes to a vector library that misses the last bit of some 0.7% of values; in float64 its error is far
+    below half a float32 step, and the second rounding is harmless.
+    """
     return torch.sqrt(x.to(torch.float64)).to(torch.float32)
 
 
