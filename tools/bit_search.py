@@ -45,7 +45,7 @@ class BitSearch:
     """
 
     formats: tuple[str, ...] = ("int8", "int4", "int2")
-    scorer: str = "sqnr"
+    scorer: str = "hessian-trace"
     solver: str = "ilp"
     minimize: str | None = None
     labels: torch.Tensor | None = None
