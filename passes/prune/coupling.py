@@ -143,12 +143,14 @@ def _groups(
         rows = {p: tuple(tuple(positions[places[p]][a][1]) for a in atoms) for p in holders[atoms[0]]}
         members = tuple(names.member(place, indices) for place, indices in rows.items() if place.is_parameter)
         written = any(m.role == "out" for m in members)
-        if not members or not (written or not pinned and len(atoms) > 1):
+        if not members or not (written or (not pinned and len(atoms) > 1)):
             continue
         if len(atoms) == 1:
             pinned = pinned or "it is a single atom, and one must stay"
         values = tuple((p.node, p.dim, indices) for p, indices in rows.items() if not p.is_parameter and p.item is None)
-        factor = {place: positions[places[place]][atoms[0]][0] for place in rows if len(free[places[place]][rows[place][0][0]]) > 1}
+        factor = {
+            place: positions[places[place]][atoms[0]][0] for place in rows if len(free[places[place]][rows[place][0][0]]) > 1
+        }
         rank, name = names.of(members, factor)
         ordered = tuple(sorted(members, key=lambda m: names.order(m)))
         found.append((rank, Group(name, len(atoms), ordered, values, pinned), tuple(atoms)))

@@ -131,11 +131,12 @@ def layer_norm(c: Coupling, node: fx.Node) -> Dims:
     weight, bias = argument(node, 2, "weight"), argument(node, 3, "bias")
     dims = c.of(x)
     first = len(dims) - len(normalized)  # type: ignore[arg-type]
-    _normalized(c, node, dims[first:])
+    last = dims[first:]
     for parameter in (weight, bias):
         if parameter is not None:
-            _normalized(c, node, c.of(parameter))
-    return (*without_bias(dims[:first], bias), *[FIXED] * (len(dims) - first))
+            last = [c.join(a, b, f"{where(node)} scales it by fixed numbers") for a, b in zip(last, c.of(parameter), strict=True)]
+    _normalized(c, node, last)
+    return (*without_bias(dims[:first], bias), *without_bias(last, bias))
 
 
 @rule(aten.native_group_norm.default)

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from ..fold.match import argument, aten
-from .axes import FIXED, RULES, Axis, Coupling, Dims, is_static, rule, shape, where
+from .axes import FIXED, RULES, Coupling, Dims, rule, shape, where
 
 #: Element-wise operators that do not carry torch's own tag `pointwise`. What has neither is never taken for one.
 POINTWISE = frozenset({aten.hardswish.default, aten._to_copy.default, aten.alias.default, aten.detach.default})
@@ -102,9 +102,8 @@ def size_of(c: Coupling, node: fx.Node) -> Dims:
 
 @rule(aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default)
 def softmax(c: Coupling, node: fx.Node) -> Dims:
-    dims, dim = list(c.of(node.args[0])), node.args[1]
+    dims, dim = c.of(node.args[0]), node.args[1]
     c.pin(dims[dim], f"{where(node)} normalizes over it: without some, the rest change")  # type: ignore[index]
-    dims[dim] = FIXED  # type: ignore[index]
     return tuple(replace(a, vanishes=False) for a in dims)
 
 
