@@ -145,13 +145,14 @@ def group_norm(c: Coupling, node: fx.Node) -> list[Dims]:
     x, weight, bias, _, channels, _, groups = node.args[:7]
     dims = c.of(x)
     _normalized(c, node, dims[2:])
+    group = FIXED
     if groups == 1:
         _normalized(c, node, dims[1:2])
     else:
-        _, inside = c.split(dims[1], (groups, channels // groups), f"{where(node)} has {groups} groups")  # type: ignore[operator]
+        group, inside = c.split(dims[1], (groups, channels // groups), f"{where(node)} has {groups} groups")  # type: ignore[operator]
         _normalized(c, node, [inside])
     out = _scaled(c, node, dims[1], weight, bias)
-    return [(*without_bias(dims[:1], bias), out, *[FIXED] * (len(dims) - 2)), (FIXED, FIXED), (FIXED, FIXED)]
+    return [(*without_bias(dims[:1], bias), out, *[FIXED] * (len(dims) - 2)), (dims[0], group), (dims[0], group)]
 
 
 @rule(aten._native_batch_norm_legit.no_stats)
@@ -161,7 +162,7 @@ def instance_norm(c: Coupling, node: fx.Node) -> list[Dims]:
     dims = c.of(x)
     _normalized(c, node, (*dims[:1], *dims[2:]))
     out = _scaled(c, node, dims[1], weight, bias)
-    return [(FIXED, out, *[FIXED] * (len(dims) - 2)), (FIXED,), (FIXED,)]
+    return [(FIXED, out, *[FIXED] * (len(dims) - 2)), (dims[1],), (dims[1],)]
 
 
 def _scaled(c: Coupling, node: fx.Node, axis: Axis, weight: Any, bias: Any) -> Axis:
