@@ -1,0 +1,181 @@
+"""What all factorizations share: which layers they take, how a rank is chosen, and the rewriting."""
+
+from __future__ import annotations
+
+import abc
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar
+
+from torch import fx
+
+from ...ir.errors import OptionError
+from ...ir.program import Program, Stage, origin_of, shape_of
+from ..base import LOSSY, Pass, PassContext, PassResult
+from ..fold.layer import Layer, layer_of
+from ..fold.match import aten
+from .decomposition import Decomposition, Part, Rank, parse_rank, rank_text
+
+
+class Factorize(Pass):
+    """Base of the factorizations. Exactly one of `ratio`, `energy` and `ranks` says how far to go.
+
+    Options of all of them:
+        ratio: weights kept of each layer, in (0, 1): the largest rank that keeps no more.
+        energy: squared size of each layer kept in the method's metric, in (0, 1): the smallest rank that keeps as much.
+        ranks: `ORIGIN=RANK`, RANK as 32 or, for Tucker, 32x16 (outputs x inputs); an origin may be a glob and the last match
+            counts. Layers without a rule stay whole. This is what a plan writes (see search/ranks.py).
+        skip: origins (or globs) of layers that stay whole.
+        multiple: what `ratio` and `energy` round ranks to; kernels compute whole vectors of channels.
+
+    Layers that a rank would not make smaller in both weights and multiply-accumulates stay whole; so do grouped and transposed
+    convolutions and weights with several readers.
+
+    Stats: layers factorized, their weights before and after, rank and relative error (in the method's metric) of each, and why
+    the others stay whole.
+    """
+
+    effect: ClassVar = LOSSY
+    accepts: ClassVar = (Stage.CANONICAL, Stage.COMPRESSED)
+    leaves: ClassVar = Stage.COMPRESSED
+
+    ratio: float | None
+    energy: float | None
+    ranks: tuple[str, ...]
+    skip: tuple[str, ...]
+    multiple: int
+
+    def requires(self, program: Program, context: PassContext) -> None:
+        super().requires(program, context)
+        given = [option for option in ("ratio", "energy", "ranks") if getattr(self, option) not in (None, ())]
+        if len(given) != 1:
+            found = " and ".join(given) or "none of them"
+            raise OptionError(f"{self.name} takes exactly one of the options ratio, energy and ranks, not {found}")
+        for option in ("ratio", "energy"):
+            value = getattr(self, option)
+            if value is not None and not 0 < value < 1:
+                raise OptionError(f"option '{option}' of {self.name} must lie in (0, 1), not {value}")
+        if self.multiple < 1:
+            raise OptionError(f"option 'multiple' of {self.name} must be at least 1, not {self.multiple}")
+
+    @abc.abstractmethod
+    def decompositions(
+        self, program: Program, layers: Sequence[Layer], context: PassContext, taken: dict[fx.Node, Rank]
+    ) -> Iterator[Decomposition]:
+        """Each layer in this method's metric, in graph order. Layers in `taken` were given that rank since they were yielded."""
+
+    def run(self, program: Program, context: PassContext) -> PassResult:
+        layers, whole = self.layers(program)
+        rules = self._rules(layers)
+        if rules:
+            whole |= {origin_of(x.node): "no rule in 'ranks'" for x in layers if not _matches(rules, origin_of(x.node))}
+            layers = [layer for layer in layers if _matches(rules, origin_of(layer.node))]
+        taken: dict[fx.Node, Rank] = {}
+        made: list[tuple[Layer, tuple[Part, ...]]] = []
+        stats: dict[str, Any] = {"layers": 0, "weights": 0, "weights_before": 0, "ranks": {}, "errors": {}, "whole": whole}
+        for found in self.decompositions(program, layers, context, taken):
+            node, origin = found.layer.node, origin_of(found.layer.node)
+            chosen = self._choose(found, rules)
+            if isinstance(chosen, str):
+                whole[origin] = chosen
+                continue
+            taken[node] = chosen
+            made.append((found.layer, found.parts(chosen)))
+            stats["weights"] += found.parameters(chosen)
+            stats["weights_before"] += found.parameters()
+            stats["ranks"][origin] = rank_text(chosen)
+            stats["errors"][origin] = round(found.error(chosen), 6)
+        for layer, parts in made:
+            replace(program, layer, parts)
+        stats["layers"] = len(made)
+        return PassResult(program, bool(made) or program.stage is not self.leaves, stats)
+
+    def layers(self, program: Program) -> tuple[list[Layer], dict[str, str]]:
+        """The layers that can be factorized, and for the others why not (by origin)."""
+        readers = Counter(str(n.target) for n in program.nodes if n.op == "get_attr" for _ in n.users)
+        every = [layer for node in program.nodes if (layer := layer_of(program, node)) is not None]
+        origins = [origin_of(layer.node) for layer in every]
+        for pattern in self.skip:
+            if not any(fnmatchcase(origin, pattern) for origin in origins):
+                raise OptionError(f"skip pattern '{pattern}' of {self.name} matches no layer of '{program.name}'")
+        found, whole = [], {}
+        for layer, origin in zip(every, origins, strict=True):
+            reason = _reason(layer, readers[str(layer.node.args[1].target)])  # type: ignore[union-attr]
+            if any(fnmatchcase(origin, pattern) for pattern in self.skip):
+                reason = "skipped"
+            if reason:
+                whole[origin] = reason
+            else:
+                found.append(layer)
+        return found, whole
+
+    def _rules(self, layers: Sequence[Layer]) -> list[tuple[str, Rank]]:
+        rules = []
+        origins = [origin_of(layer.node) for layer in layers]
+        for text in self.ranks:
+            pattern, _, number = text.rpartition("=")
+            rank = parse_rank(number)
+            if not pattern or rank is None:
+                raise OptionError(
+                    f"'{text}' in 'ranks' of {self.name} is no rule; write ORIGIN=RANK, such as \"blocks.*.fc1=64\""
+                )
+            if not any(fnmatchcase(origin, pattern) for origin in origins):
+                known = ", ".join(origins[:6]) + (", ..." if len(origins) > 6 else "")
+                raise OptionError(f"'{text}' in 'ranks' of {self.name} matches no layer it factorizes; there are: {known}")
+            rules.append((pattern, rank))
+        return rules
+
+    def _choose(self, found: Decomposition, rules: Sequence[tuple[str, Rank]]) -> Rank | str:
+        """A rank, or why there is none."""
+        if rules:
+            rank = _matches(rules, origin_of(found.layer.node))[-1]
+            found.check(rank)
+        elif self.ratio is not None:
+            most = self.ratio * found.parameters()
+            fitting = [rank for rank in found.ranks(self.multiple) if found.parameters(rank) <= most]
+            if not fitting:
+                return f"no rank that is a multiple of {self.multiple} keeps {self.ratio:g} of its weights"
+            rank = fitting[-1]
+        else:
+            lost = 1.0 - float(self.energy or 0.0)
+            rank = next(rank for rank in found.ranks(self.multiple) if found.error(rank) <= lost + 1e-12)
+        return rank if found.saves(rank) else f"rank {rank_text(rank)} saves no weights or no multiply-accumulates"
+
+
+def _matches(rules: Sequence[tuple[str, Rank]], origin: str) -> list[Rank]:
+    return [rank for pattern, rank in rules if fnmatchcase(origin, pattern)]
+
+
+def _reason(layer: Layer, readers: int) -> str:
+    if layer.transposed:
+        return "transposed convolution"
+    if layer.groups > 1:
+        return f"convolution with {layer.groups} groups: each is small already"
+    if readers > 1:
+        return f"its weight has {readers} readers"
+    if layer.is_conv and not all(isinstance(d, int) for d in (*shape_of(layer.input)[2:], *shape_of(layer.node)[2:])):
+        return "its spatial size is symbolic"
+    return ""
+
+
+def replace(program: Program, layer: Layer, parts: Sequence[Part]) -> fx.Node:
+    """Puts thin layers, with origins `ORIGIN.0`, `ORIGIN.1`, ..., in a layer's place; returns the last one."""
+    node, origin = layer.node, origin_of(layer.node)
+    name = str(node.args[1].target)  # type: ignore[union-attr]
+    value = layer.input
+    for index, part in enumerate(parts):
+        place = f"{origin}.{index}"
+        constants = [program.add_parameter(f"{name}_{index}", part.weight.to(layer.weight.dtype).contiguous(), node, place)]
+        if part.bias is not None:
+            constants.append(program.add_parameter(f"{name}_bias", part.bias.to(layer.weight.dtype), node, place))
+        if part.stride:
+            bias = constants[1] if len(constants) > 1 else None
+            zeros = [0] * len(part.stride)
+            geometry = (list(part.stride), list(part.padding), list(part.dilation), False, zeros, 1)
+            value = program.insert(aten.convolution.default, (value, constants[0], bias, *geometry), node, place)
+        else:
+            value = program.insert(aten.linear.default, (value, *constants), node, place)
+    node.replace_all_uses_with(value)
+    program.graph.erase_node(node)
+    return value
