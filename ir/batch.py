@@ -1,9 +1,18 @@
-"""A program with a symbolic batch dimension at one batch size: what a backend of static shapes compiles."""
+"""Batches of another size than a program was captured with.
+
+`with_batch` fixes a symbolic batch: what a backend of static shapes compiles. `over_samples` runs a function of one sample on
+many at once, whatever batch its reshapes have baked in.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import fx
+from torch.func import vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .errors import OptionError, VerificationError
 from .program import Program, tensor_spec
@@ -49,3 +58,12 @@ def _require_static(node: fx.Node) -> None:
     for tensor in value if isinstance(value, (tuple, list)) else [value]:
         if isinstance(tensor, torch.Tensor) and not all(isinstance(d, int) for d in tensor.shape):
             raise VerificationError(f"'{node.name}' ({node.target}) still has a symbolic shape: {tuple(tensor.shape)}")
+
+
+def over_samples(function: Callable[..., Any], *batched: Any) -> Any:
+    """`function` of one sample on all samples: every tensor of `batched` has them along its first dimension (None stays None).
+
+    Attention runs in its plain form, which can be batched and has all derivatives.
+    """
+    with sdpa_kernel(SDPBackend.MATH):
+        return vmap(function, in_dims=tuple(None if value is None else 0 for value in batched))(*batched)

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from ..ir.batch import over_samples
 from .sensitivity.base import Task
 from .sensitivity.groups import groups_of
 from .sensitivity.loss import choose
-from .sensitivity.network import Network, over_samples
+from .sensitivity.network import Network
 
 #: Samples run at once.
 CHUNK = 32

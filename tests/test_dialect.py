@@ -240,3 +240,21 @@ def test_exact_reductions_are_close_to_float64(seed, length, size):
 @pytest.mark.parametrize("x", [torch.zeros(2, 9), torch.full((2, 9), -1e30)])
 def test_softmax_of_equal_scores_is_uniform(x):
     assert torch.allclose(gw.softmax(x), torch.full((2, 9), 1 / 9), atol=1e-7)
+
+
+def test_fake_quantize_runs_over_samples_with_gradients():
+    """`torch.func.vmap` gives the values and gradients of one sample after the other, for one scale and for one a channel."""
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.randn(5, 2, 3, generator=generator).requires_grad_()
+    for scale, axis in ((torch.tensor([0.3]), None), (torch.tensor([0.1, 0.4]), 0), (torch.tensor([0.1, 0.4, 0.2]), 1)):
+        zero = torch.zeros_like(scale, dtype=torch.int32)
+
+        def one(x, scale=scale, zero=zero, axis=axis):
+            return torch.ops.gw.fake_quantize(x, scale, zero, -3, 3, axis)
+
+        expected = torch.stack([one(x) for x in samples])
+        actual = torch.func.vmap(one)(samples)
+        assert torch.equal(actual, expected)
+        gradients = [torch.autograd.grad(y.square().sum(), samples)[0] for y in (actual, expected)]
+        assert torch.equal(*gradients)
+        assert bool((gradients[0] == 0).any()) and bool((gradients[0] != 0).any())

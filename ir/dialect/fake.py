@@ -46,3 +46,14 @@ LIBRARY.impl(
     lambda *args: _FakeQuantize.apply(*args, *(None,) * (7 - len(args))),
     "CompositeImplicitAutograd",
 )
+
+
+def _over_samples(info, in_dims, x, scale, zero_point, qmin, qmax, axis=None, codes=None):
+    """`torch.func.vmap` over x: one encoding for all samples, so a sample axis in front changes nothing but `axis`."""
+    if any(dim is not None for dim in in_dims[1:3]) or (codes is not None and in_dims[6] is not None):
+        raise ValueError("fake_quantize runs over samples of x; scale, zero point and codes are the same for all of them")
+    along = None if axis is None else axis + 1
+    return torch.ops.gw.fake_quantize(x.movedim(in_dims[0], 0), scale, zero_point, qmin, qmax, along, codes), 0
+
+
+torch.library.register_vmap("gw::fake_quantize", _over_samples, lib=LIBRARY)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from ...ir.batch import over_samples
 from ...ir.errors import OptionError
 from ...ir.program import shape_of
 from ...passes.quantize.encoding import Encoding, for_range
@@ -22,7 +23,7 @@ from .curvature import Curvature
 from .groups import Group, collect, groups_of, layers_key
 from .layers import activation_of
 from .loss import LossName, choose
-from .network import Network, differentiable, over_samples
+from .network import Network, differentiable
 from .statistics import sampled
 
 

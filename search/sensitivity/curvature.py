@@ -12,10 +12,11 @@ import torch
 from torch import fx
 from torch.func import grad, jvp
 
+from ...ir.batch import over_samples
 from ...ir.program import shape_of
 from .groups import Group
 from .loss import Loss
-from .network import Network, Values, over_samples
+from .network import Network, Values
 
 Vectors = dict[str, torch.Tensor]
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from ...ir.batch import over_samples
 from ...ir.data import Calibration
 from ...ir.errors import DataError, OptionError
 from ...ir.program import Program
-from .network import Network, over_samples
+from .network import Network
 
 BATCH_NORM = torch.ops.aten.batch_norm.default
 #: Adam's step on inputs of unit variance (ZeroQ, section 4.1, uses 0.5 on normalized images; 0.1 is steadier on small networks).

@@ -9,10 +9,11 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from ...ir.batch import over_samples
 from .base import Scorer, Scores, Task, register
 from .groups import Group, collect, groups_of, layers_key
 from .layers import activation_of
-from .network import Network, over_samples
+from .network import Network
 from .sqnr import noise_to_signal
 from .statistics import sampled
 

@@ -22,24 +22,10 @@ from torch import fx
 
 from ...ir.errors import OptionError
 from ...ir.program import Program, shape_of
-from ...passes.quantize import operators as ops
+from ...passes.outputs import class_scores, is_classifier
 from .network import Values
 
 LossName = Literal["auto", "self", "labels", "squared"]
-
-aten = torch.ops.aten
-_SOFTMAX = ops.SOFTMAX | {aten.log_softmax.int, aten._log_softmax.default}
-_RESHAPES = frozenset(
-    {
-        aten.reshape.default,
-        aten.view.default,
-        aten._unsafe_view.default,
-        aten.flatten.using_ints,
-        aten.squeeze.default,
-        aten.squeeze.dim,
-        aten.squeeze.dims,
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -132,7 +118,7 @@ def choose(name: LossName, program: Program) -> Loss:
         OptionError: class scores asked for where the program has several outputs or no class axis.
     """
     if name == "auto":
-        name = "self" if _is_classifier(program) else "squared"
+        name = "self" if is_classifier(program) else "squared"
     if name == "squared":
         return SquaredLoss(name, tuple(program.outputs))
     outputs = program.outputs
@@ -142,20 +128,3 @@ def choose(name: LossName, program: Program) -> Loss:
             f"loss '{name}' takes one output of class scores (..., classes); '{program.name}' has {found}: use squared"
         )
     return (SelfLoss if name == "self" else LabelLoss)(name, (class_scores(outputs[0]),))
-
-
-def class_scores(output: fx.Node) -> fx.Node:
-    """The logits behind a softmax over the last axis; the output itself where there is none (log_softmax ignores shifts)."""
-    if output.target in _SOFTMAX and int(output.args[1]) % len(shape_of(output)) == len(shape_of(output)) - 1:  # type: ignore[arg-type]
-        return output.args[0]  # type: ignore[return-value]
-    return output
-
-
-def _is_classifier(program: Program) -> bool:
-    outputs = program.outputs
-    if len(outputs) != 1 or shape_of(outputs[0])[-1:] in ((), (1,)):
-        return False
-    node = class_scores(outputs[0])
-    while node.target in _RESHAPES and shape_of(node)[-1] == shape_of(node.all_input_nodes[0])[-1:][0]:
-        node = node.all_input_nodes[0]
-    return node.target is ops.LINEAR

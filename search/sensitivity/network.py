@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import fx
-from torch.func import vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...ir.errors import GraphwrightError
 from ...ir.program import Program
@@ -84,15 +82,6 @@ class Network:
             return value.detach()
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: found[n])  # type: ignore[misc]
         return node.target(*args, **kwargs)  # type: ignore[operator]
-
-
-def over_samples(function: Callable[..., Any], *batched: Any) -> Any:
-    """`function` of one sample on all samples: every tensor of `batched` has them along its first dimension (None stays None).
-
-    Attention runs in its plain form, which can be batched and has all derivatives.
-    """
-    with sdpa_kernel(SDPBackend.MATH):
-        return vmap(function, in_dims=tuple(None if value is None else 0 for value in batched))(*batched)
 
 
 @contextlib.contextmanager

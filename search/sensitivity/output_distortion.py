@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import fx
 
+from ...ir.batch import over_samples
 from .base import Layer, Scorer, Scores, Task, register
 from .groups import Group, choices_key, collect, groups_of
 from .loss import LossName, choose, relative_error
-from .network import Network, Values, over_samples
+from .network import Network, Values
 from .statistics import sampled
 
 

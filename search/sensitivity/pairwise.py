@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch.func import jvp, vjp
 
+from ...ir.batch import over_samples
 from ...ir.errors import OptionError
 from ...ir.program import shape_of
 from .base import Layer, Scorer, Scores, Task, register
 from .groups import Group, choices_key, collect, groups_of
 from .loss import Loss, choose
-from .network import Network, Values, differentiable, over_samples
+from .network import Network, Values, differentiable
 from .statistics import mean_interval, sampled
 
 Outputs = tuple[torch.Tensor, ...]

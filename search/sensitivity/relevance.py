@@ -12,13 +12,14 @@ import torch
 from torch import fx
 from torch.func import grad
 
+from ...ir.batch import over_samples
 from ...ir.errors import OptionError
 from ...ir.program import Program, shape_of
 from ...passes.quantize import operators as ops
 from .base import Layer, Scorer, Scores, Task, register
 from .groups import Group, collect, groups_of, layers_key
 from .loss import SelfLoss, choose
-from .network import Network, Values, differentiable, over_samples
+from .network import Network, Values, differentiable
 from .sqnr import noise_to_signal
 from .statistics import sampled
 
