@@ -62,6 +62,10 @@ class Backend(abc.ABC):
     def targets(self) -> list[TargetInfo]:
         """Every target of this backend, with what is missing where one cannot be emitted or run here."""
 
+    def channel_multiple(self, target: Target) -> int:
+        """Kernels compute channels so many at a time; a count that is no multiple costs as much as the next one."""
+        return 1
+
     @abc.abstractmethod
     def compile(self, program: Program, target: Target, progress: Progress | None = None) -> Compiled:
         """Compiles a canonical, compressed or integer program.

@@ -14,6 +14,7 @@ from ...ir.verify import verify
 from ..base import Backend, Compiled, Progress, StepTimes
 from ..interrupt import deferred_interrupt
 from ..target import Target, TargetInfo
+from .kernels.base import LANES
 from .link import link
 from .lower import lower
 from .pipeline import build
@@ -38,6 +39,9 @@ class TVMBackend(Backend):
 
     def targets(self) -> list[TargetInfo]:
         return target_rows()
+
+    def channel_multiple(self, target: Target) -> int:
+        return LANES
 
     def compile(self, program: Program, target: Target, progress: Progress | None = None) -> Compiled:
         """Compiles a canonical, compressed or integer program to one shared library whose entry is `main`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from ..fold.match import aten
 from .decomposition import Decomposition, Part, Rank, parse_rank, rank_text
 
 
+@dataclass(frozen=True)
 class Factorize(Pass):
     """Base of the factorizations. Exactly one of `ratio`, `energy` and `ranks` says how far to go.
 
@@ -40,11 +42,11 @@ class Factorize(Pass):
     accepts: ClassVar = (Stage.CANONICAL, Stage.COMPRESSED)
     leaves: ClassVar = Stage.COMPRESSED
 
-    ratio: float | None
-    energy: float | None
-    ranks: tuple[str, ...]
-    skip: tuple[str, ...]
-    multiple: int
+    ratio: float | None = None
+    energy: float | None = None
+    ranks: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    multiple: int = 8
 
     def requires(self, program: Program, context: PassContext) -> None:
         super().requires(program, context)
@@ -117,9 +119,7 @@ class Factorize(Pass):
             pattern, _, number = text.rpartition("=")
             rank = parse_rank(number)
             if not pattern or rank is None:
-                raise OptionError(
-                    f"'{text}' in 'ranks' of {self.name} is no rule; write ORIGIN=RANK, such as \"blocks.*.fc1=64\""
-                )
+                raise OptionError(f"'{text}' in 'ranks' of {self.name} is no rule; write ORIGIN=RANK, such as \"fc1=64\"")
             if not any(fnmatchcase(origin, pattern) for origin in origins):
                 known = ", ".join(origins[:6]) + (", ..." if len(origins) > 6 else "")
                 raise OptionError(f"'{text}' in 'ranks' of {self.name} matches no layer it factorizes; there are: {known}")

@@ -17,12 +17,12 @@ class Metric:
     Attributes:
         rows: weight of each output, (O,), above 0; None: 1.
         columns: weight of each input, (K,), above 0, or a root S (K, K) of the inputs' second moment S S^T, regular; None: 1.
-        mean: mean input, (K,), at which W' gives what W gives, by its bias; None: the bias stays.
+        means: mean input (K,) and the output (O,) that W' shall give there, by its bias; None: the bias stays.
     """
 
     rows: torch.Tensor | None = None
     columns: torch.Tensor | None = None
-    mean: torch.Tensor | None = None
+    means: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 PLAIN = Metric()
@@ -72,9 +72,10 @@ class Matrix(Decomposition):
         """The weight (O, K) and the bias that the parts amount to."""
         first, second = self.factors(rank)
         weight = second @ first
-        if self.metric.mean is None:
+        if self.metric.means is None:
             return weight, None if self.layer.bias is None else self.layer.bias64()
-        return weight, self.layer.bias64() + (self.weight - weight) @ self.metric.mean
+        inputs, outputs = self.metric.means
+        return weight, outputs - weight @ inputs
 
     def parts(self, rank: Rank) -> tuple[Part, ...]:
         layer = self.layer

@@ -34,12 +34,6 @@ class FactorizeSpatial(Factorize):
 
     name: ClassVar[str] = "factorize-spatial"
 
-    ratio: float | None = None
-    energy: float | None = None
-    ranks: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
-    multiple: int = 8
-
     def decompositions(
         self, program: Program, layers: Sequence[Layer], context: PassContext, taken: dict[fx.Node, Rank]
     ) -> Iterator[Decomposition]:

@@ -33,12 +33,6 @@ class FactorizeSvd(Factorize):
 
     name: ClassVar[str] = "factorize-svd"
 
-    ratio: float | None = None
-    energy: float | None = None
-    ranks: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
-    multiple: int = 8
-
     def decompositions(
         self, program: Program, layers: Sequence[Layer], context: PassContext, taken: dict[fx.Node, Rank]
     ) -> Iterator[Matrix]:

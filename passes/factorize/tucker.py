@@ -42,12 +42,6 @@ class FactorizeTucker(Factorize):
 
     name: ClassVar[str] = "factorize-tucker"
 
-    ratio: float | None = None
-    energy: float | None = None
-    ranks: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
-    multiple: int = 8
-
     def decompositions(
         self, program: Program, layers: Sequence[Layer], context: PassContext, taken: dict[fx.Node, Rank]
     ) -> Iterator[Decomposition]:

@@ -151,9 +151,9 @@ def layer_bops(program: Program) -> tuple[dict[str, int], int]:
     return found, fixed
 
 
-def layer_times(program: Program, compiled: Compiled, times: StepTimes) -> dict[str, float]:
-    """Origin -> microseconds of its kernels. A kernel that computes several layers is shared out by their multiplications."""
-    work = {n.name: (origin_of(n), multiplications(n)) for n in program.nodes if n.target in LAYER_OPS}
+def layer_times(program: Program, compiled: Compiled, times: StepTimes, ops: Sequence[Any] = LAYER_OPS) -> dict[str, float]:
+    """Origin -> microseconds of the kernels of `ops`. A kernel that computes several is shared out by their multiplications."""
+    work = {n.name: (origin_of(n), multiplications(n)) for n in program.nodes if n.target in ops}
     found = {origin: 0.0 for origin, _ in work.values()}
     for row, spent in zip(compiled.kernels, times.microseconds, strict=True):
         covered = [work[name] for name in row.nodes if name in work]
