@@ -14,6 +14,7 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from ..ir.data import Calibration, Sample
@@ -46,11 +47,29 @@ def bounded(tolerance: float) -> Effect:
     return Effect("bounded", tolerance)
 
 
+@dataclass(frozen=True)
+class Training:
+    """Where and on what passes train. It decides nothing that a pipeline's text should say, so it is not in it.
+
+    Attributes:
+        samples: inputs without labels; None: the calibration samples.
+        checkpoints: a folder for the state of unfinished runs, so that a killed one goes on; None: nothing is kept.
+        device: as torch names it; None: `cuda` where torch sees one, else `cpu`.
+    """
+
+    samples: Calibration | None = None
+    checkpoints: Path | None = None
+    device: str | None = None
+
+
 @dataclass
 class PassContext:
     """What passes may read besides the program: data, a seed, and a place to report progress."""
 
     calibration: Calibration | None = None
+    training: Training = Training()
+    #: The program as the pipeline found it, which the manager fills in: what a compressed one should still compute.
+    original: Program | None = None
     probes: tuple[Sample, ...] = ()
     seed: int = 0
     #: Called as progress(done, total, what) during long work.

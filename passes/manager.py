@@ -6,7 +6,7 @@ import math
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,7 @@ class PassManager:
     def run(self, program: Program, pipeline: Pipeline, context: PassContext | None = None) -> PipelineResult:
         """Raises PassContractError where a pass breaks its contract, PassError where one fails."""
         context = context or PassContext()
+        context = replace(context, original=context.original or program)
         verify(program)
         probes, real = select_probes(program, context)
         expected = [program(*probe) for probe in probes]

@@ -1,0 +1,1 @@
+"""Passes that win back what compression lost, by training a little on data without labels."""
