@@ -67,7 +67,7 @@ class PassContext:
     """What passes may read besides the program: data, a seed, and a place to report progress."""
 
     calibration: Calibration | None = None
-    training: Training = Training()
+    training: Training = field(default_factory=Training)
     #: The program as the pipeline found it, which the manager fills in: what a compressed one should still compute.
     original: Program | None = None
     probes: tuple[Sample, ...] = ()

@@ -13,6 +13,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from ..ir.content import content_key
 from ..ir.data import Calibration
 from ..ir.errors import OptionError
 from ..ir.program import Program
-from ..passes.base import Pass, PassContext
+from ..passes.base import Pass, PassContext, Training
 from ..passes.manager import PassManager
 from ..passes.pipeline import Pipeline
 from ..passes.quantize.annotate import Quantize
@@ -71,6 +72,9 @@ class Surroundings:
     store: Store = field(default_factory=Store)
     seed: int = 0
     progress: Progress = lambda done, total, what: None
+    training: Training = field(default_factory=Training)
+    #: What passes remember, see `PassContext`; whoever runs the plan shares it, so that nothing is trained twice.
+    memo: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,9 @@ class Tables:
 def prepare(program: Program, pipeline: Pipeline, around: Surroundings) -> tuple[Split, Program]:
     """The pipeline cut at `quantize`, and the float program that reaches it."""
     split = Split.of(pipeline)
-    context = PassContext(calibration=around.samples, seed=around.seed, progress=around.progress)
+    context = PassContext(
+        calibration=around.samples, training=around.training, seed=around.seed, progress=around.progress, memo=around.memo
+    )
     return split, PassManager().run(program, split.before, context).program
 
 

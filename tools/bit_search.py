@@ -67,7 +67,7 @@ def search_bits(job: Job, pipeline: Pipeline, options: BitSearch) -> Result:
         InfeasibleError: limits no plan meets. ConstraintError: the plan, measured, misses a limit.
         OptionError: no calibration, or a pipeline that cannot be searched.
     """
-    around = Surroundings(job.samples, options.labels, Store(options.cache), job.seed, job.progress)
+    around = Surroundings(job.samples, options.labels, Store(options.cache), job.seed, job.progress, job.training, job.memo)
     pricing = Pricing(job.backend, job.target, job.measure and job.runs_here)
     tables = tabulate(job.source, pipeline, Request(options.formats, options.parsed_scorer()), pricing, around)
     evaluations: tuple[Evaluation, ...] = ()
@@ -134,7 +134,7 @@ def _cheapest(job: Job, tables: Tables, options: BitSearch, store: Store) -> bis
         raise OptionError(f"minimize={name} needs the limit max_drop, and evaluate=... to hold it to")
     problem = tables.problem(absolute_limits(job))
     front = pareto.front(problem, METRICS[name])
-    samples = job.samples.samples if job.samples is not None else ()
+    samples = [data.samples if data is not None else () for data in (job.samples, job.training.samples)]
     return bisection.solve(
         front,
         METRICS[name],

@@ -14,7 +14,7 @@ from ..backends.target import Target
 from ..ir.content import program_hash
 from ..ir.data import Calibration
 from ..ir.program import Program, Stage
-from ..passes.base import PassContext
+from ..passes.base import PassContext, Training
 from ..passes.manager import Instrument, PassManager, PipelineResult
 from ..passes.pipeline import Pipeline, parse
 from ..search.cost.bops import average_weight_bits, bops_ratio
@@ -53,12 +53,15 @@ class Job:
     seed: int = 0
     instruments: Sequence[Instrument] = ()
     progress: Callable[[int, int, str], None] = silent
+    training: Training = field(default_factory=Training)
     _canonical: Program | None = None
-    _memo: dict[str, Any] = field(default_factory=dict)
+    memo: dict[str, Any] = field(default_factory=dict)
 
     def rewrite(self, pipeline: Pipeline) -> PipelineResult:
         """Runs the passes only."""
-        context = PassContext(calibration=self.samples, seed=self.seed, progress=self.progress, memo=self._memo)
+        context = PassContext(
+            calibration=self.samples, training=self.training, seed=self.seed, progress=self.progress, memo=self.memo
+        )
         first = _FirstCanonical()
         outcome = PassManager((*self.instruments, PassProgress(self.progress), first)).run(self.source, pipeline, context)
         self._canonical = self._canonical or first.program

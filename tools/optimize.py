@@ -16,15 +16,17 @@ from ..ir.data import Calibration
 from ..ir.errors import OptionError, UnknownNameError
 from ..ir.load import load_program
 from ..ir.program import Program
+from ..passes.base import Training
 from ..passes.manager import Instrument
 from ..passes.pipeline import Pipeline, parse
 from .bit_search import METRICS, BitSearch, search_bits
 from .defaults import default_pipeline, search_pipeline
+from .finetune import Finetune, with_distill
 from .job import Job, PassProgress, Result
 from .predict import Predict
 from .progress import silent
 
-__all__ = ["CONSTRAINTS", "BitSearch", "PassProgress", "Result", "as_program", "optimize"]
+__all__ = ["CONSTRAINTS", "BitSearch", "Finetune", "PassProgress", "Result", "as_program", "optimize"]
 
 DEFAULT_SEARCH = BitSearch()
 
@@ -59,6 +61,7 @@ def optimize(
     constraints: dict[str, float] | None = None,
     pipeline: str | Pipeline | None = None,
     search: BitSearch | None = DEFAULT_SEARCH,
+    finetune: Finetune | None = None,
     measure: bool = True,
     seed: int = 0,
     instruments: Sequence[Instrument] = (),
@@ -80,6 +83,8 @@ def optimize(
         constraints: limits by name, see CONSTRAINTS; an unmet limit is an error that names it and the value reached.
         pipeline: pass pipeline text; by default 8-bit post-training quantization, see `defaults`.
         search: how formats are chosen where 8 bits miss a limit; None: never.
+        finetune: train what was compressed towards the float model's outputs (`finetune.with_distill` says at which place), or
+            data and device for a pipeline that names `distill`.
         measure: also compile the float program and time both, where the target runs on this machine.
         seed: for everything random; a run is reproducible.
         instruments: extra hooks on the pipeline, such as Dump.
@@ -92,9 +97,10 @@ def optimize(
     chosen = Target.parse(target)
     backend = backend_for(chosen)
     source = as_program(model, example_inputs)
-    passes = _parsed(pipeline, default_pipeline(source))
+    passes = _parsed(pipeline, default_pipeline(source), finetune)
     samples = None if calibration is None else Calibration.for_program(source, calibration)
-    job = Job(source, chosen, backend, samples, evaluate, limits, measure, seed, instruments, progress)
+    training = Training() if finetune is None else finetune.training(source)
+    job = Job(source, chosen, backend, samples, evaluate, limits, measure, seed, instruments, progress, training)
     if search is None or (search.minimize is None and not set(limits) & set(METRICS)):
         result = job.run(passes)
         result.report.require(limits)
@@ -107,11 +113,12 @@ def optimize(
         if not set(missed) <= set(METRICS):
             # Fewer bits are no way to a better score.
             result.report.require(limits)
-    return search_bits(job, _parsed(pipeline, search_pipeline(source)), search)
+    return search_bits(job, _parsed(pipeline, search_pipeline(source), finetune), search)
 
 
-def _parsed(pipeline: str | Pipeline | None, default: str) -> Pipeline:
-    return pipeline if isinstance(pipeline, Pipeline) else parse(default if pipeline is None else pipeline)
+def _parsed(pipeline: str | Pipeline | None, default: str, finetune: Finetune | None) -> Pipeline:
+    passes = pipeline if isinstance(pipeline, Pipeline) else parse(default if pipeline is None else pipeline)
+    return passes if finetune is None else with_distill(passes, finetune.recipe)
 
 
 def _check_constraints(limits: dict[str, float], evaluate: object, measure: bool) -> dict[str, float]:

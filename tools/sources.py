@@ -41,6 +41,12 @@ class Source:
             return read_samples(path, self.program)
         return self.reference.calibration(samples) if self.reference is not None else None
 
+    def training(self, path: Path | None, samples: int | None) -> list[tuple[torch.Tensor, ...]] | None:
+        """Inputs to fine-tune on, from `path` or the reference model's own (None: all); None where there are none."""
+        if path is not None:
+            return read_samples(path, self.program)
+        return self.reference.training(samples) if self.reference is not None else None
+
     def labels(self, path: Path | None, calibration: Path | None, samples: int) -> torch.Tensor | None:
         """Classes of the samples that `calibration` gives: those in `path` (.npy), or the reference model's own.
 

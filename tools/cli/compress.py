@@ -15,8 +15,13 @@ from ...ir.errors import OptionError
 from .options import (
     Cache,
     Calibration,
+    Checkpoints,
+    Device,
     DryRun,
     Dump,
+    Finetune,
+    FinetuneData,
+    FinetuneSamples,
     Formats,
     Labels,
     Minimize,
@@ -31,6 +36,7 @@ from .options import (
     batches_of,
     check_outputs,
     err,
+    finetune_of,
     out,
     ratio,
     search_of,
@@ -57,6 +63,11 @@ def optimize(
     solver: Annotated[str | None, typer.Option(help="Of the bit search: ilp, dynamic, greedy or evolutionary.")] = None,
     labels: Labels = None,
     cache: Cache = None,
+    finetune: Finetune = None,
+    finetune_data: FinetuneData = None,
+    finetune_samples: FinetuneSamples = None,
+    checkpoints: Checkpoints = None,
+    device: Device = None,
     evaluate: Annotated[int, typer.Option(help="Evaluation samples of a reference model; 0: none.")] = 1000,
     measure: Annotated[bool, typer.Option(help="Time the float program and the result here.")] = True,
     report: Annotated[Path | None, typer.Option(help="Also write the HTML report.")] = None,
@@ -74,6 +85,7 @@ def optimize(
     from ...passes.manager import Dump as DumpInstrument
     from ...passes.pipeline import parse
     from ..defaults import default_pipeline
+    from ..finetune import with_distill
     from ..optimize import optimize as run
     from ..progress import TerminalProgress
     from ..sources import parse_shapes, resolve
@@ -85,11 +97,13 @@ def optimize(
     limits |= {k: v for k, v in (("max_drop", max_drop), ("average_bits", average_bits)) if v is not None}
     chosen = Target.parse(target)
     backend_for(chosen)
-    check_outputs((model, calibration), (output, report, plan), overwrite)
+    check_outputs((model, calibration, finetune_data), (output, report, plan), overwrite)
     source = resolve(model, parse_shapes(input_shape))
     passes = parse(default_pipeline(source.program) if pipeline is None else pipeline)
     batches = batches_of(source, passes, calibration, samples)
     search = search_of(source, samples, formats, scorer, solver, minimize, labels, calibration, cache)
+    tuning = finetune_of(source, finetune, passes, finetune_data, finetune_samples, checkpoints, device)
+    passes = passes if tuning is None else with_distill(passes, tuning.recipe)
     settings(
         "optimize", model=source.program.name, inputs=", ".join(map(str, source.program.input_specs)), target=chosen,
         pipeline=passes, calibration=calibration or (f"{samples} of the reference data" if batches else "none"),
@@ -101,7 +115,7 @@ def optimize(
     with TerminalProgress(err) as progress:
         result = run(
             source.program, str(chosen), calibration=batches, evaluate=source.evaluate(evaluate) if evaluate else None,
-            constraints=limits, pipeline=pipeline, search=search, measure=measure, seed=seed, progress=progress,
+            constraints=limits, pipeline=pipeline, search=search, finetune=tuning, measure=measure, seed=seed, progress=progress,
             instruments=[DumpInstrument(dump)] if dump else [],
         )  # fmt: skip
     for table in result.report.tables():
@@ -124,6 +138,10 @@ def rewrite(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="ONNX file to write; none: print the program.")] = None,
     calibration: Calibration = None,
     samples: Samples = 512,
+    finetune_data: FinetuneData = None,
+    finetune_samples: FinetuneSamples = None,
+    checkpoints: Checkpoints = None,
+    device: Device = None,
     certificate: Annotated[Path | None, typer.Option(help="Also write the certificate (JSON).")] = None,
     print_after: Annotated[list[str], typer.Option(help="Print the program after this pass; repeatable.")] = [],  # noqa: B006
     dump: Dump = None,
@@ -137,7 +155,7 @@ def rewrite(
     from ...ir.files import write_atomically
     from ...ir.onnx_export import export_onnx
     from ...ir.printer import print_program
-    from ...passes.base import PassContext, find
+    from ...passes.base import PassContext, Training, find
     from ...passes.manager import Dump as DumpInstrument
     from ...passes.manager import PassManager, PrintAfter
     from ...passes.pipeline import parse
@@ -153,12 +171,14 @@ def rewrite(
     seed = replay.seed if replay else seed
     for name in print_after:
         find(name)
-    check_outputs((model, calibration, plan), (output, certificate), overwrite)
+    check_outputs((model, calibration, finetune_data, plan), (output, certificate), overwrite)
     source = resolve(model, parse_shapes(input_shape))
     if replay is not None:
         replay.require_model(source.program)
     batches = batches_of(source, passes, calibration, samples)
     data = None if batches is None else Samples_.for_program(source.program, batches)
+    tuning = finetune_of(source, None, passes, finetune_data, finetune_samples, checkpoints, device)
+    training = Training() if tuning is None else tuning.training(source.program)
     settings("rewrite", model=source.program.name, pipeline=passes, output=output or "printed", seed=seed)
     if dry_run:
         err.print("dry run: nothing was written")
@@ -167,7 +187,7 @@ def rewrite(
         instruments = [PassProgress(progress), PrintAfter(print_after, write=lambda t: out.print(t, markup=False))]
         if dump is not None:
             instruments.append(DumpInstrument(dump))
-        context = PassContext(calibration=data, seed=seed, progress=progress)
+        context = PassContext(calibration=data, training=training, seed=seed, progress=progress)
         result = PassManager(instruments).run(source.program, passes, context)
     if output is None:
         out.print(print_program(result.program), markup=False, highlight=False, soft_wrap=True)

@@ -14,6 +14,7 @@ from ...ir.errors import OptionError
 if TYPE_CHECKING:
     from ...passes.pipeline import Pipeline
     from ..bit_search import BitSearch
+    from ..finetune import Finetune as Finetune_
     from ..sources import Source
 
 app = typer.Typer(
@@ -36,6 +37,15 @@ Formats = Annotated[str | None, typer.Option(help="Weight formats to choose from
 Scorer = Annotated[str | None, typer.Option(help="What a plan loses, such as hessian-trace{probes=32}; see `analyze`.")]
 Minimize = Annotated[str | None, typer.Option(help="size, latency, bops or average_bits: the least of it within --max-drop.")]
 Labels = Annotated[Path | None, typer.Option(help="Integer classes of the calibration samples, .npy; some scorers need them.")]
+Finetune = Annotated[
+    str | None, typer.Option(help="Train towards the float model: distill, with options such as distill{epochs=2}; see `passes`.")
+]
+FinetuneData = Annotated[
+    Path | None, typer.Option(help="Inputs for it, .npz or .npy; default: the reference model's, or the calibration samples.")
+]
+FinetuneSamples = Annotated[int | None, typer.Option(help="Training inputs of a reference model; default: all.")]
+Checkpoints = Annotated[Path | None, typer.Option(help="Folder for unfinished training; default: the user's cache.")]
+Device = Annotated[str | None, typer.Option(help="Device that trains; default: cuda where there is one, else cpu.")]
 Cache = Annotated[Path | None, typer.Option(help="Folder for scores, prices and evaluations; default: the user's cache.")]
 
 
@@ -101,3 +111,32 @@ def search_of(
     given = {"formats": tuple(formats.split(",")) if formats else None, "scorer": scorer, "solver": solver, "minimize": minimize}
     chosen = {name: value for name, value in given.items() if value is not None}
     return BitSearch(**chosen, labels=source.labels(labels, calibration, samples), cache=cache or cache_folder() / "search")
+
+
+def finetune_of(
+    source: Source,
+    text: str | None,
+    passes: Pipeline,
+    data: Path | None,
+    samples: int | None,
+    checkpoints: Path | None,
+    device: str | None,
+) -> Finetune_ | None:
+    """The fine-tuning that `--finetune`, or a pipeline that names `distill`, asks for; None where neither does."""
+    from ...backends.cache import cache_folder
+    from ...passes.pipeline import parse
+    from ...passes.recover.distill import Distill
+    from ..finetune import Finetune
+
+    given = {"finetune-data": data, "finetune-samples": samples, "checkpoints": checkpoints, "device": device}
+    asked = [p for p in (parse(text).passes if text is not None else passes) if isinstance(p, Distill)]
+    if text is not None and (len(asked) != 1 or len(parse(text)) != 1):
+        raise OptionError(f"--finetune takes distill with its options, such as 'distill{{epochs=2}}', not '{text}'")
+    if not asked:
+        for name, value in given.items():
+            if value is not None:
+                raise OptionError(f"--{name} is for --finetune, or for a pipeline that names distill")
+        return None
+    recipe = vars(asked[0]) if text is not None else {}
+    batches = source.training(data, samples)
+    return Finetune(**recipe, data=batches, checkpoints=checkpoints or cache_folder() / "finetune", device=device)

@@ -102,6 +102,12 @@ class FashionMnist:
         count = checked_count(count, HELD_OUT, "Fashion-MNIST calibration images")
         return [(normalize(batch),) for batch in images[:count].split(BATCH)]
 
+    def training(self, count: int | None) -> list[Inputs] | None:
+        """The first `count` images (all 55,000 by default) of the training slice."""
+        images, _ = training_slice(self.root)
+        count = checked_count(count, len(images), "Fashion-MNIST training images")
+        return [(normalize(batch),) for batch in images[:count].split(BATCH)]
+
     def calibration_labels(self, count: int) -> torch.Tensor | None:
         """Their labels."""
         _, labels = held_out_slice(self.root)

@@ -29,6 +29,7 @@ Side = Literal["training", "calibration", "test"]
 
 TOKENIZER = Path(__file__).parent / "weights" / "gpt-small.tokenizer.json"
 EVALUATION_WINDOWS = 500
+TRAINING_WINDOWS = 8_192
 #: Token 0 stands before every document.
 BOUNDARY = "<|document|>"
 
@@ -133,6 +134,12 @@ def held_out_windows(side: Literal["calibration", "test"]) -> torch.Tensor:
     return torch.stack(sorted(windows, key=lambda window: hashlib.sha256(window.numpy().tobytes()).digest()))
 
 
+@lru_cache(maxsize=1)
+def training_tokens() -> torch.Tensor:
+    """`(N,)` int64: the training documents one after the other. Takes about half a minute."""
+    return torch.tensor([token for ids in encode(documents("training")) for token in ids])
+
+
 class Manuals:
     """Samples for the small GPT: inputs `(N, 256)` int64 token ids, labels `(N, 256)` int64, the token after each."""
 
@@ -141,6 +148,14 @@ class Manuals:
         windows = held_out_windows("calibration")
         count = checked_count(count, len(windows), "calibration windows")
         return [(batch[:, :-1].contiguous(),) for batch in windows[:count].split(BATCH)]
+
+    def training(self, count: int | None) -> list[Inputs] | None:
+        """The first `count` windows of the training documents, at random places; 8,192 by default."""
+        count = checked_count(count, TRAINING_WINDOWS, "training windows")
+        tokens = training_tokens()
+        starts = torch.randint(len(tokens) - CONTEXT, (count,), generator=torch.Generator().manual_seed(0))
+        windows = torch.stack([tokens[start : start + CONTEXT] for start in starts])
+        return [(batch,) for batch in windows.split(BATCH)]
 
     def calibration_labels(self, count: int) -> torch.Tensor | None:
         """The token after each of theirs."""

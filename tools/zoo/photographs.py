@@ -108,6 +108,10 @@ class Photographs:
         count = checked_count(count, CALIBRATION_CROPS, "calibration crops")
         return [(batch,) for batch in _crops(CALIBRATION_PHOTOGRAPHS, _CALIBRATION_SEED, count)]
 
+    def training(self, count: int | None) -> list[Inputs] | None:
+        """None: the photographs it was trained on are not at hand."""
+        return None
+
     def calibration_labels(self, count: int) -> torch.Tensor | None:
         """None: nobody has labelled the photographs."""
         return None

@@ -42,6 +42,10 @@ class RandomImages:
         count = checked_count(count, CALIBRATION_IMAGES, "calibration images")
         return [(batch,) for batch in _images(_CALIBRATION_SEED, count)]
 
+    def training(self, count: int | None) -> list[Inputs] | None:
+        """None: nobody trained it."""
+        return None
+
     def calibration_labels(self, count: int) -> torch.Tensor | None:
         """None: random images show nothing."""
         return None

@@ -58,6 +58,10 @@ class ReferenceModel:
         """`count` samples in batches of at most 32; none of them, nor their source, occurs in `evaluation`."""
         return self.samples.calibration(count)
 
+    def training(self, count: int | None = None) -> list[Inputs] | None:
+        """`count` inputs (None: all) that the model was trained on, without labels; None where they are not at hand."""
+        return self.samples.training(count)
+
     def calibration_labels(self, count: int = 512) -> torch.Tensor | None:
         """The labels of `calibration(count)`, one row a sample (see `Samples`); None where there are none."""
         return self.samples.calibration_labels(count)

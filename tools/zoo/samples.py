@@ -25,6 +25,13 @@ class Samples(Protocol):
         """`count` unlabelled samples in batches of at most `BATCH`."""
         ...
 
+    def training(self, count: int | None) -> list[Inputs] | None:
+        """`count` unlabelled samples (None: all) that the model was trained on, for fine-tuning; None where they are not at hand.
+
+        None of them occurs in `calibration` or `evaluation`.
+        """
+        ...
+
     def calibration_labels(self, count: int) -> torch.Tensor | None:
         """The labels of `calibration(count)`, `(count,)` classes or `(count, T)` following tokens, int64; None without labels."""
         ...

@@ -108,6 +108,10 @@ class Sentences:
         sentences, _ = split_sentences()
         return list(_batches(sentences[: checked_count(count, len(sentences), "calibration sentences")]))
 
+    def training(self, count: int | None) -> list[Inputs] | None:
+        """None: the sentences it was trained on are not at hand."""
+        return None
+
     def calibration_labels(self, count: int) -> torch.Tensor | None:
         """None: sentences have no class."""
         return None

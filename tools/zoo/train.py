@@ -185,7 +185,7 @@ def train_language_model(device: torch.device, output: Path, epochs: int, seed: 
         OutputError: `output` cannot be written.
     """
     check_output(output, overwrite=True)
-    tokens = torch.tensor([token for ids in manuals.encode(manuals.documents("training")) for token in ids], device=device)
+    tokens = manuals.training_tokens().to(device)
     held_out = manuals.held_out_windows("calibration").to(device)
     train_gpt.train_gpt(
         tokens, held_out, lambda model: save_weights(model, output), epochs, train_gpt.STEPS if steps is None else steps, seed
