@@ -17,6 +17,9 @@ def inspect(
     path: Annotated[str, typer.Argument(help="A model, or an artifact (.gw).")],
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
     input_shape: Shapes = [],  # noqa: B006
+    blocks: Annotated[
+        bool, typer.Option("--blocks", help="The residual blocks that remove-blocks and share-blocks name.")
+    ] = False,
 ) -> None:
     """Print a model's program, or an artifact's manifest and certificate."""
     if path.endswith(".gw"):
@@ -37,6 +40,15 @@ def inspect(
     from ..sources import parse_shapes, resolve
 
     program = resolve(path, parse_shapes(input_shape)).program
+    if blocks:
+        from ...passes.manager import PassManager
+        from ...passes.pipeline import parse
+        from ...passes.prune.blocks import blocks_text
+
+        out.print(
+            blocks_text(PassManager().run(program, parse("canonicalize")).program), markup=False, highlight=False, soft_wrap=True
+        )
+        return
     if as_json:
         ops: dict[str, int] = {}
         for node in program.nodes:
