@@ -32,8 +32,8 @@ NON_CANONICAL: dict[Any, str] = {
 #: The ops of the annotated stage.
 FAKE = frozenset({gw.fake_quantize.default, gw.fake_codebook.default})
 
-#: Float layers that ATen lacks; any stage may hold them.
-FLOAT = frozenset({gw.sparse_linear.default})
+#: Float layers that ATen lacks, and weights whose zeros are not stored; any stage may hold them.
+FLOAT = frozenset({gw.sparse_linear.default, gw.from_bitmask.default})
 
 
 def is_gw(node: fx.Node) -> bool:
@@ -101,7 +101,7 @@ def no_fake_quantize(program: Program) -> Iterator[tuple[fx.Node, str]]:
 def packed_parameters(program: Program) -> Iterator[tuple[fx.Node, str]]:
     """Backends unpack inside their kernels, from memory they lay out at build time."""
     for node in program.nodes:
-        if node.target is gw.unpack.default:
+        if node.target in (gw.unpack.default, gw.from_bitmask.default):
             computed = [n for n in node.all_input_nodes if n.op != "get_attr"]
             if computed:
                 yield node, f"reads '{computed[0].name}', which is computed; only parameters are packed"

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from ...ir.content import program_hash
+from ...ir.dialect import gw
 from ...ir.errors import OptionError, PassError
 from ...ir.program import Program, Stage, origin_of
 from ..base import LOSSY, Pass, PassContext, PassResult, register
@@ -85,6 +86,12 @@ class Quantize(Pass):
                 raise OptionError(f"option '{option}' of {self.name} must lie in 2 to 8, not {getattr(self, option)}")
         if not 50 < self.percentile <= 100:
             raise OptionError(f"option 'percentile' of {self.name} must lie in (50, 100], not {self.percentile}")
+        for node in program.nodes:
+            if node.target is gw.from_bitmask.default:
+                raise PassError(
+                    f"{self.name} reads weights as parameters, but '{origin_of(node)}' is stored without its zeros; "
+                    "put compress-sparse last, after lower-integer"
+                )
 
     def run(self, program: Program, context: PassContext) -> PassResult:
         skipped = self.skipped(program)

@@ -62,7 +62,8 @@ class Gptq(Rounding):
         weight = rows.weight.to(torch.float64)
         if self.target == "float":
             weight = weight + self._shift(rows, weight)
-        return Chosen(gptq(weight, hessian, steps, self.damping, self.order, self.block).to(torch.float32))
+        found = gptq(weight, hessian, steps, self.damping, self.order, self.block, rows.weight != 0)
+        return Chosen(found.to(torch.float32))
 
     def _shift(self, rows: Rows, weight: torch.Tensor) -> torch.Tensor:
         """From W towards the least-squares solution on the fitted rows, each channel as far as the other rows agree."""
@@ -82,16 +83,27 @@ def damped(hessian: torch.Tensor, damping: float) -> torch.Tensor:
     return hessian + torch.diag_embed((damping * mean)[:, None].expand(hessian.shape[:2]))
 
 
-def gptq(weight: torch.Tensor, hessian: torch.Tensor, steps: Steps, damping: float, order: bool, block: int) -> torch.Tensor:
-    """Steps (G, O, K) for a weight (G, O, K) and X X^T (G, K, K), all float64; algorithm 1 with all groups at once."""
+def gptq(
+    weight: torch.Tensor,
+    hessian: torch.Tensor,
+    steps: Steps,
+    damping: float,
+    order: bool,
+    block: int,
+    kept: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Steps (G, O, K) for a weight (G, O, K) and X X^T (G, K, K), all float64; algorithm 1 with all groups at once.
+
+    kept: which weights may have another step than 0; None: all.
+    """
     groups, outputs, size = weight.shape
     hessian = damped(hessian, damping)
-    work = weight
+    work, kept = weight, torch.ones_like(weight, dtype=torch.bool) if kept is None else kept
     places = torch.arange(size).expand(groups, size)
     if order:
         places = torch.argsort(hessian.diagonal(dim1=1, dim2=2), dim=1, descending=True, stable=True)
         hessian = hessian.gather(1, places[:, :, None].expand_as(hessian)).gather(2, places[:, None, :].expand_as(hessian))
-        work = work.gather(2, places[:, None, :].expand_as(work))
+        work, kept = (v.gather(2, places[:, None, :].expand_as(v)) for v in (work, kept))
     factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
     work = work.clone()
     chosen = torch.empty_like(work)
@@ -99,7 +111,7 @@ def gptq(weight: torch.Tensor, hessian: torch.Tensor, steps: Steps, damping: flo
         end = min(start + block, size)
         errors = torch.zeros(groups, outputs, end - start, dtype=torch.float64)
         for i in range(start, end):
-            chosen[:, :, i] = steps.nearest(work[:, :, i : i + 1])[:, :, 0]
+            chosen[:, :, i] = steps.nearest(work[:, :, i : i + 1])[:, :, 0] * kept[:, :, i]
             error = (work[:, :, i] - chosen[:, :, i] * steps.scale[:, :, 0]) / factor[:, None, i, i]
             work[:, :, i:end] -= error[:, :, None] * factor[:, None, i, i:end]
             errors[:, :, i - start] = error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -110,6 +110,8 @@ class Rounding(Pass):
             steps = Steps.of(encoding, rows.weight)
             with torch.enable_grad():
                 chosen = self.choose(rows, steps, following(program, layer), generator)
+            # What a sparsity pass made 0 stays 0.
+            chosen = replace(chosen, steps=chosen.steps * (rows.weight != 0))
             after = chosen.steps.reshape(before.shape) + along_channels(encoding.zero_point, before)
             modified |= write(program, layer, chosen, after)
             both.redo(layer)

@@ -34,7 +34,7 @@ class Work:
     value_bits: int
     weight_bits: int
     weights: int
-    stored_bits: int
+    stored_bits: float
 
 
 def multiplications(node: fx.Node) -> int:
@@ -54,8 +54,7 @@ def products(program: Program) -> Iterator[Work]:
             value, weight = node.args[:2]
             weights = prod(shape_of(weight)) if node.target in WEIGHTED else 0  # type: ignore[arg-type]
             bits = _bits(weight)  # type: ignore[arg-type]
-            stored = int(weight.args[1]) if weight.target is gw.decode.default else bits  # type: ignore[union-attr, arg-type]
-            yield Work(node, multiplications(node), _bits(value), bits, weights, stored)  # type: ignore[arg-type]
+            yield Work(node, multiplications(node), _bits(value), bits, weights, _stored_bits(weight))  # type: ignore[arg-type]
 
 
 def bops_ratio(program: Program) -> float:
@@ -69,6 +68,15 @@ def average_weight_bits(program: Program) -> float:
     """Bits of a weight, averaged over the weights of all convolutions and linear layers."""
     work = [w for w in products(program) if w.weights]
     return sum(w.weights * w.stored_bits for w in work) / max(sum(w.weights for w in work), 1)
+
+
+def _stored_bits(weight: fx.Node) -> float:
+    """Bits a weight takes in the file, on average."""
+    if weight.target is gw.decode.default:
+        return int(weight.args[1])  # type: ignore[arg-type]
+    if weight.target is gw.from_bitmask.default:
+        return 1 + _bits(weight) * prod(shape_of(weight.args[1])) / max(prod(shape_of(weight)), 1)  # type: ignore[arg-type]
+    return _bits(weight)
 
 
 def _bits(value: fx.Node) -> int:

@@ -128,7 +128,7 @@ def layer_bytes(program: Program) -> dict[str, int]:
             size = 0
             while pending:
                 read = pending.pop()
-                if read.target is gw.unpack.default:
+                if read.target in (gw.unpack.default, gw.from_bitmask.default):
                     pending.extend(read.all_input_nodes)
                 value = program.parameter(read)
                 if value is not None and read.target not in counted:

@@ -27,9 +27,10 @@ from ..kernels import (
 from ..kernels.base import LANES, Convolution
 from ..kernels.convolution_f32 import pack_bias
 from ..kernels.float_base import RELU, RELU6, Activation, FloatSpec, MatrixProduct
-from ..lower import Lowering, rule
+from ..lower import Lowering, rule, unsupported
 from ..values import DTYPES, Expr, arguments, of_node, shape_of_var
 from .attention_float import lower_float_attention
+from .bitmask import sparse_weight, stored
 from .coded import CodedWeight, coded_weight
 from .generic import fallback
 from .operands import matmul_operands, planar, without_frame
@@ -104,8 +105,10 @@ def _is_float32(*nodes: Any) -> bool:
 
 
 def _weight(lowering: Lowering, argument: Any) -> np.ndarray | CodedWeight | None:
-    """A layer's weight, stored as it is or as codes of a table; None where it is no constant."""
-    return _stored(lowering, argument) if _stored(lowering, argument) is not None else coded_weight(lowering, argument)
+    """A layer's weight, stored as it is, without its zeros, or as codes of a table; None where it is no constant."""
+    values = _stored(lowering, argument)
+    values = sparse_weight(lowering, argument) if values is None else values
+    return coded_weight(lowering, argument) if values is None else values
 
 
 def _planar(lowering: Lowering, node: fx.Node) -> Convolution | None:
@@ -119,9 +122,9 @@ def _planar(lowering: Lowering, node: fx.Node) -> Convolution | None:
     return None if constant is None or (banded and isinstance(constant, CodedWeight)) else found
 
 
-def takes_codes(lowering: Lowering, node: fx.Node, weight: fx.Node) -> bool:
-    """Whether a designed kernel reads `weight`, a `gw::decode` of constants, as the weight of the layer `node`."""
-    if coded_weight(lowering, weight) is None or [a for a in node.all_input_nodes if a is weight] != [weight]:
+def takes_compressed(lowering: Lowering, node: fx.Node, weight: fx.Node) -> bool:
+    """Whether a designed kernel of the layer `node` reads `weight`, a `gw::decode` or `gw::from_bitmask` of constants."""
+    if _weight(lowering, weight) is None or [a for a in node.all_input_nodes if a is weight] != [weight]:
         return False
     if node.target is aten.convolution.default:
         return arguments(node)[1] is weight and _planar(lowering, node) is not None
@@ -130,10 +133,23 @@ def takes_codes(lowering: Lowering, node: fx.Node, weight: fx.Node) -> bool:
     return node.target is aten.linear.default and second is weight and readable and _is_float32(x, node)
 
 
+@rule(gw.from_bitmask.default)
+def from_bitmask(lowering: Lowering, node: fx.Node) -> None:
+    """Nothing is emitted where every reader is a layer whose kernel takes the weight in its own order."""
+    integer = (gw.convolution.default, gw.linear.default)
+    if all(user.target in integer or takes_compressed(lowering, user, node) for user in node.users):
+        lowering.bind(node, [])
+        return
+    values = sparse_weight(lowering, node)
+    if values is None:
+        raise unsupported(node, "it is no weight of float32 or s8 parameters; run compress-sparse as the last pass")
+    lowering.bind(node, of_node(node, dense=stored(lowering, node, values)))
+
+
 @rule(gw.decode.default)
 def decode(lowering: Lowering, node: fx.Node) -> None:
     """Nothing is emitted where every reader has a kernel that takes codes."""
-    if all(takes_codes(lowering, user, node) for user in node.users):
+    if all(takes_compressed(lowering, user, node) for user in node.users):
         lowering.bind(node, [])
         return
     packed, bits, shape, table, scale, group, *zero = arguments(node)
@@ -154,7 +170,7 @@ def convolution(lowering: Lowering, node: fx.Node) -> None:
     x, shape = without_frame(lowering, x, shape, 0.0)
     done = finish(lowering, node)
     residual = [] if done.residual is None else [lowering.channels(done.residual)]
-    packed = _convolution_weight(lowering, _weight(lowering, weight), shape)
+    packed = _convolution_weight(lowering, weight, shape)
     if shape.depthwise:
         generator, label = depthwise_f32.depthwise, "depthwise_f32"
         options, source = (shape, done.spec), lowering.channels(x)
@@ -169,18 +185,19 @@ def convolution(lowering: Lowering, node: fx.Node) -> None:
     lowering.bind_all(done.nodes, of_node(done.nodes[-1], channels=out))
 
 
-def _convolution_weight(lowering: Lowering, weight: np.ndarray | CodedWeight | None, shape: Convolution) -> Expr | np.ndarray:
+def _convolution_weight(lowering: Lowering, node: fx.Node, shape: Convolution) -> Expr | np.ndarray:
+    weight = _weight(lowering, node)
     assert weight is not None
     if isinstance(weight, CodedWeight):
         return weight.panels(lowering, taps=prod(shape.kernel))
     kernel = weight.reshape(shape.filters, -1, *shape.kernel)
-    return (depthwise_f32 if shape.depthwise else convolution_f32).pack_weight(shape, kernel)
+    return stored(lowering, node, (depthwise_f32 if shape.depthwise else convolution_f32).pack_weight(shape, kernel))
 
 
 @rule(aten.linear.default)
 def linear(lowering: Lowering, node: fx.Node) -> None:
     x, weight, bias = (*arguments(node), None)[:3]
-    _linear(lowering, node, x, _weight(lowering, weight), bias)
+    _linear(lowering, node, x, _weight(lowering, weight), bias, weight)
 
 
 @rule(gw.sparse_linear.default)
@@ -206,7 +223,10 @@ def addmm(lowering: Lowering, node: fx.Node) -> None:
     _linear(lowering, node, x, matrix.T if matrix is not None and plain else None, bias)
 
 
-def _linear(lowering: Lowering, node: fx.Node, x: Any, matrix: np.ndarray | CodedWeight | None, bias: Any) -> None:
+def _linear(
+    lowering: Lowering, node: fx.Node, x: Any, matrix: np.ndarray | CodedWeight | None, bias: Any, source: fx.Node | None = None
+) -> None:
+    """source: the node of a weight that may be compressed."""
     offset = _stored(lowering, bias)
     if matrix is None or not _is_float32(x, node) or (bias is not None and offset is None):
         fallback(lowering, node)
@@ -217,7 +237,7 @@ def _linear(lowering: Lowering, node: fx.Node, x: Any, matrix: np.ndarray | Code
     done = finish(lowering, node)
     shape = MatrixProduct(prod(shape_of(x)[:-1]), inputs, outputs)
     residual = [] if done.residual is None else [lowering.dense(done.residual)]
-    generator, spec, weights = _product(lowering, shape, matrix)
+    generator, spec, weights = _product(lowering, shape, matrix, source)
     operands = [lowering.dense(x), *residual, *weights, pack_bias(outputs, offset)]
     options = {"nodes": done.nodes, "macs": shape.macs, "label": generator.__module__.rpartition(".")[2]}
     out = lowering.kernel(generator, *spec, done.spec, inputs=operands, **options)
@@ -225,11 +245,11 @@ def _linear(lowering: Lowering, node: fx.Node, x: Any, matrix: np.ndarray | Code
 
 
 def _product(
-    lowering: Lowering, shape: MatrixProduct, matrix: np.ndarray | CodedWeight
+    lowering: Lowering, shape: MatrixProduct, matrix: np.ndarray | CodedWeight, source: fx.Node | None
 ) -> tuple[Any, tuple[Any, ...], list[Any]]:
     """(generator, its specification, the weight's buffers) of a linear layer."""
     if isinstance(matrix, np.ndarray):
-        return linear_f32.linear, (shape,), [linear_f32.pack_weight(matrix)]
+        return linear_f32.linear, (shape,), [stored(lowering, source, linear_f32.pack_weight(matrix))]
     coded = matrix.coded(lowering.float_level)
     if coded_f32.fuses(shape.rows, coded):
         return coded_f32.linear, (shape, coded), matrix.buffers(coded)

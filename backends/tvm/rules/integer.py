@@ -16,6 +16,7 @@ from ..kernels.packed import Packing, packing_of
 from ..lower import Lowering, rule, unsupported
 from ..values import FloatImage, arguments, of_node
 from .attention import lower_attention
+from .bitmask import sparse_weight, stored
 from .operands import matmul_operands, planar, without_frame
 from .tails import Finish, find
 
@@ -33,10 +34,15 @@ def packed_weight(lowering: Lowering, node: fx.Node, argument: fx.Node, by_chann
 
     by_channel: whether the kernel's weights may have lowest values of their own for each channel.
     """
+    if argument.target is gw.from_bitmask.default:
+        values = sparse_weight(lowering, argument)
+        if values is None:
+            raise unsupported(node, f"'{argument}' holds no s8 parameters; packing needs its values at build time")
+        return values, None
     if argument.target is not gw.unpack.default:
         return weight_of(lowering, node, argument), None
-    stored, bits, shape, *zero_point = arguments(argument)
-    tensors = [lowering.program.parameter(n) for n in (stored, *(z for z in zero_point if z is not None))]
+    codes, bits, shape, *zero_point = arguments(argument)
+    tensors = [lowering.program.parameter(n) for n in (codes, *(z for z in zero_point if z is not None))]
     values = gw.unpack(tensors[0], bits, shape, *tensors[1:]).numpy()
     return values, packing_of(values, bits, by_channel)
 
@@ -66,9 +72,9 @@ def convolution(lowering: Lowering, node: fx.Node) -> None:
     kernel = kernel.reshape(shape.filters, -1, *shape.kernel)
     level = lowering.int8_level
     bias = bias_of(lowering, node, bias)
-    packed = convolution_int8.pack(spec, finish.tail, level, kernel, bias, **finish.parameters)
+    packed, *vectors = convolution_int8.pack(spec, finish.tail, level, kernel, bias, **finish.parameters)
     source = image.source if isinstance(image, FloatImage) else lowering.channels(x)
-    inputs = [source, *_residual(lowering.channels, finish), *packed]
+    inputs = [source, *_residual(lowering.channels, finish), stored(lowering, weight, packed), *vectors]
     out = lowering.kernel(
         convolution_int8.build,
         spec,
@@ -100,13 +106,13 @@ def linear(lowering: Lowering, node: fx.Node) -> None:
     spec = linear_int8.LinearInt8(rows, inner, outer, lowering.value(x).dtype, int(zero_point), packing)
     finish = find(lowering, node, axis=len(shape_of(node)) - 1, residual=True)
     bias = bias_of(lowering, node, bias)
-    packed = linear_int8.pack(spec, finish.tail, lowering.int8_level, matrix, bias, **finish.parameters)
+    packed, *vectors = linear_int8.pack(spec, finish.tail, lowering.int8_level, matrix, bias, **finish.parameters)
     out = lowering.kernel(
         linear_int8.build,
         spec,
         finish.tail,
         lowering.int8_level,
-        inputs=[lowering.dense(x), *_residual(lowering.dense, finish), *packed],
+        inputs=[lowering.dense(x), *_residual(lowering.dense, finish), stored(lowering, weight, packed), *vectors],
         nodes=finish.nodes,
         macs=rows * inner * outer,
         label="linear_int8",
