@@ -30,7 +30,7 @@ def link(region: Region, kernels: bytes, target: Target) -> bytes:
         weights.write_bytes(region.weights)
         (folder / "program.c").write_text(tables(region, weights))
         includes = [f"-I{path}" for path in (RUNTIME, *header_folders())]
-        options = ["-shared", "-fPIC", "-O2", "-Wl,-Bsymbolic", "-Wl,--build-id=none"]
+        options = ["-shared", "-fPIC", "-O2", "-Wl,-Bsymbolic", "-Wl,--build-id=none", "-Wl,--strip-debug"]
         sources = ["-x", "c", str(folder / "program.c"), str(RUNTIME / "region.c")]
         command = [linker(target).command, *options, *includes, "-o", str(library), str(folder / "kernels.o"), *sources]
         done = subprocess.run(command, capture_output=True, text=True)
