@@ -13,7 +13,7 @@ back-substitution a step.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +54,7 @@ def reconstruct(
     samples: Sequence[Sample],
     settings: Settings,
     progress: Callable[[int, int, str], None],
+    only: Collection[str] | None = None,
 ) -> dict[str, list[float]]:
     """Gives the layers of `cut` new weights, in place; relative squared errors before and after by layer.
 
@@ -63,15 +64,18 @@ def reconstruct(
 
     Args:
         kept: for the nodes of `original` whose value is cut, what is left of it.
+        only: names of the nodes to fit, and the walk ends behind the last of them; None: all.
     """
     runs = _Runs(original, cut, kept, samples)
     generator = torch.Generator().manual_seed(settings.seed)
     errors: dict[str, list[float]] = {}
     order = schedule(cut)
+    if only is not None:
+        order = order[: 1 + max((i for i, node in enumerate(order) if node.name in only), default=-1)]
     for index, node in enumerate(order):
         runs.evaluate(node)
         layer = layer_of(cut, node)
-        if layer is not None and not layer.transposed:
+        if layer is not None and not layer.transposed and (only is None or node.name in only):
             goal = Goal.of(runs, layer)
             if goal is not None:
                 weight, bias, error = fit(layer, goal, runs.values[layer.input], settings, generator)
@@ -80,6 +84,7 @@ def reconstruct(
                 errors[origin_of(node)] = [round(e, 6) for e in error]
         runs.drop_after(index, order)
         progress(index + 1, len(order), "reconstruct")
+    cut.sweep()
     return errors
 
 
