@@ -19,14 +19,14 @@ from torch.nn import functional as F
 ACTIVATIONS = {"relu": F.relu, "sigmoid": torch.sigmoid, "gelu": F.gelu, "hardswish": F.hardswish, "none": lambda x: x}
 
 
-def canonical(model: nn.Module, inputs: torch.Tensor | Sequence[torch.Tensor], **options: bool) -> Program:
+def canonical(model: nn.Module, inputs: torch.Tensor | Sequence[torch.Tensor], dynamic_batch: bool = False) -> Program:
     """Captured and canonicalized, with biases and normalizations that are not neutral."""
     torch.manual_seed(1)
     for module in model.modules():
         for name, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             if value.dim() == 1 and value.is_floating_point():
                 value.data.uniform_(0.5, 1.5) if "var" in name or "weight" in name else value.data.uniform_(-0.5, 0.5)
-    program = Canonicalize().run(capture(model.eval(), inputs, **options), PassContext()).program
+    program = Canonicalize().run(capture(model.eval(), inputs, dynamic_batch=dynamic_batch), PassContext()).program
     program.sweep()
     program.stage = Stage.CANONICAL
     return program
@@ -237,7 +237,7 @@ def image_blocks(draw: st.DrawFn, channels: int) -> tuple[nn.Module, int]:
                 (nn.Sequential(Conv(channels, 4 * outs), nn.PixelShuffle(2), nn.AvgPool2d(2)), outs),
                 (nn.Sequential(Conv(channels, outs), nn.PixelUnshuffle(2), nn.Upsample(scale_factor=2)), 4 * outs),
                 (nn.Sequential(Shuffle(groups), Conv(channels, outs, 1, groups)), outs),
-                (nn.Sequential(Lambda(lambda x: x.flip(1)[:, list(range(1, channels)) + [0]]), nn.PReLU(channels)), channels),
+                (nn.Sequential(Lambda(lambda x: x.flip(1)[:, [*range(1, channels), 0]]), nn.PReLU(channels)), channels),
                 (Lambda(lambda x: F.pad(x, (0, 0, 0, 0, 1, 3)) + 1), channels + 4),
                 (Lambda(lambda x: torch.cat([x[:, ::2], x[:, 1::2]], 1)), channels),
                 (Lambda(lambda x: x.repeat(1, 2, 1, 1)), 2 * channels),

@@ -92,8 +92,10 @@ class Atoms:
             for k in outer:
                 self.join(left[k], right[k], reason)
             self.join(left[last], rest, reason)
-        elif left[0] in right:
+            return
+        free = next(iter(left))
+        if free in right:
             for other in right:
-                self._parent[self.find(other)] = self.find(left[0])
+                self._parent[self.find(other)] = self.find(free)
         else:
-            self._parent[left[0]] = self.find(b)
+            self._parent[free] = self.find(b)

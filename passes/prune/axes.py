@@ -28,6 +28,7 @@ class Axis:
 
 
 FIXED = Axis()
+#: The axes of a value, in order.
 Dims = tuple[Axis, ...]
 
 

@@ -132,15 +132,18 @@ def _groups(
     for place, key in places.items():
         for atom in positions[key]:
             holders.setdefault(atom, []).append(place)
-    # Atoms that stand in the same places, at the same factor and equally often, are alike.
-    classes: dict[tuple[frozenset, str], list[int]] = {}
+    # Atoms that stand in the same places, at the same factor and equally often, are alike; pinned ones, in the same parameters.
+    classes: dict[tuple[frozenset, bool], list[int]] = {}
     for atom, held in holders.items():
-        kind = frozenset((place, positions[places[place]][atom][0], len(positions[places[place]][atom][1])) for place in held)
-        classes.setdefault((kind, pins.get(atom, "")), []).append(atom)
+        alike = [place for place in held if place.is_parameter] if atom in pins else held
+        kind = frozenset((place, positions[places[place]][atom][0], len(positions[places[place]][atom][1])) for place in alike)
+        classes.setdefault((kind, atom in pins), []).append(atom)
     names = _Names(coupling)
     found = []
-    for (_, pinned), atoms in classes.items():
-        rows = {p: tuple(tuple(positions[places[p]][a][1]) for a in atoms) for p in holders[atoms[0]]}
+    for atoms in classes.values():
+        pinned = pins.get(atoms[0], "")
+        alike = [place for place in holders[atoms[0]] if place.is_parameter or not pinned]
+        rows = {place: tuple(tuple(positions[places[place]][a][1]) for a in atoms) for place in alike}
         members = tuple(names.member(place, indices) for place, indices in rows.items() if place.is_parameter)
         written = any(m.role == "out" for m in members)
         if not members or not (written or (not pinned and len(atoms) > 1)):

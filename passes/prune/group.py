@@ -50,7 +50,8 @@ class Group:
             (`attn.qkv:1`: heads of a view as (3, heads, width)), `#n` where one layer writes several groups.
         size: number of atoms.
         members: the parameters that shrink, layers' weights first written first.
-        values: the computed values that carry these channels, as (node name, dimension, (atoms, width) indices).
+        values: the computed values that carry these channels, as (node name, dimension, (atoms, width) indices); not listed for a
+            pinned group.
         pinned: why nothing of it can be cut ("layer_norm at 'blocks.0.norm1' ..."); empty where it can.
     """
 

@@ -23,8 +23,9 @@ def add_bias(c: Coupling, node: fx.Node, out: Axis, bias: Any) -> Axis:
     dims = c.of(bias)
     if not dims:  # a number for all channels
         return replace(out, vanishes=False)
-    joint = c.join(out, dims[-1], f"the bias of {where(node)} is fixed") if shape(bias)[-1] != 1 else out
-    return replace(joint, vanishes=out.vanishes and dims[-1].vanishes)
+    own = dims[len(dims) - 1]
+    joint = c.join(out, own, f"the bias of {where(node)} is fixed") if shape(bias)[-1] != 1 else out
+    return replace(joint, vanishes=out.vanishes and own.vanishes)
 
 
 @rule(aten.convolution.default)
@@ -51,18 +52,19 @@ def _grouped(c: Coupling, node: fx.Node, source: Axis, weights: Dims) -> Axis:
 
     So the groups that stay are of one size. Depthwise: each channel is a group.
     """
-    x, weight, groups, at = node.args[0], node.args[1], node.args[8], where(node)
+    at, x, weight = where(node), node.args[0], node.args[1]
+    groups: int = node.args[8]  # type: ignore[assignment]
     channel = len(shape(x)) - len(weights) + 1
     first, second = shape(weight)[:2]
     reason = f"{at} has {groups} groups of equal size"
-    group, position = c.split(weights[0], (groups, first // groups), reason)  # type: ignore[operator]
+    group, position = c.split(weights[0], (groups, first // groups), reason)
     fed, inside = c.split(source, (groups, shape(x)[channel] // groups), reason)
     group = c.join(group, fed, reason)
     if not node.args[6]:
         c.contract(inside, weights[1], at)
         return weights[0]
     c.contract(inside, position, at)
-    return c.merge((group, weights[1]), (groups, second))  # type: ignore[arg-type]
+    return c.merge((group, weights[1]), (groups, second))
 
 
 @rule(aten.linear.default)
@@ -100,8 +102,9 @@ def _product(c: Coupling, node: fx.Node, a: Any, b: Any) -> Dims:
         c.note_role(a, -2, "out", node)
     if len(right) > 1:
         c.note_role(b, -1, "out", node)
-    c.contract(left[-1], right[-2] if len(right) > 1 else right[-1], at)
-    rows, columns = left[-2:-1], right[-1:] if len(right) > 1 else ()
+    inner, columns = (right[-2], right[-1:]) if len(right) > 1 else (right[len(right) - 1], ())
+    c.contract(left[len(left) - 1], inner, at)
+    rows = left[-2:-1]
     rank = max(len(left), len(right)) - 2
     batch = []
     shapes = (shape(a)[:-2], shape(b)[:-2])

@@ -167,7 +167,7 @@ def slice_(c: Coupling, node: fx.Node) -> Dims:
 @rule(aten.select.int)
 def select(c: Coupling, node: fx.Node) -> Dims:
     dims = c.of(node.args[0])
-    dim = node.args[1] % len(dims)  # type: ignore[operator]
+    dim: int = node.args[1] % len(dims)  # type: ignore[operator, assignment]
     c.take(dims[dim], [node.args[2]], where(node))
     return (*dims[:dim], *dims[dim + 1 :])
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
+from ...ir.errors import OptionError
 from .options import Overwrite, Shapes, app, out
+
+if TYPE_CHECKING:
+    from ...ir.program import Program
 
 
 @app.command()
@@ -20,9 +25,15 @@ def inspect(
     blocks: Annotated[
         bool, typer.Option("--blocks", help="The residual blocks that remove-blocks and share-blocks name.")
     ] = False,
+    groups: Annotated[bool, typer.Option("--groups", help="What pruning could cut, and what pins the rest.")] = False,
 ) -> None:
-    """Print a model's program, or an artifact's manifest and certificate."""
+    """Print a model's program, what pruning could take from it, or an artifact's manifest and certificate."""
+    if groups and blocks:
+        raise OptionError("--groups and --blocks are two listings: ask for one at a time")
     if path.endswith(".gw"):
+        if groups or blocks:
+            asked = "--groups" if groups else "--blocks"
+            raise OptionError(f"{asked} looks at models, and '{path}' is an artifact: give the model that it was made from")
         from ...backends.artifact import Artifact
 
         artifact = Artifact.load(path)
@@ -40,14 +51,8 @@ def inspect(
     from ..sources import parse_shapes, resolve
 
     program = resolve(path, parse_shapes(input_shape)).program
-    if blocks:
-        from ...passes.manager import PassManager
-        from ...passes.pipeline import parse
-        from ...passes.prune.blocks import blocks_text
-
-        out.print(
-            blocks_text(PassManager().run(program, parse("canonicalize")).program), markup=False, highlight=False, soft_wrap=True
-        )
+    if groups or blocks:
+        (_print_groups if groups else _print_blocks)(_canonical(program), as_json)
         return
     if as_json:
         ops: dict[str, int] = {}
@@ -58,6 +63,45 @@ def inspect(
         typer.echo(json.dumps({"name": program.name, "stage": program.stage.label, **specs, "ops": ops}, indent=2))
         return
     out.print(print_program(program), markup=False, highlight=False, soft_wrap=True)
+
+
+def _canonical(program: Program) -> Program:
+    """The program as pruning sees it."""
+    from ...ir.program import Stage
+    from ...passes.fold.canonicalize import Canonicalize
+    from ...passes.manager import PassManager
+
+    return PassManager().run(program, (Canonicalize(),)).program if program.stage is Stage.CAPTURED else program
+
+
+def _print_blocks(program: Program, as_json: bool) -> None:
+    """The residual blocks, layers and the branches in them."""
+    from ...passes.prune.blocks import blocks_text, find_blocks
+
+    if not as_json:
+        out.print(blocks_text(program), markup=False, highlight=False, soft_wrap=True)
+        return
+    found = find_blocks(program)
+    rows = [
+        {"name": block.name, "unit": unit, "entry": block.entry.name, "exit": block.exit.name, "nodes": len(block.nodes)}
+        for unit, blocks in (("layer", found.layers), ("branch", found.branches))
+        for block in blocks
+    ]
+    typer.echo(json.dumps(rows, indent=2))
+
+
+def _print_groups(program: Program, as_json: bool) -> None:
+    """Every group with its members."""
+    from ...passes.prune.coupling import coupled_groups
+
+    found = coupled_groups(program)
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(group) for group in found], indent=2))
+        return
+    for group in found:
+        out.print(str(group), markup=False, highlight=False, soft_wrap=True)
+    pinned = sum(1 for group in found if group.pinned)
+    out.print(f"{len(found) - pinned} groups can be cut, {pinned} are pinned", highlight=False)
 
 
 @app.command()
