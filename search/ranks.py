@@ -178,7 +178,7 @@ def _losses(
     samples = around.samples.samples[:probes]
     divergence = Divergence.of(program, samples)
     layers, _ = method.layers(program)
-    context = PassContext(around.samples, seed=around.seed)
+    context = PassContext(around.samples, seed=around.seed, memo=around.memo)
     rows = []
     for done, found in enumerate(method.decompositions(program, layers, context, {}), 1):
         ranks = candidates(found, multiple, steps)

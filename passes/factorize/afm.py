@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import fx
 
 from ...ir.errors import OptionError
 from ...ir.program import Program
@@ -13,6 +15,7 @@ from ..base import PassContext, register
 from ..fold.layer import Layer
 from ..layerwise import LayerRows
 from .calibrated import Calibrated, Moments, damped
+from .decomposition import Rank
 from .matrix import Matrix, Metric
 
 
@@ -40,6 +43,11 @@ class FactorizeAfm(Calibrated):
         super().requires(program, context)
         if self.ridge <= 0:
             raise OptionError(f"option 'ridge' of {self.name} must be above 0, not {self.ridge}")
+
+    def decompositions(
+        self, program: Program, layers: Sequence[Layer], context: PassContext, taken: dict[fx.Node, Rank]
+    ) -> Iterator[Matrix]:
+        return self._walk(program, layers, context, taken)
 
     def decompose(self, layer: Layer, rows: LayerRows) -> Matrix:
         moments = Moments.of(rows.inputs[0], rows.targets[0], centered=True)

@@ -95,22 +95,13 @@ class Factorize(Pass):
 
     def layers(self, program: Program) -> tuple[list[Layer], dict[str, str]]:
         """The layers that can be factorized, and for the others why not (by origin)."""
-        readers = Counter(str(n.target) for n in program.nodes if n.op == "get_attr" for _ in n.users)
-        every = [layer for node in program.nodes if (layer := layer_of(program, node)) is not None]
-        origins = [origin_of(layer.node) for layer in every]
+        found, whole = factorizable(program)
+        origins = [*(origin_of(layer.node) for layer in found), *whole]
         for pattern in self.skip:
             if not any(fnmatchcase(origin, pattern) for origin in origins):
                 raise OptionError(f"skip pattern '{pattern}' of {self.name} matches no layer of '{program.name}'")
-        found, whole = [], {}
-        for layer, origin in zip(every, origins, strict=True):
-            reason = _reason(layer, readers[str(layer.node.args[1].target)])  # type: ignore[union-attr]
-            if any(fnmatchcase(origin, pattern) for pattern in self.skip):
-                reason = "skipped"
-            if reason:
-                whole[origin] = reason
-            else:
-                found.append(layer)
-        return found, whole
+        skipped = {origin for origin in origins if any(fnmatchcase(origin, pattern) for pattern in self.skip)}
+        return [x for x in found if origin_of(x.node) not in skipped], whole | dict.fromkeys(skipped, "skipped")
 
     def _rules(self, layers: Sequence[Layer]) -> list[tuple[str, Rank]]:
         rules = []
@@ -147,6 +138,19 @@ def _matches(rules: Sequence[tuple[str, Rank]], origin: str) -> list[Rank]:
     return [rank for pattern, rank in rules if fnmatchcase(origin, pattern)]
 
 
+def factorizable(program: Program) -> tuple[list[Layer], dict[str, str]]:
+    """The layers that are one matrix, and for the others, by origin, why they are not."""
+    readers = Counter(str(n.target) for n in program.nodes if n.op == "get_attr" for _ in n.users)
+    found, others = [], {}
+    for layer in (layer for node in program.nodes if (layer := layer_of(program, node)) is not None):
+        reason = _reason(layer, readers[str(layer.node.args[1].target)])  # type: ignore[union-attr]
+        if reason:
+            others[origin_of(layer.node)] = reason
+        else:
+            found.append(layer)
+    return found, others
+
+
 def _reason(layer: Layer, readers: int) -> str:
     if layer.transposed:
         return "transposed convolution"
@@ -161,21 +165,26 @@ def _reason(layer: Layer, readers: int) -> str:
 
 def replace(program: Program, layer: Layer, parts: Sequence[Part]) -> fx.Node:
     """Puts thin layers, with origins `ORIGIN.0`, `ORIGIN.1`, ..., in a layer's place; returns the last one."""
-    node, origin = layer.node, origin_of(layer.node)
-    name = str(node.args[1].target)  # type: ignore[union-attr]
+    last = chain(program, layer, parts, origin_of(layer.node), layer.node)
+    layer.node.replace_all_uses_with(last)
+    program.graph.erase_node(layer.node)
+    return last
+
+
+def chain(program: Program, layer: Layer, parts: Sequence[Part], origin: str, before: fx.Node) -> fx.Node:
+    """Adds layers one after the other, from the input of `layer` on; returns the last one."""
+    name = str(layer.node.args[1].target)  # type: ignore[union-attr]
     value = layer.input
     for index, part in enumerate(parts):
         place = f"{origin}.{index}"
-        constants = [program.add_parameter(f"{name}_{index}", part.weight.to(layer.weight.dtype).contiguous(), node, place)]
+        weight = program.add_parameter(f"{name}_{index}", part.weight.to(layer.weight.dtype).contiguous(), before, place)
+        bias = None
         if part.bias is not None:
-            constants.append(program.add_parameter(f"{name}_bias", part.bias.to(layer.weight.dtype), node, place))
+            bias = program.add_parameter(f"{name}_bias", part.bias.to(layer.weight.dtype), before, place)
         if part.stride:
-            bias = constants[1] if len(constants) > 1 else None
             zeros = [0] * len(part.stride)
             geometry = (list(part.stride), list(part.padding), list(part.dilation), False, zeros, 1)
-            value = program.insert(aten.convolution.default, (value, constants[0], bias, *geometry), node, place)
+            value = program.insert(aten.convolution.default, (value, weight, bias, *geometry), before, place)
         else:
-            value = program.insert(aten.linear.default, (value, *constants), node, place)
-    node.replace_all_uses_with(value)
-    program.graph.erase_node(node)
+            value = program.insert(aten.linear.default, (value, weight, bias), before, place)
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import fx
 
+from ...ir.content import program_hash
 from ...ir.errors import OptionError
 from ...ir.program import Program
 from ..base import PassContext
@@ -18,6 +20,9 @@ from ..layerwise import LayerRows, Layerwise
 from .base import Factorize
 from .decomposition import Rank
 from .matrix import Matrix
+
+#: Options that do not change what a layer's decomposition is.
+CHOICES = frozenset({"ratio", "energy", "ranks", "skip", "multiple"})
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,21 @@ class Calibrated(Factorize):
     def decompositions(
         self, program: Program, layers: Sequence[Layer], context: PassContext, taken: dict[fx.Node, Rank]
     ) -> Iterator[Matrix]:
+        """One shot: from the original network, whatever is taken. Kept in `context`: many plans of one model differ in ranks."""
+        options = [getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in CHOICES]
+        key = f"{self.name} {options} {context.seed} {program_hash(program)}"
+        missing = [layer for layer in layers if f"{key} {layer.node.name}" not in context.memo]
+        for found in self._walk(program, missing, context, {}):
+            context.memo[f"{key} {found.layer.node.name}"] = found
+        for layer in layers:
+            yield context.memo[f"{key} {layer.node.name}"].of(layer)
+
+    def _walk(
+        self, program: Program, layers: Sequence[Layer], context: PassContext, taken: dict[fx.Node, Rank]
+    ) -> Iterator[Matrix]:
         wanted = {layer.node for layer in layers}
+        if not wanted:
+            return
         samples = context.require_calibration(self.name).samples[: self.samples]
         walk = Layerwise(program, samples, context.progress, self.name)
         generator = torch.Generator().manual_seed(context.seed)

@@ -10,13 +10,14 @@ import torch
 from torch import fx
 from torch.func import functional_call
 
+from ...ir.content import program_hash
 from ...ir.data import Sample
 from ...ir.errors import OptionError
 from ...ir.program import Program
 from ..base import PassContext, register
 from ..fold.layer import Layer
 from ..outputs import class_scores, is_classifier
-from .base import Factorize
+from .base import Factorize, factorizable
 from .decomposition import Rank
 from .matrix import Matrix, Metric
 
@@ -50,10 +51,18 @@ class FactorizeFwsvd(Factorize):
         self, program: Program, layers: Sequence[Layer], context: PassContext, taken: dict[fx.Node, Rank]
     ) -> Iterator[Matrix]:
         samples = context.require_calibration(self.name).samples[: self.samples]
-        generator = torch.Generator().manual_seed(context.seed)
-        information = fisher(program, layers, samples, generator, context.progress)
-        for layer, found in zip(layers, information, strict=True):
-            inputs = found.flatten(1).sum(0)
+        # One backward pass a sample has the gradients of all layers, whichever are asked for.
+        every, _ = factorizable(program)
+        key = f"{self.name} {self.samples} {context.seed} {program_hash(program)}"
+
+        def compute() -> dict[str, torch.Tensor]:
+            generator = torch.Generator().manual_seed(context.seed)
+            found = fisher(program, every, samples, generator, context.progress)
+            return {layer.node.name: row.flatten(1).sum(0) for layer, row in zip(every, found, strict=True)}
+
+        information = context.remember(key, compute)
+        for layer in layers:
+            inputs = information[layer.node.name]
             # Inputs no gradient reaches keep a little weight: the metric must be regular.
             yield Matrix(layer, Metric(columns=inputs.clamp_min(1e-6 * float(inputs.mean()) + 1e-30).sqrt()))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -40,13 +42,21 @@ class Matrix(Decomposition):
     """
 
     def __init__(self, layer: Layer, metric: Metric = PLAIN, weight: torch.Tensor | None = None) -> None:
-        self.layer, self.metric = layer, metric
+        self.layer = layer
+        # `columns` has done its work once the basis is known, and may be large.
+        self.metric = dataclasses.replace(metric, columns=None)
         self.weight = (layer.weight.detach().flatten(1) if weight is None else weight).to(torch.float64)
         scaled = self._weighted()
         if metric.columns is not None:
             scaled = scaled * metric.columns if metric.columns.dim() == 1 else scaled @ metric.columns
         self.basis, self.energies = left_basis(scaled)
         self.energy = float(self.energies.sum())
+
+    def of(self, layer: Layer) -> Matrix:
+        """The same of the same layer in a clone of its program."""
+        mirrored = copy.copy(self)
+        mirrored.layer = layer
+        return mirrored
 
     @property
     def full(self) -> Rank:

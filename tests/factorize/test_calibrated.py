@@ -154,3 +154,19 @@ def test_damping_and_ridge_must_be_above_zero():
         run(program, "factorize-lord{ratio=0.5,damping=0.0}", context)
     with pytest.raises(OptionError, match="'ridge'"):
         run(program, "factorize-afm{ratio=0.5,ridge=0.0}", context)
+
+
+@pytest.mark.parametrize("method", METHODS[:3])
+def test_plans_of_one_model_share_what_was_seen(method):
+    """A second plan under one context runs no sample again, and gives what a context of its own gives."""
+    program, fresh = prepared(Block, SHAPE)
+    steps = []
+    context = PassContext(fresh.calibration, progress=lambda *step: steps.append(step))
+    run(program, f"{method}{{ratio=0.5,multiple=4}}", context)
+    assert steps
+    steps.clear()
+    again = run(program, f'{method}{{ranks=["fc1=6"]}}', context).program
+    assert not steps
+    alone = run(program, f'{method}{{ranks=["fc1=6"]}}', PassContext(fresh.calibration)).program
+    x = fresh.calibration.samples[0]
+    assert torch.allclose(again(*x)[0], alone(*x)[0], atol=1e-5)

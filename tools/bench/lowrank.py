@@ -72,7 +72,7 @@ def main(
         program = PassManager().run(source.program, parse("canonicalize")).program
         calibration = Calibration.for_program(program, source.calibration(None, samples) or [])
         around = Surroundings(calibration, store=Store(cache))
-        context = PassContext(calibration)
+        context = PassContext(calibration, memo=around.memo)
         typer.echo(f"\n{model}, {samples} calibration samples; {machine()}\n")
         rows = [["float", "", *measure(source, program, context, None, evaluate or None), ""]]
         for passes in parse(methods):
