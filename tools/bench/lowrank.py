@@ -1,24 +1,30 @@
-"""Low-rank factorization, measured: every method at equal size, with one ratio for all layers and with ranks by the solver.
+"""Low-rank factorization, measured: every method at equal size, and one method under limits on its time.
 
-python -m graphwright.tools.bench.lowrank gpt-small minilm-l6
+python -m graphwright.tools.bench.lowrank size gpt-small minilm-l6
+python -m graphwright.tools.bench.lowrank time gpt-small
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from time import perf_counter
 from typing import Annotated
 
 import typer
 
+from ...backends.base import example_inputs
+from ...backends.registry import backend_for
+from ...backends.target import Target
 from ...ir.data import Calibration
 from ...ir.program import Program
 from ...passes.base import PassContext
 from ...passes.factorize.base import Factorize
 from ...passes.manager import PassManager
 from ...passes.pipeline import Pipeline, parse
+from ...search.cost.ranks import priced
+from ...search.cost.uniform import Pricing
 from ...search.planner import Surroundings
 from ...search.ranks import rank_tables
 from ...search.store import Store
@@ -27,22 +33,24 @@ from ..sources import Source, resolve
 from ..zoo import Metric, perplexity
 from .markdown import machine, markdown
 
+app = typer.Typer(add_completion=False)
+
 METHODS = "factorize-svd,factorize-fwsvd,factorize-whitened-svd,factorize-lord,factorize-afm"
 
 #: The output layer of the GPT scores the vocabulary and stays whole, as in the papers on language models.
 SKIP = {"gpt-small": ("head",)}
 
 
-def plans(
+def size_plans(
     program: Program, method: Factorize, keep: float, around: Surroundings
 ) -> Iterator[tuple[str, Factorize | None, float]]:
     """(how ranks are chosen, the pass, seconds): `keep` of the weights of the layers that can be factorized."""
     yield "one ratio", dataclasses.replace(method, ratio=keep, multiple=1), 0.0
-    start = time.perf_counter()
+    start = perf_counter()
     tables = rank_tables(program, method, around)
     weights = sum(float(layer.weights[-1]) for layer in tables.layers)
     _, found = tables.allocate({"weight_bytes": tables.fixed_bytes + 4 * keep * weights})
-    yield "solver", found, time.perf_counter() - start
+    yield "solver", found, perf_counter() - start
 
 
 def measure(source: Source, program: Program, context: PassContext, chosen: Factorize | None, count: int | None) -> list[str]:
@@ -59,7 +67,8 @@ def measure(source: Source, program: Program, context: PassContext, chosen: Fact
     return [f"{kept:.3f}", f"{perplexity(score):.3f}" if reference.metric is Metric.LOG_LIKELIHOOD else f"{score:.4f}"]
 
 
-def main(
+@app.command()
+def size(
     models: list[str],
     keep: Annotated[str, typer.Option(help="shares of the factorized layers' weights to keep")] = "0.8,0.7",
     methods: str = METHODS,
@@ -67,24 +76,81 @@ def main(
     evaluate: Annotated[int, typer.Option(help="evaluation samples; 0: all")] = 0,
     cache: Annotated[Path | None, typer.Option(help="folder that keeps the losses of ranks")] = None,
 ) -> None:
+    """Weights of the factorized layers against accuracy: one ratio for all layers, and ranks by the solver."""
     for model in models:
-        source = resolve(model)
-        program = PassManager().run(source.program, parse("canonicalize")).program
-        calibration = Calibration.for_program(program, source.calibration(None, samples) or [])
-        around = Surroundings(calibration, store=Store(cache))
-        context = PassContext(calibration, memo=around.memo)
+        source, program, around = _prepared(model, samples, cache)
+        context = PassContext(around.samples, memo=around.memo)
         typer.echo(f"\n{model}, {samples} calibration samples; {machine()}\n")
         rows = [["float", "", *measure(source, program, context, None, evaluate or None), ""]]
         for passes in parse(methods):
             assert isinstance(passes, Factorize)
             method = dataclasses.replace(passes, skip=SKIP.get(model, ()))
             for share in (float(x) for x in keep.split(",")):
-                for how, chosen, seconds in plans(program, method, share, around):
+                for how, chosen, seconds in size_plans(program, method, share, around):
                     rows.append(
                         [method.name, how, *measure(source, program, context, chosen, evaluate or None), f"{seconds:.0f}"]
                     )
                     typer.echo(" ".join(rows[-1]), err=True)
         typer.echo(markdown(["method", "ranks", "weights kept", score_name(source), "search (s)"], rows))
+
+
+@app.command()
+def time(
+    model: str,
+    method: str = "factorize-whitened-svd",
+    shares: Annotated[
+        str, typer.Option(help="limits: shares of the measured time of a run of the program as it is")
+    ] = "0.95,0.9",
+    tail: Annotated[str, typer.Option(help="passes after the factorization; empty: float kernels")] = "",
+    steps: Annotated[int, typer.Option(help="ranks of a layer to choose from, one compilation each")] = 4,
+    samples: int = 32,
+    evaluate: Annotated[int, typer.Option(help="evaluation samples; 0: all")] = 0,
+    cache: Annotated[Path | None, typer.Option(help="folder that keeps losses and prices")] = None,
+) -> None:
+    """Ranks by measured time on this machine: predicted beside measured, and how many ranks were no faster."""
+    source, program, around = _prepared(model, samples, cache)
+    context = PassContext(around.samples, memo=around.memo)
+    target = Target.parse("cpu")
+    pricing = Pricing(backend_for(target), target, True)
+    (passes,) = parse(method)
+    assert isinstance(passes, Factorize)
+    chosen = dataclasses.replace(passes, skip=SKIP.get(model, ()))
+    after = parse(tail) if tail else Pipeline(())
+    tables = rank_tables(program, chosen, around, pricing.backend.channel_multiple(target), steps)
+    faster = priced(program, tables, after, pricing, around)
+    offered, left = (sum(len(layer.ranks) - 1 for layer in x.layers) for x in (tables, faster))
+    limit = faster.problem({}).limits[-1]
+    whole = limit.total([len(row) - 1 for row in limit.cost])
+    plans: list[tuple[str, float, Factorize | None]] = [("as it is", whole, None)]
+    for share in (float(x) for x in shares.split(",")):
+        solution, plan = faster.allocate({"microseconds": share * whole})
+        plans.append((f"at most {share:g}", solution.totals["microseconds"], plan))
+    rows = [
+        [
+            name,
+            f"{spent:.0f}",
+            _timed(program, plan, after, pricing, context),
+            *measure(source, program, context, plan, evaluate or None),
+        ]
+        for name, spent, plan in plans
+    ]
+    typer.echo(f"\n{model}, {method}, {tail or 'float32'}: {left} of {offered} ranks are faster than their layer; {machine()}\n")
+    typer.echo(markdown(["limit", "predicted (us)", "measured (us)", "weights kept", score_name(source)], rows))
+
+
+def _prepared(model: str, samples: int, cache: Path | None) -> tuple[Source, Program, Surroundings]:
+    source = resolve(model)
+    program = PassManager().run(source.program, parse("canonicalize")).program
+    calibration = Calibration.for_program(program, source.calibration(None, samples) or [])
+    return source, program, Surroundings(calibration, store=Store(cache))
+
+
+def _timed(program: Program, chosen: Factorize | None, tail: Pipeline, pricing: Pricing, context: PassContext) -> str:
+    """Median microseconds of a run."""
+    passes = Pipeline((*(() if chosen is None else (chosen,)), *tail))
+    changed = PassManager().run(program, passes, context).program
+    compiled = pricing.backend.compile(changed, pricing.target)
+    return f"{pricing.backend.latency(compiled, example_inputs(changed), pricing.repeats) * 1e3:.0f}"
 
 
 def score_name(source: Source) -> str:
@@ -93,4 +159,4 @@ def score_name(source: Source) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()
