@@ -32,8 +32,16 @@ NON_CANONICAL: dict[Any, str] = {
 #: The ops of the annotated stage.
 FAKE = frozenset({gw.fake_quantize.default, gw.fake_codebook.default})
 
-#: Float layers that ATen lacks, and weights whose zeros are not stored; any stage may hold them.
-FLOAT = frozenset({gw.sparse_linear.default, gw.from_bitmask.default})
+#: Float ops that ATen lacks, and weights whose zeros are not stored; any stage may hold them.
+FLOAT = frozenset(
+    {
+        gw.sparse_linear.default,
+        gw.from_bitmask.default,
+        gw.match_tokens.default,
+        gw.keep_tokens.default,
+        gw.sum_tokens.default,
+    }
+)
 
 
 def is_gw(node: fx.Node) -> bool:

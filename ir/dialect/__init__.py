@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from . import codebook, exact, fake, integer, packed, sparse
+from . import codebook, exact, fake, integer, packed, sparse, tokens
 
 gw = torch.ops.gw
 
-__all__ = ["codebook", "exact", "fake", "gw", "integer", "packed", "sparse"]
+__all__ = ["codebook", "exact", "fake", "gw", "integer", "packed", "sparse", "tokens"]

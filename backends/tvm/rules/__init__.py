@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from . import attention_float, data, elementwise, exact, floating, integer, pooling, pooling_float
+from . import attention_float, data, elementwise, exact, floating, integer, pooling, pooling_float, tokens
 from .generic import fallback
 
-__all__ = ["attention_float", "data", "elementwise", "exact", "fallback", "floating", "integer", "pooling", "pooling_float"]
+__all__ = [
+    "attention_float",
+    "data",
+    "elementwise",
+    "exact",
+    "fallback",
+    "floating",
+    "integer",
+    "pooling",
+    "pooling_float",
+    "tokens",
+]
