@@ -14,8 +14,8 @@ from ..layerwise import LayerRows
 from ..quantize.gptq import damped
 from .base import CalibratedSparsify, Level, keep_best
 
-#: Conjugate gradient steps of the least squares on a support.
-SOLVE_STEPS = 40
+#: Conjugate gradient steps of the least squares on a support: between two stages, and on the last one.
+BETWEEN, LAST = 10, 40
 
 #: Steps of the power iteration that bounds the Hessian.
 POWER_STEPS = 30
@@ -75,16 +75,16 @@ def chita(weight: torch.Tensor, hessian: torch.Tensor, level: Level, stages: int
         for _ in range(steps):
             moved = current - step * ((current - exact) @ scaled)
             current = moved * keep_best(moved.abs(), bound)
-        current = solved(current, exact, scaled)
+        current = solved(current, exact, scaled, BETWEEN if stage < stages else LAST)
     return current / root
 
 
-def solved(start: torch.Tensor, exact: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
+def solved(start: torch.Tensor, exact: torch.Tensor, hessian: torch.Tensor, steps: int = LAST) -> torch.Tensor:
     """argmin (w - exact) H (w - exact)^T over w (G, O, K) that are 0 where `start` is, by conjugate gradients a row."""
     support = start != 0
     result, residual = start, ((exact - start) @ hessian) * support
     direction, size = residual, residual.square().sum(2, keepdim=True)
-    for _ in range(SOLVE_STEPS):
+    for _ in range(steps):
         product = (direction @ hessian) * support
         length = size / (direction * product).sum(2, keepdim=True).clamp_min(1e-30)
         result, residual = result + length * direction, residual - length * product

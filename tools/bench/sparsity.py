@@ -1,0 +1,150 @@
+"""What sparsity costs in accuracy, and what it saves in the artifact.
+
+python -m graphwright.tools.bench.sparsity accuracy gpt-small --level 0.5
+python -m graphwright.tools.bench.sparsity storage gpt-small --level 0.5
+
+Weights are chosen on calibration data, scores are of evaluation data that no pass has seen; no fine-tuning.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+
+from ...backends.base import example_inputs
+from ...backends.registry import backend_for
+from ...backends.target import Target
+from ...ir.data import Calibration
+from ...ir.program import Program
+from ...passes.base import PassContext
+from ...passes.manager import PassManager, parameter_bytes
+from ...passes.pipeline import parse
+from ...search.sparsity import allocate
+from ..predict import program_predict
+from ..progress import TerminalProgress
+from ..sources import Source, resolve
+from ..zoo import Metric, perplexity
+from .markdown import machine, markdown
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+#: Method -> pass and further options.
+METHODS = {
+    "magnitude": ("sparsify-magnitude", ""),
+    "lamp": ("sparsify-magnitude", "allocation=lamp"),
+    "dp": ("sparsify-magnitude", ""),
+    "wanda": ("sparsify-wanda", ""),
+    "dsnot-magnitude": ("sparsify-dsnot", "start=magnitude"),
+    "dsnot-wanda": ("sparsify-dsnot", "start=wanda"),
+    "sparsegpt": ("sparsify-sparsegpt", ""),
+    "chita": ("sparsify-chita", ""),
+}
+
+#: Ways to the artifact whose sizes and times are compared.
+ROADS = {"float": "", "int8": "smooth-quant,quantize,lower-integer"}
+
+
+def sparsify(method: str, level: str, program: Program, calibration: Calibration) -> str:
+    """The pass that makes a canonical program sparse by one method, as text."""
+    name, options = METHODS[method]
+    if method == "dp":
+        rules = ",".join(f'"{rule}"' for rule in allocate(program, calibration, float(level)))
+        return f"{name}{{layers=[{rules}]}}"
+    amount = f'pattern="{level}"' if ":" in level else f"sparsity={level}"
+    return f"{name}{{{','.join(filter(None, (amount, options)))}}}"
+
+
+def prepare(model: str, samples: int) -> tuple[Source, Program, Calibration]:
+    source = resolve(model)
+    program = PassManager().run(source.program, parse("canonicalize")).program
+    return source, program, Calibration.for_program(program, source.calibration(None, samples) or [])
+
+
+@app.command()
+def accuracy(
+    model: str,
+    level: Annotated[list[str] | None, typer.Option(help="sparsity, or a pattern such as 2:4; several are allowed")] = None,
+    method: Annotated[list[str] | None, typer.Option(help=", ".join(METHODS))] = None,
+    samples: Annotated[int, typer.Option(help="calibration samples")] = 64,
+    evaluate: Annotated[int, typer.Option(help="evaluation samples; 0: all")] = 0,
+) -> None:
+    """Score of a model by method and level."""
+    source, program, calibration = prepare(model, samples)
+    typer.echo(f"\n{model}, {len(calibration)} calibration samples, {evaluate or 'all'} evaluation samples; {machine()}\n")
+    first = ["dense", "", _score(source, program, evaluate), ""]
+    typer.echo(markdown(["level", "method", _heading(source), "seconds"], [first]))
+    with TerminalProgress() as progress:
+        for label, name, sparse, seconds in _sparse(program, calibration, level or ["0.5"], method or list(METHODS), progress):
+            row = label, name, _score(source, sparse, evaluate), f"{seconds:.0f}"
+            typer.echo(f"| {' | '.join(row)} |")  # at once: a run that is stopped leaves its rows
+
+
+def _sparse(
+    program: Program, calibration: Calibration, levels: list[str], methods: list[str], progress: TerminalProgress
+) -> Iterator[tuple[str, str, Program, float]]:
+    """(level, method, sparse program, processor seconds); allocations have no pattern to choose."""
+    for level in levels:
+        for method in methods:
+            if ":" in level and method in ("lamp", "dp"):
+                continue
+            start = time.process_time()
+            text = sparsify(method, level, program, calibration)
+            result = PassManager().run(program, parse(text), PassContext(calibration, progress=progress))
+            yield level, method, result.program, time.process_time() - start
+
+
+def _heading(source: Source) -> str:
+    reference = source.reference
+    assert reference is not None
+    return "perplexity" if reference.metric_name == Metric.LOG_LIKELIHOOD else reference.metric_name
+
+
+def _score(source: Source, program: Program, count: int) -> str:
+    evaluate = source.evaluate(count or None)
+    assert evaluate is not None
+    score = evaluate(program_predict(program))
+    return f"{perplexity(score):.2f}" if _heading(source) == "perplexity" else f"{100 * score:.2f}"
+
+
+@app.command()
+def storage(
+    model: str,
+    level: Annotated[list[str] | None, typer.Option(help="sparsity, or a pattern such as 2:4; several are allowed")] = None,
+    samples: Annotated[int, typer.Option(help="calibration samples")] = 16,
+    turns: Annotated[int, typer.Option(help="turns of ten timed runs of each artifact")] = 5,
+) -> None:
+    """Bytes and time of artifacts with and without zeros, float and int8. By magnitude: which weights go changes neither."""
+    _, program, calibration = prepare(model, samples)
+    target = Target.parse("cpu")
+    backend = backend_for(target)
+    rows = []
+    for road, passes in ROADS.items():
+        for text in level or ["0.5"]:
+            made = []
+            for last in ("", "compress-sparse"):
+                steps = filter(None, (sparsify("magnitude", text, program, calibration), passes, last))
+                result = PassManager().run(program, parse(",".join(steps)), PassContext(calibration)).program
+                made.append((result, backend.compile(result, target)))
+            # Medians of ten; the least of several turns, for other work on the machine only ever adds.
+            times = [1e9] * len(made)
+            for _ in range(turns):
+                for index, (result, compiled) in enumerate(made):
+                    times[index] = min(times[index], backend.latency(compiled, example_inputs(result), 10))
+            (dense, full), (sparse, small) = made
+            rows.append(
+                [
+                    road, text, f"{parameter_bytes(dense) / 1e6:.2f}", f"{parameter_bytes(sparse) / 1e6:.2f}",
+                    f"{len(full.library) / 1e6:.2f}", f"{len(small.library) / 1e6:.2f}",
+                    f"{times[0]:.3f}", f"{times[1]:.3f}",
+                ]
+            )  # fmt: skip
+    typer.echo(f"\n{model}; {machine()}\n")
+    head = ["weights", "level", "parameters (MB)", "compressed", "library (MB)", "compressed", "run (ms)", "compressed"]
+    typer.echo(markdown(head, rows))
+
+
+if __name__ == "__main__":
+    app()
