@@ -24,6 +24,8 @@ SHAPES = {
     "minilm-l6": ([(1, 128), (1, 128)], (1, 384), 22_565_376),
     "gpt-small": ([(1, 256)], (1, 256, 1024), 5_328_896),
     "resnet50": ([(1, 3, 224, 224)], (1, 1000), 25_557_032),
+    "resnet20-x4": ([(1, 1, 28, 28)], (1, 10), 4_326_602),
+    "mobilenetv2-x4": ([(1, 1, 28, 28)], (1, 10), 8_080_906),
 }
 #: The first weight of ResNet-50's stem, drawn from its seed.
 STEM_WEIGHT = -0.13516288995742798
@@ -42,7 +44,7 @@ def predict(reference):
     return run
 
 
-def test_names_are_the_documented_seven():
+def test_names_are_the_documented_nine():
     assert zoo.names() == tuple(SHAPES)
 
 
@@ -168,6 +170,15 @@ def test_resnet50_is_the_same_in_every_process_and_keeps_its_activations_small()
     with torch.inference_mode():
         features = reference.model.blocks(reference.model.stem(*reference.example_inputs))
     assert 1.0 < float(features.std()) < 30.0
+
+
+@pytest.mark.parametrize("name", ["resnet20-x4", "mobilenetv2-x4"])
+def test_widened_networks_keep_their_activations_small(name):
+    wide = zoo.load(name)
+    assert wide.metric_name == "logit correlation"
+    with torch.inference_mode():
+        outputs = torch.cat([wide.model(*inputs) for inputs in wide.calibration(16)])
+    assert 0.1 < float(outputs.std()) < 30.0
 
 
 def test_spearman_shares_ranks_and_refuses_constants():

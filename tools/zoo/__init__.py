@@ -1,5 +1,5 @@
-"""The reference models: networks that bring their data and their metric along. All are trained but ResNet-50, which has random
-weights and serves to measure latency.
+"""The reference models: networks that bring their data and their metric along. All are trained but ResNet-50 and the widened
+ResNet-20 and MobileNetV2, which have random weights and serve to measure latency.
 
     reference = load("mobilenetv2")
     batches = reference.calibration(512)
@@ -33,6 +33,7 @@ from .samples import Samples
 from .sentences import Sentences
 from .vit import ViTTiny
 from .weights_file import load_weights
+from .widened import wide_mobilenetv2, wide_resnet20
 
 __all__ = ["Metric", "ReferenceModel", "load", "names", "perplexity"]
 
@@ -55,6 +56,8 @@ _ENTRIES = {
     "minilm-l6": _Entry(published_minilm, Sentences, Metric.SPEARMAN),
     "gpt-small": _Entry(GPTSmall, Manuals, Metric.LOG_LIKELIHOOD, "gpt-small.safetensors"),
     "resnet50": _Entry(random_resnet50, RandomImages, Metric.CORRELATION),
+    "resnet20-x4": _Entry(wide_resnet20, FashionMnist, Metric.CORRELATION),
+    "mobilenetv2-x4": _Entry(wide_mobilenetv2, FashionMnist, Metric.CORRELATION),
 }
 
 

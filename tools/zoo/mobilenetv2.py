@@ -40,22 +40,23 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(nn.Module):
     """Input `(N, 1, 28, 28)` float32, output `(N, 10)` logits.
 
-    The first convolution keeps the resolution (the images are small); stages run at 28, 14 and 7 pixels.
+    The first convolution keeps the resolution (the images are small); stages run at 28, 14 and 7 pixels. `width` multiplies the
+    channels of every stage, of the first convolution and of the last.
     """
 
-    def __init__(self, classes: int = 10, dropout: float = 0.1) -> None:
+    def __init__(self, classes: int = 10, dropout: float = 0.1, width: int = 1) -> None:
         super().__init__()
-        layers: list[nn.Module] = [*_conv_bn(1, _STEM_CHANNELS, 3), nn.ReLU6()]
-        channels = _STEM_CHANNELS
-        for expansion, width, repeats, first_stride in _STAGES:
+        channels, head = _STEM_CHANNELS * width, _HEAD_CHANNELS * width
+        layers: list[nn.Module] = [*_conv_bn(1, channels, 3), nn.ReLU6()]
+        for expansion, stage, repeats, first_stride in _STAGES:
             for index in range(repeats):
-                layers.append(InvertedResidual(channels, width, first_stride if index == 0 else 1, expansion))
-                channels = width
-        layers += [*_conv_bn(channels, _HEAD_CHANNELS, 1), nn.ReLU6()]
+                layers.append(InvertedResidual(channels, stage * width, first_stride if index == 0 else 1, expansion))
+                channels = stage * width
+        layers += [*_conv_bn(channels, head, 1), nn.ReLU6()]
         self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(_HEAD_CHANNELS, classes)
+        self.classifier = nn.Linear(head, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")

@@ -35,21 +35,21 @@ class BasicBlock(nn.Module):
 class ResNet20(nn.Module):
     """The CIFAR ResNet of depth `6 n + 2` with `n = 3`, its first convolution taking one channel.
 
-    Input `(N, 1, 28, 28)` float32, output `(N, 10)` logits; stages of 16, 32 and 64 channels at 28, 14 and 7
+    Input `(N, 1, 28, 28)` float32, output `(N, 10)` logits; stages of 16, 32 and 64 channels, times `width`, at 28, 14 and 7
     pixels.
     """
 
-    def __init__(self, classes: int = 10) -> None:
+    def __init__(self, classes: int = 10, width: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(1, 16, 3, 1, 1, bias=False)
-        self.bn = nn.BatchNorm2d(16)
+        channels = 16 * width
+        self.conv = nn.Conv2d(1, channels, 3, 1, 1, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU()
         blocks: list[nn.Module] = []
-        channels = 16
-        for width, first_stride in ((16, 1), (32, 2), (64, 2)):
+        for stage, first_stride in ((16, 1), (32, 2), (64, 2)):
             for index in range(3):
-                blocks.append(BasicBlock(channels, width, first_stride if index == 0 else 1))
-                channels = width
+                blocks.append(BasicBlock(channels, stage * width, first_stride if index == 0 else 1))
+                channels = stage * width
         self.blocks = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(channels, classes)
