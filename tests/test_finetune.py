@@ -7,8 +7,10 @@ import json
 import pytest
 import torch
 from graphwright import Finetune, optimize
+from graphwright.ir.capture import capture
 from graphwright.ir.errors import CalibrationError, DataError, OptionError, UnknownNameError
 from graphwright.ir.program import Stage
+from graphwright.passes.manager import PassManager
 from graphwright.passes.pipeline import parse
 from graphwright.passes.recover.distill import Distill
 from graphwright.tools.cli import app
@@ -75,6 +77,13 @@ def test_a_bit_search_with_it_trains_what_stands_before_quantize_once():
         progress=lambda done, total, what: steps.append(done) if what == "distill" else None,
     )  # fmt: skip
     assert steps == list(range(7 + 1))
+
+
+def test_a_program_that_is_compressed_already_is_quantized_by_default():
+    canonical = PassManager().run(capture(small_cnn(), small_inputs()), parse("canonicalize")).program
+    canonical.stage = Stage.COMPRESSED
+    result = optimize(canonical, calibration=[small_inputs(16, seed=1)], measure=False)
+    assert result.program.stage is Stage.INTEGER
 
 
 def test_wrong_data_is_an_error():

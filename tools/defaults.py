@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..ir.program import Program
+from ..ir.program import Program, Stage
 from ..passes.quantize import operators as ops
 
 #: 8-bit weights and activations of a convolutional network, integer arithmetic throughout.
@@ -29,9 +29,14 @@ def is_transformer(program: Program) -> bool:
 
 def default_pipeline(program: Program) -> str:
     """Pipeline text for 8 bits."""
-    return TRANSFORMER if is_transformer(program) else CONVOLUTIONAL
+    return _from_stage(program, TRANSFORMER if is_transformer(program) else CONVOLUTIONAL)
 
 
 def search_pipeline(program: Program) -> str:
     """Pipeline text where layers have different formats."""
-    return LOW_BIT_TRANSFORMER if is_transformer(program) else LOW_BIT_CONVOLUTIONAL
+    return _from_stage(program, LOW_BIT_TRANSFORMER if is_transformer(program) else LOW_BIT_CONVOLUTIONAL)
+
+
+def _from_stage(program: Program, text: str) -> str:
+    """What is left to do: a compressed program is canonical already."""
+    return text.removeprefix("canonicalize,") if program.stage is Stage.COMPRESSED else text

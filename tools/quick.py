@@ -12,7 +12,7 @@ from collections.abc import Callable
 from ..backends.base import example_inputs
 from ..ir.data import Calibration
 from ..ir.errors import UnknownNameError
-from ..ir.program import Program
+from ..ir.program import Program, Stage
 from ..passes.base import PassContext
 from ..passes.manager import PassManager
 from ..passes.pipeline import Pipeline, parse
@@ -37,7 +37,7 @@ def quick_pipeline(program: Program, precision: str) -> Pipeline:
     """The default pipeline without the passes that only move numbers, and with the cheapest observer."""
     check_precision(precision)
     if precision == "float32":
-        return parse("canonicalize")
+        return parse("" if program.stage is Stage.COMPRESSED else "canonicalize")
     passes = [p for p in parse(default_pipeline(program)).passes if p.name not in VALUES_ONLY]
     cheap = [dataclasses.replace(p, activation_observer="min-max") if p.name == "quantize" else p for p in passes]  # type: ignore[call-arg]
     return Pipeline(tuple(cheap))

@@ -88,7 +88,7 @@ def smaller_program(source: Source, pipeline: str | None, file: Path | None, pro
 
 def macs_left(source: Source, smaller: Program) -> float:
     """Share of the multiply-accumulates."""
-    programs = [PassManager().run(program, parse("canonicalize")).program for program in (source.program, smaller)]
+    programs = [quick_program(Source(program), "float32") for program in (source.program, smaller)]
     whole, left = (sum(work.macs for work in products(program)) for program in programs)
     return left / whole
 
