@@ -14,6 +14,7 @@ from ...ir.program import Program, Stage, origin_of, register_tensor
 from ...ir.verify import verify
 from ..fold.match import argument, aten
 from .coupling import Analysis, Place, analyze
+from .rules_shapes import shuffle_at
 
 
 def cut(program: Program, removed: Mapping[str, Iterable[int]]) -> Program:
@@ -40,7 +41,9 @@ def cut(program: Program, removed: Mapping[str, Iterable[int]]) -> Program:
     if gone:
         sizes = _Sizes(analysis, gone)
         calls = [n for n in result.nodes if n.op == "call_function"]
-        expected = {n: _expected(n, sizes) for n in calls}
+        shuffles = [s for s in map(shuffle_at, calls) if s is not None]
+        inside = {n for s in shuffles for n in (s.opens, s.moves)}
+        expected = {n: _expected(n, sizes) for n in calls if n not in inside}
         for node in calls:
             if node.target in REWRITES:
                 REWRITES[node.target](result, node, sizes)
@@ -155,6 +158,27 @@ def _sizes_argument(program: Program, node: fx.Node, sizes: _Sizes) -> None:
     node.args = (node.args[0], spelled, *node.args[2:])
 
 
+def _reshape(program: Program, node: fx.Node, sizes: _Sizes) -> None:
+    shuffle = shuffle_at(node)
+    mask = None if shuffle is None else sizes.mask(shuffle.x, shuffle.dim)
+    if shuffle is None or mask is None:
+        _sizes_argument(program, node, sizes)
+        return
+    grid = mask.reshape(shuffle.rows, shuffle.columns)
+    rows, columns = grid.any(1), grid.any(0)
+    if (grid == np.outer(rows, columns)).all():
+        _sizes_argument(program, node, sizes)
+        spelled: list[Any] = list(shuffle.opens.args[1])  # type: ignore[arg-type]
+        spelled[shuffle.dim : shuffle.dim + 2] = int(rows.sum()), int(columns.sum())
+        shuffle.opens.args = (shuffle.x, spelled)
+    else:
+        # What is left stands in no rows and columns: the same order, spelled out.
+        order = shuffle.order()
+        numbers = torch.from_numpy((np.cumsum(mask) - 1)[order[mask[order]]])
+        index = program.add_parameter(f"{node.name}_order", numbers, before=node)
+        node.target, node.args = aten.index_select.default, (shuffle.x, shuffle.dim, index)
+
+
 def _slice(program: Program, node: fx.Node, sizes: _Sizes) -> None:
     x: Any = node.args[0]
     dim, step = argument(node, 1, "dim", 0), argument(node, 4, "step", 1)
@@ -224,9 +248,9 @@ def _numbers(program: Program, node: fx.Node, sizes: _Sizes, x: Any, dim: Any, i
 Rewrite = Callable[[Program, fx.Node, _Sizes], None]
 
 REWRITES: dict[Any, Rewrite] = {
-    aten.reshape.default: _sizes_argument,
-    aten.view.default: _sizes_argument,
-    aten._unsafe_view.default: _sizes_argument,
+    aten.reshape.default: _reshape,
+    aten.view.default: _reshape,
+    aten._unsafe_view.default: _reshape,
     aten.expand.default: _sizes_argument,
     aten.slice.Tensor: _slice,
     aten.select.int: _select,

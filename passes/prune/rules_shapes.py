@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ import sympy
 import torch
 from torch import fx
 
-from ..fold.match import argument, aten
+from ...ir.program import single_user
+from ..fold.match import argument, aten, is_call, same_dim
 from .atoms import KEPT
 from .axes import FIXED, Axis, Coupling, Dims, is_static, rule, shape, where
 
@@ -36,10 +37,12 @@ def t(c: Coupling, node: fx.Node) -> Dims:
     return tuple(reversed(c.of(node.args[0])))
 
 
+#: Reshapes that spell sizes out.
+SIZED = (aten.reshape.default, aten.view.default, aten._unsafe_view.default)
+
+
 @rule(
-    aten.reshape.default,
-    aten.view.default,
-    aten._unsafe_view.default,
+    *SIZED,
     aten.flatten.using_ints,
     aten.unsqueeze.default,
     aten.squeeze.default,
@@ -47,7 +50,73 @@ def t(c: Coupling, node: fx.Node) -> Dims:
     aten.squeeze.dims,
 )
 def reshape(c: Coupling, node: fx.Node) -> Dims:
+    shuffle = shuffle_at(node)
+    if shuffle is not None:
+        axis = c.of(shuffle.x)[shuffle.dim]
+        return replaced(c.of(shuffle.x), shuffle.dim, c.take(axis, shuffle.order(), where(node)))
+    if opens_shuffle(node):
+        return (FIXED,) * len(shape(node))  # what is inside has no other reader, and is written anew with the end
     return regroup(c, c.of(node.args[0]), shape(node.args[0]), shape(node), where(node))
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """A reshape, a transposition and a reshape back that together only change the order of channels.
+
+        reshape(transpose(reshape(%x, [N, a, b, ...]), 1, 2), [N, a b, ...])
+
+    As one operator it ties nothing together; as three, it would keep the channels in rows and columns.
+    """
+
+    x: fx.Node
+    opens: fx.Node
+    moves: fx.Node
+    dim: int
+    rows: int
+    columns: int
+
+    def order(self) -> np.ndarray:
+        """The channels of `x` in the order of the result."""
+        return np.arange(self.rows * self.columns).reshape(self.rows, self.columns).T.reshape(-1)
+
+
+def shuffle_at(node: fx.Node) -> Shuffle | None:
+    """The shuffle that ends in a reshape."""
+    moves = node.args[0] if is_call(node, *SIZED) else None
+    if not is_call(moves, aten.permute.default, aten.transpose.int) or single_user(moves) is not node:
+        return None
+    opens = moves.args[0]
+    if not is_call(opens, *SIZED) or single_user(opens) is not moves:
+        return None
+    x: fx.Node = opens.args[0]  # type: ignore[assignment]
+    old, apart = shape(x), shape(opens)
+    if len(apart) != len(old) + 1 or not same_sizes(old, shape(node)):
+        return None
+    order = list(range(len(apart)))
+    if moves.target is aten.transpose.int:
+        a, b = (d % len(order) for d in moves.args[1:3])  # type: ignore[operator]
+        order[a], order[b] = order[b], order[a]
+    else:
+        order = [d % len(order) for d in moves.args[1]]  # type: ignore[union-attr, operator]
+    dim = next((k for k, d in enumerate(order) if k != d), len(old))
+    if dim >= len(old) or order != [*range(dim), dim + 1, dim, *range(dim + 2, len(apart))]:
+        return None
+    if not same_sizes((*old[:dim], *old[dim + 1 :]), (*apart[:dim], *apart[dim + 2 :])) or not is_static(
+        (old[dim], *apart[dim : dim + 2])
+    ):
+        return None
+    return Shuffle(x, opens, moves, dim, apart[dim], apart[dim + 1])
+
+
+def opens_shuffle(node: fx.Node) -> bool:
+    moves = single_user(node)
+    ends = None if moves is None else single_user(moves)
+    shuffle = None if ends is None else shuffle_at(ends)
+    return shuffle is not None and shuffle.opens is node
+
+
+def same_sizes(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    return len(a) == len(b) and all(same_dim(x, y) for x, y in zip(a, b, strict=True))
 
 
 def regroup(c: Coupling, dims: Dims, old: Sequence[Any], new: Sequence[Any], at: str) -> Dims:

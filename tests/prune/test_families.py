@@ -11,7 +11,6 @@ from graphwright.passes.prune.coupling import coupled_groups
 #: Besides the classes, only what layer normalization or a lone slice holds together may be pinned.
 PINNED = {
     "convnext": ["layer_norm", "layer_norm"],
-    "shufflenet_v2": ["it is the whole of"] * 4,
     "vit": ["layer_norm", "takes it alone"],
     "swin": ["layer_norm", "takes it alone", "takes it alone"],
 }
