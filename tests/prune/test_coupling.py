@@ -284,3 +284,72 @@ def test_cutting_nothing_and_cutting_again() -> None:
     assert cut(program, {"first": []}).stage is Stage.COMPRESSED
     twice = cut(cut(program, {"first": [0, 1]}), {"first": [0]})
     torch.testing.assert_close(twice(x)[0], cut(program, {"first": [0, 1, 2]})(x)[0])
+
+
+# -- where Torch-Pruning's users were stuck (numbers of its issues) --------------------------------------------------------------
+
+
+class C2f(nn.Module):
+    """YOLO's block: chunks of one convolution, each a source of the concatenation (#100)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = prune_graphs.Conv(8, 12, norm="batch"), prune_graphs.Conv(24, 8, norm="batch")
+        self.inner = nn.ModuleList(prune_graphs.Residual(6, 4, "relu") for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = list(self.first(x).chunk(2, 1))
+        for block in self.inner:
+            parts.append(block(parts[-1]))
+        return self.last(torch.cat(parts, 1))
+
+
+class Pyramid(nn.Module):
+    """YOLO's SPPF and a neck that concatenates an upsampled map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = prune_graphs.Conv(8, 4), prune_graphs.Conv(16, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = [self.down(x)]
+        for _ in range(3):
+            maps.append(F.max_pool2d(maps[-1], 3, 1, 1))
+        y = self.up(torch.cat(maps, 1))
+        return torch.cat([F.interpolate(F.avg_pool2d(y, 2), scale_factor=2), x], 1)
+
+
+class ScaledHeads(nn.Module):
+    """A learned number a head, and a norm over the head's width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qk, self.v, self.out = nn.Linear(8, 48), nn.Linear(8, 24), nn.Linear(24, 8)
+        self.scale, self.norm = nn.Parameter(torch.rand(4, 1, 1)), nn.LayerNorm(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, t, _ = x.shape
+        q, k = self.qk(x).view(b, t, 2, 4, 6).unbind(2)
+        v = self.v(x).view(b, t, 4, 6).transpose(1, 2)
+        scores = self.norm(q).transpose(1, 2) @ self.norm(k).permute(0, 2, 3, 1) * self.scale
+        return x + self.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+#: Block, and the sizes of the groups inside it that can be cut.
+STUCK = {
+    "yolo chunk (#100)": (C2f, images, {"block.first.conv": 6, "block.first.conv#2": 6, "block.inner.0.first.conv": 4}),
+    "yolo neck (#100)": (Pyramid, images, {"block.down.conv": 4, "block.up.conv": 8}),
+    "unbind (#524)": (lambda: prune_graphs.PackedAttention(8, 4, 6), rows, {"block.qkv:1": 4, "block.qkv:2": 6}),
+    "grouped queries (#512)": (lambda: prune_graphs.Attention(8, 4, 2, 6, True), rows, {"block.qkv:0": 2, "block.qkv:2": 6}),
+    "one shared key (#512)": (lambda: prune_graphs.Attention(8, 4, 4, 6, False), rows, {"block.qkv.0:0": 4}),
+    "parameter a head": (ScaledHeads, rows, {"block.qk:1": 4, "block.v:1": 6}),
+}
+
+
+@pytest.mark.parametrize("name", sorted(STUCK))
+def test_where_others_are_stuck(name: str) -> None:
+    block, build, expected = STUCK[name]
+    last = 16 if block is Pyramid else 8
+    program, x = build(lambda x, block: F.relu(block(F.relu(x))), last=last, block=block())
+    sizes = {g.name.removeprefix("others."): g.size for g in check_each(program, x).values() if not g.pinned}
+    assert {n: sizes.get(n) for n in expected} == expected, sizes
