@@ -23,7 +23,7 @@ assert "graphwright" not in sys.modules
 
 def test_the_exported_network_runs_without_graphwright(tmp_path):
     reference = zoo.load("resnet20")
-    mct._export(reference, tmp_path, samples=40, evaluate=33)
+    mct.export(reference, tmp_path, 40, [inputs[0] for inputs, _ in reference.evaluation(33)])
     subprocess.run([sys.executable, "-P", "-c", PREDICT, tmp_path], check=True, env={"OMP_NUM_THREADS": "1"})
     with np.load(tmp_path / "calibration.npz") as stored, np.load(tmp_path / "outputs.npz") as outputs:
         assert [len(stored[name]) for name in stored.files] == [32, 8]

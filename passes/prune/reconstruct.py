@@ -115,7 +115,7 @@ def schedule(program: Program) -> list[fx.Node]:
 
 @dataclass
 class _Runs:
-    """The values of the original program (`exact`, by node name) and of the cut one, over all samples, while someone reads them."""
+    """The values of the original program (`exact`, by node name) and of the cut one on all samples, while someone reads them."""
 
     original: Program
     cut: Program

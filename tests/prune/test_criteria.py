@@ -4,8 +4,6 @@ import itertools
 
 import pytest
 import torch
-from torch import nn
-
 from graphwright.ir.capture import capture
 from graphwright.ir.data import Calibration
 from graphwright.ir.errors import CalibrationError, GraphwrightError, OptionError, PassError, UnknownNameError
@@ -16,6 +14,7 @@ from graphwright.passes.prune.coupling import coupled_groups
 from graphwright.passes.prune.criteria import criterion_text, parse_criterion
 from graphwright.passes.prune.criteria.base import registry
 from graphwright.passes.prune.criteria.thinet import Reader, eliminate, eliminate_fixed
+from torch import nn
 
 CRITERIA = tuple(registry())
 
@@ -123,13 +122,14 @@ def test_fisher_is_half_the_squared_gradient_times_the_squared_weight():
     squares = torch.zeros(6, dtype=torch.float64)
     for row in x:
         out = module(row[None])
-        grads = torch.autograd.grad(nn.functional.cross_entropy(out, out.argmax(1)), [module.first.weight, module.first.bias])
-        both = [(g.double() * p.detach()).square().flatten(1 if p.dim() > 1 else 0) for g, p in zip(grads, module.first.parameters())]
-        squares += 0.5 * (both[0].sum(1) + both[1])
+        own = [module.first.weight, module.first.bias]
+        grads = torch.autograd.grad(nn.functional.cross_entropy(out, out.argmax(1)), own)
+        both = [(g.double() * p.detach()).square() for g, p in zip(grads, own, strict=True)]
+        squares += 0.5 * (both[0].sum((1, 2, 3)) + both[1])
     torch.testing.assert_close(scores("fisher", module)["first"], squares / 16, rtol=1e-4, atol=1e-12)
 
 
-# -- the greedy eliminations against brute force ----------------------------------------------------------------------------------
+# -- the greedy eliminations against brute force ---------------------------------------------------------------------------
 
 
 def random_reader(seed, atoms=5, width=2, groups=1, outputs=3):

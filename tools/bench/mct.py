@@ -14,6 +14,7 @@ import json
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -75,7 +76,7 @@ def run_mct(
         float_score = reference.evaluate(lambda inputs: reference.model(*inputs), evaluate)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _export(reference, folder, samples, evaluate)
+        export(reference, folder, samples, [inputs[0] for inputs, _ in reference.evaluation(evaluate)])
         settings = {"average_bits": average_bits, "score_images": score_images, "threads": threads}
         (folder / "settings.json").write_text(json.dumps(settings))
         done = subprocess.run([python, "-P", _WORKER, folder], capture_output=True, text=True, check=False)
@@ -92,7 +93,7 @@ def run_mct(
     return MctResult(result["version"], score, float_score, bits, stored_bits / 8, stored_bits / weights, result["seconds"])
 
 
-def _export(reference: zoo.ReferenceModel, folder: Path, samples: int, evaluate: int | None) -> None:
+def export(reference: zoo.ReferenceModel, folder: Path, samples: int, evaluation: Sequence[torch.Tensor]) -> None:
     """model.pt (code and weights in one archive), calibration.npz and evaluation.npz, one array a batch."""
     with warnings.catch_warnings(), PackageExporter(folder / "model.pt") as exporter:
         warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)  # torch.package's own use of it
@@ -100,7 +101,7 @@ def _export(reference: zoo.ReferenceModel, folder: Path, samples: int, evaluate:
         exporter.extern("**")
         exporter.save_pickle("model", "model.pkl", reference.model)
     np.savez(folder / "calibration.npz", *[inputs[0].numpy() for inputs in reference.calibration(samples)])
-    np.savez(folder / "evaluation.npz", *[inputs[0].numpy() for inputs, _ in reference.evaluation(evaluate)])
+    np.savez(folder / "evaluation.npz", *[batch.numpy() for batch in evaluation])
 
 
 def main(

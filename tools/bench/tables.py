@@ -6,7 +6,7 @@ python -m graphwright.tools.bench.tables export resnet20 mobilenetv2 vit-tiny
 python -m graphwright.tools.bench.tables cost efficientnet-lite0
 
 The verbs of speed.py come on top: rates, floors, latency, cold-start, compile; and those of mixed_tables.py: fronts, rounding,
-predictions; and those of pruned.py: pruned-latency, pruned-int8, recovery.
+predictions; those of pruned.py: pruned-latency, pruned-int8, recovery; and that of pruning_tables.py: pruning.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import typer
 from ..optimize import optimize
 from ..progress import TerminalProgress
 from ..sources import resolve
-from . import Row, mixed_tables, pruned, run_bench, score_column, score_text, speed
+from . import Row, mixed_tables, pruned, pruning_tables, run_bench, score_column, score_text, speed
 from .exactness import Exactness
 from .exactness import measure as measure_exactness
 from .export import measure as measure_export
@@ -129,6 +129,7 @@ def _cost(model: str, samples: int) -> None:
 speed.register(app)
 mixed_tables.register(app)
 pruned.register(app)
+pruning_tables.register(app)
 
 if __name__ == "__main__":
     app()

@@ -67,7 +67,7 @@ def rows_of(program: Program, samples: Iterable[Sample], most: int) -> Iterator[
 
 
 def run(program: Program, sample: Sample, leaves: dict[str, torch.Tensor] | None = None) -> Values:
-    """The value of every node; `leaves` stand in for the parameters they are named after. Builds a graph where grad is enabled."""
+    """The value of every node; `leaves` stand in for the parameters they are named after, and gradients reach them."""
     values: Values = dict(zip(program.inputs, sample, strict=True))
     leaves = leaves or {}
     for node in program.nodes:
@@ -105,5 +105,5 @@ def differentiable(program: Program, who: str) -> Iterator[None]:
         if not re.search(r"derivative|does not require grad|not implemented|autograd", str(error)):
             raise
         raise PassError(
-            f"criterion {who} cannot differentiate '{program.name}': {str(error).splitlines()[0]}; l2 and thinet need no gradients"
+            f"criterion {who} cannot differentiate '{program.name}': {str(error).splitlines()[0]}; l2 and thinet need none"
         ) from error

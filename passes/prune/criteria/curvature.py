@@ -1,4 +1,4 @@
-"""fisher and hessian: the second-order change of the loss when an atom's filters become zero, from the curvature along weights."""
+"""fisher and hessian-trace: the second-order change of the loss when an atom's filters become zero, by curvature."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -145,7 +145,7 @@ def eliminate_fixed(readers: Sequence[Reader], atoms: int) -> torch.Tensor:
     return _greedy(losses, remove, atoms)
 
 
-def _greedy(losses, remove, atoms: int) -> torch.Tensor:  # noqa: ANN001
+def _greedy(losses: Callable[[torch.Tensor], torch.Tensor], remove: Callable[[int], None], atoms: int) -> torch.Tensor:
     """Takes the atom of least loss until none is left; importance never falls along that order."""
     importance = torch.zeros(atoms, dtype=torch.float64)
     alive = torch.arange(atoms)
