@@ -134,6 +134,8 @@ def test_passes_lists_options_and_effects():
         (["run", "{folder}/model.gw", "--input", "{folder}/calib.npz"], "shape"),
         (["optimize", "{folder}/model.onnx", "-o", "x.gw", "--traget", "cpu"], "--target"),
         (["bench", "resnet20", "--peers", "ortt"], "did you mean 'ort'"),
+        (["ranks", "{folder}/model.onnx"], "name at least one limit"),
+        (["ranks", "{folder}/model.onnx", "-p", "canonicalize", "--size", "0.5"], "needs a pipeline with one factorization"),
     ],
 )
 def test_bad_input_is_one_clear_message(files, tmp_path, arguments, message):

@@ -39,7 +39,7 @@ def applied(decomposition, program, layer, rank):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(convolutions())
 def test_full_rank_is_the_layer_itself(kind, drawn):
     module, shape = drawn
@@ -50,7 +50,7 @@ def test_full_rank_is_the_layer_itself(kind, drawn):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(convolutions(), st.data())
 def test_sizes_and_error_are_those_of_the_parts(kind, drawn, data):
     module, shape = drawn
@@ -73,7 +73,7 @@ def test_sizes_and_error_are_those_of_the_parts(kind, drawn, data):
         assert float(lost) == pytest.approx(found.error(rank), abs=1e-7)
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(st.integers(1, 12), st.integers(1, 12), st.booleans(), st.integers(0, 99))
 def test_linear_layers_at_full_rank_in_any_metric(inputs, outputs, bias, seed):
     program, layer = one_layer(nn.Linear(inputs, outputs, bias=bias), (3, 4, inputs), seed)
@@ -92,7 +92,7 @@ def test_linear_layers_at_full_rank_in_any_metric(inputs, outputs, bias, seed):
         assert largest_difference(program, applied(found, program, layer, found.full), (3, 4, inputs)) < 1e-4
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(st.integers(2, 10), st.integers(2, 10), st.integers(0, 99), st.data())
 def test_a_metric_is_what_its_factorization_minimizes(inputs, outputs, seed, data):
     _, layer = one_layer(nn.Linear(inputs, outputs), (3, inputs), seed)

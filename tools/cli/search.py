@@ -1,4 +1,4 @@
-"""The verb that shows what a bit search knows: analyze."""
+"""The verbs that show what a search knows: analyze for bits, ranks for factorizations."""
 
 from __future__ import annotations
 
@@ -64,3 +64,57 @@ def analyze(
     if output is not None:
         write_atomically(output, (json.dumps([s.to_json() for s in tables], indent=1) + "\n").encode())
         err.print(f"wrote {output}")
+
+
+@app.command()
+def ranks(
+    model: ModelArgument,
+    size: Annotated[str | None, typer.Option(help="Most parameter bytes, relative: 0.7 or 0.7x.")] = None,
+    macs: Annotated[str | None, typer.Option(help="Most multiply-accumulates, relative.")] = None,
+    latency: Annotated[str | None, typer.Option(help="Most time of a run, relative, from kernels timed here.")] = None,
+    pipeline: Annotated[
+        str, typer.Option("--pipeline", "-p", help="With one factorization pass, whose ranks are searched.")
+    ] = "canonicalize,factorize-whitened-svd",
+    target: Annotated[str, typer.Option(help="Whose kernels the ranks suit; with --latency it must run here.")] = "cpu",
+    calibration: Calibration = None,
+    samples: Samples = 64,
+    cache: Cache = None,
+    seed: Seed = 0,
+    input_shape: Shapes = [],  # noqa: B006
+) -> None:
+    """Choose the rank of every layer of MODEL within limits, and print the pipeline that makes them."""
+    from ...backends.cache import cache_folder
+    from ...ir.data import Calibration as Samples_
+    from ...ir.errors import OptionError
+    from ...passes.pipeline import parse
+    from ...search.planner import Surroundings
+    from ...search.ranks import WHOLE
+    from ...search.store import Store
+    from ..progress import TerminalProgress
+    from ..ranks import plan_ranks
+    from ..sources import parse_shapes, resolve
+    from .options import batches_of, ratio
+
+    given = {"size": size, "macs": macs, "latency": latency}
+    limits = {name: ratio(text, name) for name, text in given.items() if text is not None}
+    if not limits:
+        raise OptionError("name at least one limit: --size 0.7, --macs 0.7 or --latency 0.8")
+    passes = parse(pipeline)
+    source = resolve(model, parse_shapes(input_shape))
+    batches = batches_of(source, passes, calibration, samples)
+    settings(
+        "ranks", model=source.program.name, limits=", ".join(f"{name} {most:g}" for name, most in limits.items()),
+        pipeline=passes, target=target,
+        calibration=calibration or (f"{samples} of the reference data" if batches else "none"), seed=seed,
+    )  # fmt: skip
+    with TerminalProgress(err) as progress:
+        data = None if batches is None else Samples_.for_program(source.program, batches)
+        around = Surroundings(data, store=Store(cache or cache_folder() / "search"), seed=seed, progress=progress)
+        plan = plan_ranks(source.program, passes, limits, target, around)
+    table = Table("layer", "rank", "expected loss")
+    for layer, choice in zip(plan.tables.layers, plan.solution.chosen, strict=True):
+        table.add_row(layer.origin, layer.ranks[choice], "" if layer.ranks[choice] == WHOLE else f"{layer.loss[choice]:.3g}")
+    err.print(table)
+    for metric, value in plan.solution.totals.items():
+        err.print(f"{metric}: {value:.4g}, {value / plan.whole[metric]:.3f} of the whole", highlight=False)
+    out.print(str(plan.pipeline), highlight=False, markup=False, soft_wrap=True)
