@@ -23,7 +23,6 @@ from ..search.ranks import RankTables, rank_tables
 #: Limit -> metric of the tables; all are relative to the program as the passes before the factorization leave it.
 LIMITS = {"size": "weight_bytes", "macs": "macs", "latency": "microseconds"}
 
-
 #: Ranks of a layer to choose from; a limit on latency compiles the program once for each.
 STEPS = 8
 
