@@ -101,7 +101,7 @@ def storage_type(qmin: int, qmax: int, opset: int, where: str, weight: bool = Fa
 
 
 def export_onnx(program: Program, path: str | os.PathLike[str] | None = None, opset: int | None = None) -> onnx.ModelProto:
-    """Exports a float or annotated program to ONNX.
+    """Exports a float or annotated program to ONNX. Weights stored without their zeros are written dense.
 
     Args:
         program: any stage but integer. A symbolic batch stays symbolic.
@@ -129,7 +129,7 @@ def export_onnx(program: Program, path: str | os.PathLike[str] | None = None, op
     for node in list(opaque.nodes):
         if node.target is torch.ops.gw.fake_quantize.default:
             _make_opaque(opaque, node, opset)
-        elif node.target is torch.ops.gw.fake_codebook.default:
+        elif node.target in (torch.ops.gw.fake_codebook.default, torch.ops.gw.from_bitmask.default):
             value = opaque.add_parameter(str(node.args[0]), _constant_value(opaque, node), node)
             node.replace_all_uses_with(value)
     opaque.sweep()

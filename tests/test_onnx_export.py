@@ -274,3 +274,10 @@ def test_dynamic_batch_and_pass_through_outputs():
     assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param
     x = torch.randn(7, 4)
     np.testing.assert_array_equal(run(proto, x), torch.relu(x).numpy())
+
+
+def test_weights_stored_without_zeros_are_written_dense():
+    program, context = prepared(QuantizedBlock, BLOCK)
+    sparse = run_passes(program, "sparsify-magnitude,compress-sparse", context).program
+    (sample,) = context.calibration.samples[0]
+    np.testing.assert_allclose(run(export_onnx(sparse), sample), sparse(sample)[0].numpy(), rtol=1e-4, atol=1e-5)

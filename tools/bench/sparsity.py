@@ -18,10 +18,13 @@ from ...backends.base import example_inputs
 from ...backends.registry import backend_for
 from ...backends.target import Target
 from ...ir.data import Calibration
-from ...ir.program import Program
+from ...ir.errors import OptionError, UnknownNameError
+from ...ir.program import Program, origin_of
 from ...passes.base import PassContext
 from ...passes.manager import PassManager, parameter_bytes
 from ...passes.pipeline import parse
+from ...passes.sparsify.base import sparse_layers
+from ...passes.sparsify.magnitude import lamp
 from ...search.sparsity import allocate
 from ..predict import program_predict
 from ..progress import TerminalProgress
@@ -31,11 +34,9 @@ from .markdown import machine, markdown
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
-#: Method -> pass and further options.
+#: Method -> pass and further options. `METHOD+lamp` and `METHOD+dp` give each layer a sparsity of its own.
 METHODS = {
     "magnitude": ("sparsify-magnitude", ""),
-    "lamp": ("sparsify-magnitude", "allocation=lamp"),
-    "dp": ("sparsify-magnitude", ""),
     "wanda": ("sparsify-wanda", ""),
     "dsnot-magnitude": ("sparsify-dsnot", "start=magnitude"),
     "dsnot-wanda": ("sparsify-dsnot", "start=wanda"),
@@ -48,13 +49,29 @@ ROADS = {"float": "", "int8": "smooth-quant,quantize,lower-integer"}
 
 
 def sparsify(method: str, level: str, program: Program, calibration: Calibration) -> str:
-    """The pass that makes a canonical program sparse by one method, as text."""
+    """The pass that makes a canonical program sparse by one method, as text.
+
+    Raises:
+        UnknownNameError: no such method or allocation. OptionError: an allocation of a pattern, which leaves nothing to allocate.
+    """
+    method, _, allocation = method.partition("+")
+    if method not in METHODS or allocation not in ("", "lamp", "dp"):
+        raise UnknownNameError("method", f"{method}+{allocation}".rstrip("+"), [*METHODS, *(f"{m}+lamp" for m in METHODS)])
     name, options = METHODS[method]
-    if method == "dp":
-        rules = ",".join(f'"{rule}"' for rule in allocate(program, calibration, float(level)))
-        return f"{name}{{layers=[{rules}]}}"
     amount = f'pattern="{level}"' if ":" in level else f"sparsity={level}"
+    if allocation:
+        if ":" in level:
+            raise OptionError(f"pattern {level} fixes the sparsity of every layer; '+{allocation}' has nothing to allocate")
+        make = allocate if allocation == "dp" else lamp_rules
+        amount = "layers=[" + ",".join(f'"{rule}"' for rule in make(program, calibration, float(level))) + "]"
     return f"{name}{{{','.join(filter(None, (amount, options)))}}}"
+
+
+def lamp_rules(program: Program, _calibration: Calibration, sparsity: float) -> list[str]:
+    """LAMP's allocation as rules that every sparsity pass takes."""
+    layers = sparse_layers(program)
+    shares = lamp([layer.weight.detach() for layer in layers], sparsity)
+    return [f"{origin_of(layer.node)}={share:.6f}" for layer, share in zip(layers, shares, strict=True)]
 
 
 def prepare(model: str, samples: int) -> tuple[Source, Program, Calibration]:
@@ -67,7 +84,7 @@ def prepare(model: str, samples: int) -> tuple[Source, Program, Calibration]:
 def accuracy(
     model: str,
     level: Annotated[list[str] | None, typer.Option(help="sparsity, or a pattern such as 2:4; several are allowed")] = None,
-    method: Annotated[list[str] | None, typer.Option(help=", ".join(METHODS))] = None,
+    method: Annotated[list[str] | None, typer.Option(help=", ".join(METHODS) + "; with +lamp or +dp")] = None,
     samples: Annotated[int, typer.Option(help="calibration samples")] = 64,
     evaluate: Annotated[int, typer.Option(help="evaluation samples; 0: all")] = 0,
 ) -> None:
@@ -85,11 +102,9 @@ def accuracy(
 def _sparse(
     program: Program, calibration: Calibration, levels: list[str], methods: list[str], progress: TerminalProgress
 ) -> Iterator[tuple[str, str, Program, float]]:
-    """(level, method, sparse program, processor seconds); allocations have no pattern to choose."""
+    """(level, method, sparse program, processor seconds)."""
     for level in levels:
         for method in methods:
-            if ":" in level and method in ("lamp", "dp"):
-                continue
             start = time.process_time()
             text = sparsify(method, level, program, calibration)
             result = PassManager().run(program, parse(text), PassContext(calibration, progress=progress))
