@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from ..ir.batch import over_samples
 from ..ir.content import content_key
 from ..ir.data import Calibration
 from ..ir.errors import OptionError
@@ -25,7 +26,7 @@ from ..passes.prune.remove_blocks import RemoveBlocks
 from .cost.bops import multiplications, products
 from .problem import Limit, Problem
 from .sensitivity.loss import choose
-from .sensitivity.network import Values, over_samples
+from .sensitivity.network import Values
 from .solvers import evolutionary
 from .store import Store
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..ir.batch import over_samples
 from ..ir.data import Calibration, Sample
 from ..ir.errors import OptionError, PassError
 from ..ir.program import Program, origin_of
@@ -23,7 +24,7 @@ from ..passes.sparsify.magnitude import pruned
 from .problem import Limit, Problem, Solution
 from .sensitivity.base import Layer
 from .sensitivity.loss import relative_error
-from .sensitivity.network import Network, over_samples
+from .sensitivity.network import Network
 from .solvers import solve
 
 #: Sparsities that a layer may have.
