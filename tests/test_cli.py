@@ -65,6 +65,17 @@ def test_run_and_inspect(files):
     assert "convolution" in graphwright("inspect", files / "model.pt2").stdout
 
 
+def test_inspect_groups(files):
+    done = graphwright("inspect", files / "model.pt2", "--groups")
+    assert done.returncode == 0, done.stderr
+    assert "stem: 8 atoms\n    out   stem_weight" in done.stdout and "head: 5 atoms, pinned: it reaches" in done.stdout
+    assert done.stdout.splitlines()[-1] == "1 groups can be cut, 1 are pinned"
+    groups = json.loads(graphwright("inspect", files / "model.pt2", "--groups", "--json").stdout)
+    assert [len(g["members"][0]["indices"]) for g in groups] == [8, 5]
+    refused = graphwright("inspect", files / "model.gw", "--groups")
+    assert refused.returncode == 1 and "is an artifact: give the model" in refused.stderr
+
+
 def test_rewrite_to_onnx_and_replay_of_a_plan(files):
     pipeline = "canonicalize,quantize"
     common = ["--calibration", files / "calib.npz"]

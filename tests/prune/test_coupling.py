@@ -182,6 +182,18 @@ def test_flatten() -> None:
     assert ("in", "3_weight", 1, 16) in members(check_each(program, x)["0"])
 
 
+def test_channel_shuffle_is_a_permutation() -> None:
+    """Rows and columns that are left whole stay a reshape; anything else becomes a gather."""
+    program, x = images(lambda x: F.relu(prune_graphs.Shuffle(2)(F.relu(x))))
+    assert [(g.name, g.size, bool(g.pinned)) for g in coupled_groups(program)] == [("first", 8, False), ("last", 3, True)]
+    targets = [
+        {node.target for node in prune_graphs.check_cut(program, {"first": gone}, [x]).nodes}
+        for gone in ([1, 5], [0, 1, 2, 3], [1, 4])
+    ]
+    gather, reshape = torch.ops.aten.index_select.default, torch.ops.aten.reshape.default
+    assert [(reshape in t, gather in t) for t in targets] == [(True, False), (True, False), (False, True)]
+
+
 def test_concatenation_keeps_groups_apart() -> None:
     program, x = images(lambda x, other: torch.cat([x, other(x)], 1), last=12, other=nn.Conv2d(8, 4, 1))
     groups = check_each(program, x)
