@@ -280,6 +280,8 @@ class Swin(nn.Module):
         self.merge_norm, self.merge = nn.LayerNorm(4 * channels), nn.Linear(4 * channels, 2 * channels, bias=False)
         self.head = nn.Linear(2 * channels, 5)
 
+    number: torch.Tensor
+
     def attend(self, x: torch.Tensor, k: int, shift: int) -> torch.Tensor:
         (b, h, w, c), n = x.shape, self.window
         x = torch.roll(x, (-shift, -shift), (1, 2)) if shift else x

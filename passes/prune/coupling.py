@@ -122,41 +122,31 @@ def _places(coupling: Coupling) -> tuple[dict[Place, bytes], dict[bytes, list[tu
 def _groups(
     coupling: Coupling, places: dict[Place, bytes], free: dict[bytes, list[tuple[int, ...]]]
 ) -> dict[str, tuple[Group, tuple[int, ...]]]:
-    positions = {key: _positions(labels) for key, labels in free.items()}
+    by_key = {key: _positions(labels) for key, labels in free.items()}
+    positions = {place: by_key[key] for place, key in places.items()}
     pins = coupling.atoms.pins()
-    for place, key in places.items():
-        for atom, (_, where) in positions[key].items():
-            if len(where) == len(free[key]):
-                pins.setdefault(atom, f"it is the whole of dimension {place.dim} of '{place.node}'")
     holders: dict[int, list[Place]] = {}
     for place, key in places.items():
-        for atom in positions[key]:
+        for atom, (_, indices) in positions[place].items():
             holders.setdefault(atom, []).append(place)
+            if len(indices) == len(free[key]):
+                pins.setdefault(atom, f"it is the whole of dimension {place.dim} of '{place.node}'")
     # Atoms that stand in the same places, at the same factor and equally often, are alike; pinned ones, in the same parameters.
     classes: dict[tuple[frozenset, bool], list[int]] = {}
     for atom, held in holders.items():
-        alike = [place for place in held if place.is_parameter] if atom in pins else held
-        kind = frozenset((place, positions[places[place]][atom][0], len(positions[places[place]][atom][1])) for place in alike)
+        held = holders[atom] = [place for place in held if place.is_parameter or atom not in pins]
+        kind = frozenset((place, positions[place][atom][0], len(positions[place][atom][1])) for place in held)
         classes.setdefault((kind, atom in pins), []).append(atom)
     names = _Names(coupling)
     found = []
     for atoms in classes.values():
-        pinned = pins.get(atoms[0], "")
-        alike = [place for place in holders[atoms[0]] if place.is_parameter or not pinned]
-        rows = {place: tuple(tuple(positions[places[place]][a][1]) for a in atoms) for place in alike}
-        members = tuple(names.member(place, indices) for place, indices in rows.items() if place.is_parameter)
-        written = any(m.role == "out" for m in members)
-        if not members or not (written or (not pinned and len(atoms) > 1)):
-            continue
-        if len(atoms) == 1:
-            pinned = pinned or "it is a single atom, and one must stay"
-        values = tuple((p.node, p.dim, indices) for p, indices in rows.items() if not p.is_parameter and p.item is None)
-        factor = {
-            place: positions[places[place]][atoms[0]][0] for place in rows if len(free[places[place]][rows[place][0][0]]) > 1
-        }
-        rank, name = names.of(members, factor)
-        ordered = tuple(sorted(members, key=lambda m: names.order(m)))
-        found.append((rank, Group(name, len(atoms), ordered, values, pinned), tuple(atoms)))
+        first, pinned = atoms[0], pins.get(atoms[0], "")
+        rows = {place: tuple(tuple(positions[place][atom][1]) for atom in atoms) for place in holders[first]}
+        # Where the labels are products, which factor of them the group is.
+        factors = {place: positions[place][first][0] for place in rows if len(free[places[place]][rows[place][0][0]]) > 1}
+        group = names.group(rows, factors, pinned)
+        if group is not None:
+            found.append((*group, tuple(atoms)))
     return _numbered(found)
 
 
@@ -191,6 +181,27 @@ class _Names:
             if node.op == "get_attr":
                 self.readers.setdefault(str(node.target), []).extend(node.users)
 
+    def group(
+        self, rows: dict[Place, tuple[tuple[int, ...], ...]], factors: dict[Place, int], pinned: str
+    ) -> tuple[tuple, Group] | None:
+        """Sort key and description of a class of atoms; None where nobody could want to cut it.
+
+        The name is that of the first layer that writes it, or else of its first reader.
+        """
+        members = [self.member(place, indices) for place, indices in rows.items() if place.is_parameter]
+        size = len(next(iter(rows.values()), ()))
+        if not members or not (any(m.role == "out" for m in members) or (not pinned and size > 1)):
+            return None
+        if size == 1 and not pinned:
+            pinned = "it is a single atom, and one must stay"
+        first = min(members, key=lambda m: (m.role != "out", *self.order(m)))
+        factor = factors.get(Place(first.parameter, first.dim, True))
+        node = self.first_reader(first)
+        name = origin_of(node) + ("" if factor is None else f":{factor}")
+        values = tuple((p.node, p.dim, indices) for p, indices in rows.items() if not p.is_parameter and p.item is None)
+        rank = self.position[node], factor or 0, first.indices[0]
+        return rank, Group(name, size, tuple(sorted(members, key=self.order)), values, pinned)
+
     def member(self, place: Place, indices: tuple[tuple[int, ...], ...]) -> Member:
         by_role = self.roles.get((place.node, place.dim), {})
         role = next((r for r in ("out", "in") if r in by_role), "along")
@@ -203,10 +214,3 @@ class _Names:
 
     def order(self, member: Member) -> tuple:
         return self.position[self.first_reader(member)], member.role != "out", member.parameter, member.dim
-
-    def of(self, members: tuple[Member, ...], factor: dict[Place, int]) -> tuple[tuple, str]:
-        """Sort key and name of a group: from the first layer that writes it, or else from its first reader."""
-        first = min(members, key=lambda m: (m.role != "out", *self.order(m)))
-        k = factor.get(Place(first.parameter, first.dim, True))
-        node = self.first_reader(first)
-        return (self.position[node], k or 0, first.indices[0]), origin_of(node) + ("" if k is None else f":{k}")

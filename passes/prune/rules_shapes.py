@@ -27,8 +27,9 @@ def permute(c: Coupling, node: fx.Node) -> Dims:
 @rule(aten.transpose.int)
 def transpose(c: Coupling, node: fx.Node) -> Dims:
     dims = list(c.of(node.args[0]))
-    a, b = node.args[1:3]
-    dims[a], dims[b] = dims[b], dims[a]  # type: ignore[index]
+    arguments: tuple[Any, ...] = node.args
+    first, second = arguments[1:3]
+    dims[first], dims[second] = dims[second], dims[first]
     return tuple(dims)
 
 

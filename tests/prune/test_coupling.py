@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import prune_graphs
 import pytest
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 class Between(nn.Module):
     """A function between a first and a last layer."""
 
-    def __init__(self, first: nn.Module, function: Callable[[torch.Tensor], torch.Tensor], last: nn.Module, **others: nn.Module):
+    def __init__(self, first: nn.Module, function: Callable[..., torch.Tensor], last: nn.Module, **others: nn.Module):
         super().__init__()
         self.first, self.last, self.others, self.function = first, last, nn.ModuleDict(others), function
 
@@ -28,14 +29,14 @@ class Between(nn.Module):
         return self.last(self.function(self.first(x), **self.others))
 
 
-def images(function: Callable, channels: int = 8, last: int = 8, **others: nn.Module) -> tuple[Program, torch.Tensor]:
+def images(function: Callable, *, channels: int = 8, last: int = 8, **others: Any) -> tuple[Program, torch.Tensor]:
     torch.manual_seed(0)
     model = Between(nn.Conv2d(2, channels, 1), function, nn.Conv2d(last, 3, 1), **others).double()
     x = torch.randn(2, 2, 4, 4, dtype=torch.float64)
     return prune_graphs.canonical(model, x), x
 
 
-def rows(function: Callable, channels: int = 8, last: int = 8, **others: nn.Module) -> tuple[Program, torch.Tensor]:
+def rows(function: Callable, *, channels: int = 8, last: int = 8, **others: Any) -> tuple[Program, torch.Tensor]:
     torch.manual_seed(0)
     model = Between(nn.Linear(5, channels), function, nn.Linear(last, 3), **others).double()
     x = torch.randn(2, 3, 5, dtype=torch.float64)
@@ -155,7 +156,7 @@ def test_grouped_convolution(transposed: bool) -> None:
     assert {g.name: g.size for g in groups.values() if not g.pinned} == {"first:0": 4, "first:1": 2, inside: 3}
     smaller = cut(program, {"first:0": [0, 2], "first:1": [1]})
     [node] = [n for n in smaller.nodes if n.target is torch.ops.aten.convolution.default and n.args[8] != 1]
-    assert node.args[8] == 2 and node.args[0].meta["val"].shape[1] == 2
+    assert node.args[8] == 2 and node.all_input_nodes[0].meta["val"].shape[1] == 2
 
 
 def test_depthwise_follows() -> None:
