@@ -27,8 +27,7 @@ def permute(c: Coupling, node: fx.Node) -> Dims:
 @rule(aten.transpose.int)
 def transpose(c: Coupling, node: fx.Node) -> Dims:
     dims = list(c.of(node.args[0]))
-    arguments: tuple[Any, ...] = node.args
-    first, second = arguments[1:3]
+    first, second = (int(d) for d in node.args[1:3])  # type: ignore[arg-type]
     dims[first], dims[second] = dims[second], dims[first]
     return tuple(dims)
 

@@ -68,10 +68,10 @@ def inspect(
 def _canonical(program: Program) -> Program:
     """The program as pruning sees it."""
     from ...ir.program import Stage
-    from ...passes.fold.canonicalize import Canonicalize
     from ...passes.manager import PassManager
+    from ...passes.pipeline import parse
 
-    return PassManager().run(program, (Canonicalize(),)).program if program.stage is Stage.CAPTURED else program
+    return PassManager().run(program, parse("canonicalize")).program if program.stage is Stage.CAPTURED else program
 
 
 def _print_blocks(program: Program, as_json: bool) -> None:
