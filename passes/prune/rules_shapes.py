@@ -94,7 +94,7 @@ def shuffle_at(node: fx.Node) -> Shuffle | None:
         return None
     order = list(range(len(apart)))
     if moves.target is aten.transpose.int:
-        a, b = (d % len(order) for d in moves.args[1:3])  # type: ignore[operator]
+        a, b = (int(d) % len(order) for d in moves.args[1:3])  # type: ignore[arg-type]
         order[a], order[b] = order[b], order[a]
     else:
         order = [d % len(order) for d in moves.args[1]]  # type: ignore[union-attr, operator]
