@@ -42,7 +42,7 @@ class Point:
     score: float
     float_score: float
     seconds: float
-    program: Program = dataclasses.field(repr=False)
+    program: Program | None = dataclasses.field(default=None, repr=False)
     latency_ms: float | None = None
 
     @property
@@ -142,14 +142,16 @@ def points(bench: Bench, share: float, criteria: Sequence[str], allocated: Seque
         yield bench.run(f"{criterion}, allocated, reconstructed", options, float_score, time.perf_counter() - start)
 
 
-def peer_points(bench: Bench, python: Path, share: float, importances: Sequence[str] = IMPORTANCES) -> Iterator[Point]:
-    """What Torch-Pruning makes of the same weights, calibration samples and budget."""
+def peer_points(
+    bench: Bench, python: Path, share: float, importances: Sequence[str] = IMPORTANCES, programs: bool = False
+) -> Iterator[Point]:
+    """What Torch-Pruning makes of the same weights, calibration samples and budget; `programs` to time them afterwards."""
     float_score = bench.score(bench.program)
     version, found = run_torch_pruning(
-        python, bench.model, share, bench.samples, [batch for batch, _ in bench.evaluation], importances
+        python, bench.model, share, bench.samples, [batch for batch, _ in bench.evaluation], importances, programs
     )
     for pruned in found:
-        program = PassManager().run(pruned.program, parse("canonicalize")).program
+        program = None if pruned.program is None else PassManager().run(pruned.program, parse("canonicalize")).program
         name = f"Torch-Pruning {version}: {pruned.method}"
         yield Point(bench.model, name, pruned.share, bench.accuracy(pruned.outputs), float_score, pruned.seconds, program)
 
@@ -158,7 +160,10 @@ def timed(rows: Sequence[Point], repeats: int = 200) -> list[Point]:
     """The points with the latency of their float artifacts on this machine: the least median of three rounds, all in turns."""
     target = Target.parse("cpu")
     backend = backend_for(target)
-    compiled = [backend.compile(row.program, target) for row in rows]
-    inputs = example_inputs(rows[0].program)
+    programs = [row.program for row in rows if row.program is not None]
+    if len(programs) < len(rows):
+        raise DataError("every point needs its program to be timed; make the peer's with programs=True")
+    compiled = [backend.compile(program, target) for program in programs]
+    inputs = example_inputs(programs[0])
     rounds = [[backend.latency(one, inputs, repeats) for one in compiled] for _ in range(3)]
     return [dataclasses.replace(row, latency_ms=min(times)) for row, times in zip(rows, zip(*rounds, strict=True), strict=True)]

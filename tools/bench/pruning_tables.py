@@ -36,7 +36,7 @@ def pruning(
             bench = Bench.of(model, samples, evaluate or None, progress, held_out)
             rows = list(points(bench, share, _names(criteria), _names(allocated)))
             if torch_pruning is not None:
-                rows += peer_points(bench, torch_pruning, share, _names(importances))
+                rows += peer_points(bench, torch_pruning, share, _names(importances), latency)
             if latency:
                 rows = timed(rows)
         where = "held-out calibration samples" if held_out else "evaluation samples"

@@ -28,7 +28,7 @@ from .mct import export
 
 _WORKER = Path(__file__).with_name("torch_pruning_worker.py")
 
-IMPORTANCES = ("magnitude", "l1", "lamp", "fpgm", "bn-scale", "taylor", "hessian", "random")
+IMPORTANCES = ("magnitude", "l1", "lamp", "fpgm", "bn-scale", "taylor", "random")
 
 
 class TorchPruningError(GraphwrightError):
@@ -43,14 +43,14 @@ class Pruned:
         method: criterion, `global` or `uniform`, and whether batch-norm statistics were taken anew.
         share: of the float network's multiply-accumulates.
         outputs: for each evaluation batch.
-        program: the network itself, batch 1.
+        program: the network itself, batch 1, where it was asked for.
     """
 
     method: str
     share: float
     seconds: float
     outputs: tuple[torch.Tensor, ...]
-    program: Program
+    program: Program | None
 
 
 def run_torch_pruning(
@@ -60,6 +60,7 @@ def run_torch_pruning(
     samples: int,
     evaluation: Sequence[torch.Tensor],
     importances: Sequence[str] = IMPORTANCES,
+    programs: bool = False,
     threads: int = 1,
 ) -> tuple[str, list[Pruned]]:
     """Torch-Pruning's version, and every network it makes of `model` at `share` of the multiply-accumulates.
@@ -71,7 +72,7 @@ def run_torch_pruning(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         export(reference, folder, samples, evaluation)
-        settings = {"share": share, "importances": list(importances), "threads": threads}
+        settings = {"share": share, "importances": list(importances), "programs": programs, "threads": threads}
         (folder / "settings.json").write_text(json.dumps(settings))
         done = subprocess.run([python, "-P", _WORKER, folder], capture_output=True, text=True, check=False)
         if done.returncode:
@@ -88,6 +89,6 @@ def run_torch_pruning(
                 "global" if row["global"] else "uniform",
                 *(["new statistics"] if row["statistics"] else []),
             ]
-            program = load_program(folder / f"model-{index}.pt2")
+            program = load_program(folder / f"model-{index}.pt2") if programs else None
             found.append(Pruned(", ".join(words), row["share"], row["seconds"], outputs, program))
     return result["version"], found

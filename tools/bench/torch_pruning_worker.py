@@ -30,27 +30,26 @@ def importance(name: str) -> Any:
         "fpgm": lambda: tp.importance.FPGMImportance(p=2),
         "bn-scale": lambda: tp.importance.BNScaleImportance(),
         "taylor": lambda: tp.importance.GroupTaylorImportance(),
-        "hessian": lambda: tp.importance.GroupHessianImportance(),
         "random": lambda: tp.importance.RandomImportance(),
     }[name]()
 
 
-def prepared(model: torch.nn.Module, name: str, calibration: list[torch.Tensor]) -> tuple[torch.nn.Module, Any]:
-    """A copy with the gradients that the criterion reads, of the cross entropy with the model's own predictions."""
-    model, ranked = copy.deepcopy(model), importance(name)
+def with_gradients(model: torch.nn.Module, calibration: list[torch.Tensor]) -> torch.nn.Module:
+    """The model with the gradients of the cross entropy with its own predictions."""
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    if name == "taylor":
-        for batch in calibration:
-            scores = model(batch)
-            torch.nn.functional.cross_entropy(scores, scores.argmax(1)).backward()
-    elif name == "hessian":
-        for row in torch.cat(calibration)[:128]:
-            scores = model(row[None])
-            model.zero_grad()
-            torch.nn.functional.cross_entropy(scores, scores.argmax(1)).backward()
-            ranked.accumulate_grad(model)
-    return model, ranked
+    for batch in calibration:
+        scores = model(batch)
+        torch.nn.functional.cross_entropy(scores, scores.argmax(1)).backward()
+    return model
+
+
+def copied(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy, gradients included, which deepcopy leaves out."""
+    other = copy.deepcopy(model)
+    for new, old in zip(other.parameters(), model.parameters(), strict=True):
+        new.grad = None if old.grad is None else old.grad.clone()
+    return other
 
 
 def prune(model: torch.nn.Module, ranked: Any, example: torch.Tensor, ratio: float, everywhere: bool) -> torch.nn.Module:
@@ -64,14 +63,14 @@ def prune(model: torch.nn.Module, ranked: Any, example: torch.Tensor, ratio: flo
 
 
 def to_budget(
-    model: torch.nn.Module, name: str, everywhere: bool, share: float, example: torch.Tensor, calibration: list[torch.Tensor]
+    model: torch.nn.Module, name: str, everywhere: bool, share: float, example: torch.Tensor
 ) -> tuple[torch.nn.Module, float]:
     """The largest pruned network whose multiply-accumulates are at most `share` of the original's, and its share."""
     whole, _ = tp.utils.count_ops_and_params(model, example)
     low, high, best = 0.0, 0.95, None
     for _ in range(STEPS):
         ratio = (low + high) / 2
-        found = prune(*prepared(model, name, calibration), example, ratio, everywhere)
+        found = prune(copied(model), importance(name), example, ratio, everywhere)
         macs, _ = tp.utils.count_ops_and_params(found, example)
         if macs <= share * whole:
             high = ratio
@@ -106,11 +105,12 @@ def main(folder: Path) -> None:
         calibration = [torch.from_numpy(stored[name]) for name in stored.files]
     with np.load(folder / "evaluation.npz") as stored:
         evaluation = [torch.from_numpy(stored[name]) for name in stored.files]
+    with_gradients(model, calibration)
     example, rows = calibration[0][:1], []
     for name in settings["importances"]:
         for everywhere in (False, True):
             start = time.monotonic()
-            pruned, share = to_budget(model, name, everywhere, settings["share"], example, calibration)
+            pruned, share = to_budget(model, name, everywhere, settings["share"], example)
             seconds = time.monotonic() - start
             for statistics in (False, True):
                 final = restate(pruned, calibration) if statistics else pruned.eval()
@@ -118,7 +118,8 @@ def main(folder: Path) -> None:
                     outputs = [final(batch).numpy() for batch in evaluation]
                 index = len(rows)
                 np.savez(folder / f"outputs-{index}.npz", *outputs)
-                torch.export.save(torch.export.export(final, (example,)), folder / f"model-{index}.pt2")
+                if settings["programs"]:
+                    torch.export.save(torch.export.export(final, (example,)), folder / f"model-{index}.pt2")
                 rows.append(
                     {"importance": name, "global": everywhere, "statistics": statistics, "share": share, "seconds": seconds}
                 )
