@@ -15,7 +15,7 @@ from .markdown import machine, markdown
 from .pruning import Bench, Point, peer_points, points, timed
 from .torch_pruning import IMPORTANCES
 
-CRITERIA = "random,l1,l2,geometric-median,batch-norm,taylor,fisher,hessian-trace,thinet"
+CRITERIA = "random,l1,l2,geometric-median,batch-norm,taylor,fisher,hessian-trace,relevance,thinet"
 
 
 def pruning(

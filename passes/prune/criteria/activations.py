@@ -14,6 +14,7 @@ from torch import fx
 from ....ir.data import Sample
 from ....ir.errors import PassError
 from ....ir.program import Program
+from ...relevance import RelevanceRules
 from ..group import Group
 
 Values = dict[fx.Node, torch.Tensor]
@@ -66,8 +67,13 @@ def rows_of(program: Program, samples: Iterable[Sample], most: int) -> Iterator[
             count += 1
 
 
-def run(program: Program, sample: Sample, leaves: dict[str, torch.Tensor] | None = None) -> Values:
-    """The value of every node; `leaves` stand in for the parameters they are named after, and gradients reach them."""
+def run(
+    program: Program, sample: Sample, leaves: dict[str, torch.Tensor] | None = None, rules: RelevanceRules | None = None
+) -> Values:
+    """The value of every node; `leaves` stand in for the parameters they are named after, and gradients reach them.
+
+    rules: give the values other gradients.
+    """
     values: Values = dict(zip(program.inputs, sample, strict=True))
     leaves = leaves or {}
     for node in program.nodes:
@@ -77,7 +83,8 @@ def run(program: Program, sample: Sample, leaves: dict[str, torch.Tensor] | None
         elif node.op == "call_function":
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])  # type: ignore[misc]
             function: Callable[..., Any] = node.target  # type: ignore[assignment]
-            values[node] = function(*args, **kwargs)
+            value = function(*args, **kwargs)
+            values[node] = value if rules is None else rules.apply(node, value, values)
     return values
 
 
