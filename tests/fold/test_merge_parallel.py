@@ -60,6 +60,18 @@ def test_repvgg_block(build, rewrite, ops, groups, dilation, kernel):
     assert row.stats == {"merged": 2} and ops(after) == {"convolution": 1}
 
 
+def test_a_trained_repvgg_block_is_one_convolution(build, rewrite, ops):
+    b = build((1, 4, 9, 9))
+    branches = [
+        b.batch_norm(b.conv(b.x, (4, 4, 3, 3), padding=1), 4),
+        b.batch_norm(b.conv(b.x, (4, 4, 1, 1)), 4),
+        b.batch_norm(b.x, 4),
+    ]
+    y = b(aten.add.Tensor, b(aten.add.Tensor, branches[0], branches[1]), branches[2])
+    after, row = rewrite(b.returns(b(aten.relu.default, y)), "canonicalize,merge-parallel")
+    assert row.stats == {"merged": 2} and ops(after) == {"convolution": 1, "relu": 1}
+
+
 def test_what_does_not_meet_stays(build, rewrite):
     cases = [
         {"weight": (4, 4, 3, 3), "padding": 2, "dilation": 2},  # taps between taps
