@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,16 @@ class _Keep(fx.Interpreter):
         return value
 
 
+def keep_values(program: Program, wanted: set[fx.Node], samples: Sequence[Sample]) -> Iterator[Values]:
+    """The values of `wanted`, sample by sample."""
+    program.graph_module.recompile()
+    for sample in samples:
+        runner = _Keep(program, wanted)
+        with torch.no_grad():
+            runner.run(*sample)
+        yield runner.kept
+
+
 def cosines(
     program: Program,
     pairs: Sequence[tuple[fx.Node, fx.Node]],
@@ -42,14 +52,10 @@ def cosines(
 
     A position's vector runs over the channels: axis 1 of an image (N, C, H, W), the last axis of tokens (N, T, C).
     """  # fmt: skip
-    program.graph_module.recompile()
     totals = [0.0] * len(pairs)
-    for done, sample in enumerate(samples, 1):
-        runner = _Keep(program, {node for pair in pairs for node in pair})
-        with torch.no_grad():
-            runner.run(*sample)
-            for index, (before, after) in enumerate(pairs):
-                totals[index] += float(measure(_cosine(runner.kept[before], runner.kept[after])).mean())
+    for done, kept in enumerate(keep_values(program, {node for pair in pairs for node in pair}, samples), 1):
+        for index, (before, after) in enumerate(pairs):
+            totals[index] += float(measure(_cosine(kept[before], kept[after])).mean())
         context.progress(done, len(samples), "compare blocks' inputs and outputs")
     return [total / len(samples) for total in totals]
 
