@@ -57,6 +57,7 @@ def test_the_activation_that_is_nearly_a_line_goes(criterion):
     layer = next(c for c in candidates(program) if c.name == "blocks.1.gelu").first.node
     # Values far above zero, where GELU is the identity.
     program.replace_parameter(layer.args[2], program.parameter(layer.args[2]) + 9.0)
+    program.sweep()
     result = compress(program, f"linearize-activations{{count=1,criterion={criterion}}}")
     assert result.certificate[-1].stats["linearized"] == "blocks.1.gelu"
 
