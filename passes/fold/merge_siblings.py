@@ -23,9 +23,9 @@ class MergeSiblings(Pass):
         %q = aten.linear(%x, Wq, bq);  %k = aten.linear(%x, Wk, bk);  %v = aten.linear(%x, Wv, bv)
      -> %y = aten.linear(%x, [Wq; Wk; Wv], [bq; bk; bv]);  %q = aten.slice(%y, -1, 0, n);  %k = ...
 
-    Same products, fewer and wider kernels. Not part of `canonicalize`: it pays where one wide layer runs faster than several
-    narrow ones and the slices cost nothing, which is so where attention reads them. Layers are merged where their results are at
-    most `widest` times as wide as what they read.
+    Same products, fewer and wider kernels; slices that attention reads cost no copy. Not part of `canonicalize`: whether one wide
+    layer is faster depends on shapes and target, so measure. Layers are merged where their results are together at most `widest`
+    times as wide as what they read.
 
     Args:
         widest: most outputs of a merged layer, relative to its inputs.
