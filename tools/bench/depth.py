@@ -24,6 +24,7 @@ import typer
 
 from ...ir.batch import with_batch
 from ...ir.data import Calibration
+from ...ir.errors import OptionError
 from ...ir.program import Program
 from ...passes.base import PassContext
 from ...passes.manager import PassManager
@@ -110,11 +111,11 @@ def blocks(
     generations: Annotated[int, typer.Option(help="of the evolutionary search; 0: leave it out")] = 10,
 ) -> None:
     """Score against the number of layers removed or sharing their neighbour's weights."""
+    if generations and samples < 8 * batch:
+        raise OptionError(f"the evolutionary search judges 8 batches or more: --samples {8 * batch}, or --generations 0")
     subject = Subject.load(model, batch, samples, evaluate or None)
-    rows = {name: [f"{subject.score(subject.program):.4f}"] for name in CURVES}
-    rows["random"] = rows["evolutionary, branches"] = []
-    base = rows["block influence"][0]
-    rows["random"], rows["evolutionary, branches"] = [base], [base]
+    base = f"{subject.score(subject.program):.4f}"
+    rows = {name: [base] for name in (*CURVES, "random", "evolutionary, branches")}
     layers = find_blocks(subject.program).layers
     whole, each = macs(subject.program), 0
     for count in range(1, most + 1):
