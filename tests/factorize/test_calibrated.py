@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from factorize_models import Convolutions, layers_of, one_layer
 from graphwright.ir.data import Calibration
 from graphwright.ir.errors import OptionError, PassError
 from graphwright.passes.base import PassContext
+from graphwright.passes.factorize.afm import predicting
 from graphwright.passes.factorize.fwsvd import fisher
 from graphwright.passes.factorize.matrix import Matrix
 from graphwright.passes.factorize.whitened_svd import FactorizeWhitenedSvd
+from graphwright.passes.layerwise import LayerRows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quantize_models import Block, correlated, prepare, prepared, run, seeded
@@ -170,3 +174,21 @@ def test_plans_of_one_model_share_what_was_seen(method):
     alone = run(program, f'{method}{{ranks=["fc1=6"]}}', PassContext(fresh.calibration)).program
     x = fresh.calibration.samples[0]
     assert torch.allclose(again(*x)[0], alone(*x)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "noise"), [(48, 1.0), (4000, 0.1)])
+def test_afm_moves_a_weight_only_as_far_as_held_out_rows_agree(count, noise):
+    """Few noisy rows: staying is better than their fit. Many: the true weight is found."""
+    draw = {"generator": torch.Generator().manual_seed(0)}
+    inputs, weight, change = torch.randn(count, 24, **draw), torch.randn(8, 24, **draw), 0.1 * torch.randn(8, 24, **draw)
+    targets = inputs @ (weight + change).T + noise * torch.randn(count, 8, **draw)
+    parts = (x[None] for x in (inputs, inputs, targets, weight, torch.zeros(1, 8)))
+    rows = LayerRows(*parts, fitted=count * 3 // 4)
+    found = predicting(weight.double(), rows, ridge=1e-6)
+    fit = predicting(weight.double(), replace(rows, fitted=count), ridge=1e-6)
+    stayed, moved, fitted = (float((w - weight - change).norm() / change.norm()) for w in (weight, found, fit))
+    assert stayed == pytest.approx(1.0)
+    if count == 48:
+        assert fitted > 2.0 and moved < 0.75 * fitted
+    else:
+        assert fitted < 0.2 and moved < 0.2
