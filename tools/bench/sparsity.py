@@ -2,21 +2,26 @@
 
 python -m graphwright.tools.bench.sparsity accuracy gpt-small --level 0.5
 python -m graphwright.tools.bench.sparsity storage gpt-small --level 0.5
+python -m graphwright.tools.bench.sparsity decode
 
 Weights are chosen on calibration data, scores are of evaluation data that no pass has seen; no fine-tuning.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated
 
+import torch
 import typer
 
 from ...backends.base import example_inputs
 from ...backends.registry import backend_for
 from ...backends.target import Target
+from ...ir.capture import capture
 from ...ir.data import Calibration
 from ...ir.errors import OptionError, UnknownNameError
 from ...ir.program import Program, origin_of
@@ -87,6 +92,7 @@ def accuracy(
     method: Annotated[list[str] | None, typer.Option(help=", ".join(METHODS) + "; with +lamp or +dp")] = None,
     samples: Annotated[int, typer.Option(help="calibration samples")] = 64,
     evaluate: Annotated[int, typer.Option(help="evaluation samples; 0: all")] = 0,
+    permute: Annotated[bool, typer.Option("--permute", help="permute channels before a pattern")] = False,
 ) -> None:
     """Score of a model by method and level."""
     source, program, calibration = prepare(model, samples)
@@ -94,21 +100,24 @@ def accuracy(
     first = ["dense", "", _score(source, program, evaluate), ""]
     typer.echo(markdown(["level", "method", _heading(source), "seconds"], [first]))
     with TerminalProgress() as progress:
-        for label, name, sparse, seconds in _sparse(program, calibration, level or ["0.5"], method or list(METHODS), progress):
+        cases = itertools.product(level or ["0.5"], method or list(METHODS))
+        for label, name, sparse, seconds in _sparse(program, calibration, cases, permute, progress):
             row = label, name, _score(source, sparse, evaluate), f"{seconds:.0f}"
             typer.echo(f"| {' | '.join(row)} |")  # at once: a run that is stopped leaves its rows
 
 
 def _sparse(
-    program: Program, calibration: Calibration, levels: list[str], methods: list[str], progress: TerminalProgress
+    program: Program, calibration: Calibration, cases: Iterable[tuple[str, str]], permute: bool, progress: TerminalProgress
 ) -> Iterator[tuple[str, str, Program, float]]:
-    """(level, method, sparse program, processor seconds)."""
-    for level in levels:
-        for method in methods:
-            start = time.process_time()
-            text = sparsify(method, level, program, calibration)
-            result = PassManager().run(program, parse(text), PassContext(calibration, progress=progress))
-            yield level, method, result.program, time.process_time() - start
+    """(level, method, sparse program, processor seconds) for cases (level, method)."""
+    for level, method in cases:
+        start = time.process_time()
+        text = sparsify(method, level, program, calibration)
+        if permute and ":" in level:
+            text = f'permute-channels{{pattern="{level}"}},{text}'
+            method = f"{method}, permuted"
+        result = PassManager().run(program, parse(text), PassContext(calibration, progress=progress))
+        yield level, method, result.program, time.process_time() - start
 
 
 def _heading(source: Source) -> str:
@@ -159,6 +168,31 @@ def storage(
     typer.echo(f"\n{model}; {machine()}\n")
     head = ["weights", "level", "parameters (MB)", "compressed", "library (MB)", "compressed", "run (ms)", "compressed"]
     typer.echo(markdown(head, rows))
+
+
+@app.command()
+def decode(
+    width: Annotated[int, typer.Option(help="inputs and outputs of the layers")] = 1024,
+    rows: Annotated[list[int] | None, typer.Option(help="rows of activations")] = None,
+    level: Annotated[str, typer.Option(help="sparsity")] = "0.5",
+) -> None:
+    """Time of the decoders beside that of the linear layers they serve, in place, one thread."""
+    backend, body = backend_for(Target.parse("cpu")), []
+    for count, (road, passes) in itertools.product(rows or [1, 256], {"float": "", "int8": "quantize,lower-integer"}.items()):
+        model, inputs = torch.nn.Sequential(*(torch.nn.Linear(width, width) for _ in range(4))), torch.randn(count, width)
+        program = capture(model.eval(), inputs)
+        context = PassContext(Calibration.for_program(program, [inputs]))
+        steps = filter(None, ("canonicalize", f"sparsify-magnitude{{sparsity={level}}}", passes, "compress-sparse"))
+        compiled = backend.compile(PassManager().run(program, parse(",".join(steps)), context).program, Target.parse("cpu"))
+        least: dict[str, float] = {"expand": math.inf, "linear": math.inf}
+        for _ in range(6):
+            times = backend.profile(compiled, [inputs], 15, threads=1).microseconds
+            for kernel, spent in zip(compiled.kernels, times, strict=True):
+                name = kernel.name.partition("_")[0]
+                least |= {name: min(least[name], spent)} if name in least else {}
+        body.append([road, str(count), f"{least['expand']:.0f}", f"{least['linear']:.0f}"])
+    typer.echo(f"\n{width}x{width}, sparsity {level}, one thread; {machine()}\n")
+    typer.echo(markdown(["weights", "rows", "decoding (us)", "layer (us)"], body))
 
 
 if __name__ == "__main__":
