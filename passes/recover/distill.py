@@ -60,6 +60,8 @@ class Distill(Recipe, Pass):
         self._samples(context)
         if context.original is None:
             raise PassError(f"{self.name} needs the program before compression: run it through PassManager")
+        if self.mixup and not all(spec.dtype.is_floating_point for spec in program.input_specs):
+            raise OptionError(f"option 'mixup' of {self.name} blends inputs, and those of '{program.name}' are not all float")
         if not learned_names(program):
             raise PassError(f"{self.name} finds no float weight in '{program.name}' to train")
 

@@ -10,10 +10,12 @@ import torch
 from torch import fx, nn
 
 from ...ir.batch import over_samples
+from ...ir.dialect import gw, tokens
 from ...ir.dialect.fake import broadcast_along
+from ...ir.dialect.sparse import dense
 from ...ir.errors import PassError
-from ...ir.program import Program, origin_of
-from ...ir.verify import FAKE
+from ...ir.program import Program, origin_of, shape_of
+from ...ir.verify import FAKE, is_gw
 from ..outputs import class_scores
 from ..quantize import operators as ops
 from ..quantize.annotate import bias_on_grid
@@ -27,6 +29,12 @@ _LEARNED = {
     ops.LINEAR: (1, 2),
     ops.LAYER_NORM: (2, 3),
     aten.embedding.default: (0,),
+}
+#: Ops of the dialect whose reference torch can batch and differentiate; called by name they are opaque.
+_REFERENCES = {
+    gw.match_tokens.default: tokens.match_tokens,
+    gw.keep_tokens.default: tokens.keep_tokens,
+    gw.sum_tokens.default: tokens.sum_tokens,
 }
 #: How near the middle between two codes a weight may start: a code is left by one small step, yet is surely that code.
 _EDGE = 0.49
@@ -53,6 +61,7 @@ class Network:
         clone = program.clone()
         clone.output.args = (tuple(class_scores(o) if scores else o for o in clone.outputs),)
         clone.output.meta = {}
+        _open_ops(clone)
         clone.sweep()
         _move_constants(clone, device)
         names = set(learned_names(clone)) if train else set()
@@ -150,6 +159,31 @@ def write_back(program: Program, values: dict[str, torch.Tensor]) -> None:
         node.replace_all_uses_with(fresh[name])
         program.graph.erase_node(node)
     program.sweep()
+
+
+def _open_ops(program: Program) -> None:
+    """Writes the ops of the dialect so that gradients pass: an opaque one would cut them off without a word.
+
+        gw.sparse_linear(x, rows of a matrix)    ->    linear(x, the matrix)
+        gw.match_tokens(keys), ...               ->    their references, see `dialect.tokens`
+
+    Raises:
+        PassError: another op of the dialect that computes on activations.
+    """
+    constant: set[fx.Node] = set()
+    for node in list(program.nodes):
+        if node.op == "get_attr" or (node.op == "call_function" and constant.issuperset(node.all_input_nodes)):
+            constant.add(node)
+        elif node.target is gw.sparse_linear.default:
+            x, *rows = node.all_input_nodes
+            start, columns, values = (program.parameter(n) for n in rows)
+            assert start is not None and columns is not None and values is not None
+            matrix = program.add_parameter(f"{node.name}_dense", dense(start, columns, values, shape_of(x)[-1]), before=node)
+            node.target, node.args = ops.LINEAR, (x, matrix)
+        elif node.target in _REFERENCES:
+            node.target = _REFERENCES[node.target]  # type: ignore[index]
+        elif is_gw(node) and node.target not in FAKE:
+            raise PassError(f"distill cannot differentiate {node.target} at '{node.name}' (from {origin_of(node)})")
 
 
 def _move_constants(program: Program, device: torch.device) -> None:

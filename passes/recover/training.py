@@ -145,7 +145,8 @@ class Trainer:
         order = self._order(epoch)
         for group in self._optimizer.param_groups:
             group["lr"] = self.recipe.learning_rate * rate(step, self.total)
-        loss = self._loss(order[index * size : (index + 1) * size])
+        batch = order[index * size : (index + 1) * size]
+        loss = self._loss(self._blended(batch, step) if self.recipe.mixup else self._inputs(batch))
         if not bool(torch.isfinite(loss)):
             high = f"learning_rate={self.recipe.learning_rate:g}"
             raise PassError(f"distill diverged: the loss of step {step} is {loss.item()}; lower {high}")
@@ -166,8 +167,19 @@ class Trainer:
             self._shuffled = epoch, self._fitted[torch.randperm(len(self._fitted), generator=generator)]
         return self._shuffled[1]
 
-    def _loss(self, index: torch.Tensor) -> torch.Tensor:
-        inputs = tuple(x[index].to(self.device) for x in self.inputs)
+    def _inputs(self, index: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(x[index].to(self.device) for x in self.inputs)
+
+    def _blended(self, index: torch.Tensor, step: int) -> tuple[torch.Tensor, ...]:
+        """The samples `index`, a share of them (`mixup`) each blended with another sample of the step."""
+        generator = torch.Generator().manual_seed((self.seed + 1) * 1_000_003 + step)
+        other = index[torch.randperm(len(index), generator=generator)]
+        blended = torch.rand(len(index), generator=generator) < self.recipe.mixup
+        share = torch.where(blended, torch.rand(len(index), generator=generator), 1.0)
+        mixed = [torch.lerp(x[other], x[index], share.reshape(-1, *[1] * (x.dim() - 1)).to(x.dtype)) for x in self.inputs]
+        return tuple(x.to(self.device) for x in mixed)
+
+    def _loss(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
         with torch.no_grad():
             expected = self.teacher(inputs)
         actual = self.student(inputs)
@@ -181,7 +193,7 @@ class Trainer:
     def _held_out_loss(self) -> float:
         with torch.no_grad():
             parts = self._held.split(self.recipe.batch_size)
-            return sum(self._loss(part).item() * len(part) for part in parts) / len(self._held)
+            return sum(self._loss(self._inputs(part)).item() * len(part) for part in parts) / len(self._held)
 
     def _values(self) -> Values:
         return {name: value.detach().to("cpu", copy=True) for name, value in self.student.learned.items()}

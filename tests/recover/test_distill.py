@@ -22,10 +22,10 @@ from graphwright.passes.pipeline import Pipeline, parse
 from graphwright.passes.quantize.encoding import is_fake_quantize, read_codes, read_encoding
 from graphwright.passes.recover import training
 from graphwright.passes.recover.distill import Distill
-from graphwright.passes.recover.student import free_codes
+from graphwright.passes.recover.student import Network, free_codes
 from torch import nn
 
-from ..quantize_models import correlated, run, seeded, weights_of
+from ..quantize_models import Block, correlated, prepared, run, seeded, weights_of
 
 SHAPE = (1, 3, 8, 8)
 ANNOTATE = "canonicalize,quantize{weight_bits=2,activation_bits=4}"
@@ -135,6 +135,42 @@ def test_a_batch_that_the_graph_has_baked_in_trains():
     assert stats["held_out_after"] < 0.5 * stats["held_out_before"]
 
 
+@pytest.mark.parametrize(
+    "compression",
+    [
+        "prune-channels{ratio=0.5,criterion=l1,reconstruct=false}",
+        "sparsify-magnitude{sparsity=0.7}",
+        "sparsify-magnitude{sparsity=0.7},compress-sparse",
+        "factorize-svd{ratio=0.5,multiple=1}",
+    ],
+)
+def test_every_kind_of_compressed_program_trains(compression):
+    program = program_of()
+    result = run(program, f"canonicalize,{compression},distill{{epochs=6,batch_size=8,learning_rate=0.003}}", context_of(program))
+    before, after = result.certificate[-2], result.certificate[-1]
+    assert after.stats["held_out_after"] < 0.7 * after.stats["held_out_before"]
+    assert after.bytes_after == before.bytes_after
+    zeros = [
+        sum(int((t == 0).sum()) for t in p.parameters().values() if t.dim() > 1)
+        for p in (run(program, f"canonicalize,{compression}", context_of(program)).program, result.program)
+    ]
+    assert zeros[0] == zeros[1]
+
+
+def test_gradients_pass_ops_of_the_dialect():
+    """The layer before a sparse one, and before tokens are merged, learns as if the op were plain torch."""
+    program, context = prepared(Block, (1, 8, 32))
+    assert context.calibration is not None
+    for pipeline in ("spqr{share=0.1}", "reduce-tokens{merge=[2]}"):
+        compressed = run(program, pipeline, context).program
+        network = Network.of(compressed, torch.device("cpu"), train=True, scores=True)
+        inputs = torch.cat([s[0] for s in context.calibration.samples])[:, None]
+        network((inputs,))[0].square().sum().backward()
+        assert all(value.grad is not None and bool((value.grad != 0).any()) for value in network.learned.values())
+        for expected, sample in zip(network((inputs,))[0], context.calibration.samples, strict=True):
+            assert torch.allclose(expected, compressed(*sample)[0], atol=1e-5)
+
+
 def test_zeros_stay_zero():
     program = program_of()
     recovered, _ = distilled(program, context_of(program))
@@ -208,6 +244,16 @@ def test_a_model_that_lost_nothing_stays_as_it_is():
     assert result.certificate[-1].stats["held_out_after"] == result.certificate[-1].stats["held_out_before"]
 
 
+def test_blended_samples_train_too_and_token_ids_are_not_blended():
+    program = program_of()
+    _, stats = distilled(program, context_of(program), mixup=0.5)
+    assert stats["held_out_after"] < 0.3 * stats["held_out_before"]
+    tokens = capture(nn.Sequential(nn.Embedding(16, 8), nn.Linear(8, 4)), torch.zeros(1, 5, dtype=torch.int64))
+    samples = Calibration.for_program(tokens, [torch.arange(20).reshape(4, 5) % 16])
+    with pytest.raises(OptionError, match="'mixup' of distill blends inputs"):
+        run(tokens, "canonicalize,distill{mixup=0.5}", PassContext(calibration=samples))
+
+
 def test_the_seed_decides_and_nothing_else():
     program = program_of()
     first, again = (distilled(program, context_of(program), epochs=1)[0] for _ in range(2))
@@ -278,6 +324,7 @@ def test_a_damaged_checkpoint_is_an_error(tmp_path):
         ({"epochs": 0}, "'epochs' of distill must be at least 1"),
         ({"batch_size": 0}, "'batch_size' of distill must be at least 1"),
         ({"learning_rate": 0.0}, "'learning_rate' of distill must be above 0"),
+        ({"mixup": 1.5}, "'mixup' of distill must lie in 0 to 1"),
         ({"temperature": -1.0}, "'temperature' of distill must be above 0"),
     ],
 )
