@@ -89,7 +89,8 @@ class LinearizeActivations(Pass):
     leaves = Stage.COMPRESSED
     needs_calibration = True
 
-    def __post_init__(self) -> None:
+    def requires(self, program: Program, context: PassContext) -> None:
+        super().requires(program, context)
         if bool(self.layers) == bool(self.count) or self.count < 0 or self.samples < 1:
             raise OptionError(
                 "linearize-activations: name them (layers=[blocks.0.relu1]) or say how many go (count=2), one of the two"

@@ -55,7 +55,8 @@ class ReduceTokens(Pass):
     accepts = (Stage.CANONICAL, Stage.COMPRESSED)
     leaves = Stage.COMPRESSED
 
-    def __post_init__(self) -> None:
+    def requires(self, program: Program, context: PassContext) -> None:
+        super().requires(program, context)
         counts = (*self.merge, *self.prune, self.per_layer, self.protected or 0)
         if min(counts) < 0 or not any((*self.merge, *self.prune, self.per_layer)):
             raise OptionError("reduce-tokens: say how many tokens go: merge=[4,4,4], prune=[0,8] or per_layer=4, none negative")

@@ -63,7 +63,8 @@ class RemoveBlocks(Pass):
     accepts = (Stage.CANONICAL, Stage.COMPRESSED)
     leaves = Stage.COMPRESSED
 
-    def __post_init__(self) -> None:
+    def requires(self, program: Program, context: PassContext) -> None:
+        super().requires(program, context)
         if bool(self.blocks) == bool(self.count) or self.count < 0:
             raise OptionError("remove-blocks: name the blocks (blocks=[blocks.3]) or say how many go (count=2), one of the two")
         if self.samples < 1:

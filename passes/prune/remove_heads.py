@@ -44,7 +44,8 @@ class RemoveHeads(Pass):
     accepts = (Stage.CANONICAL, Stage.COMPRESSED)
     leaves = Stage.COMPRESSED
 
-    def __post_init__(self) -> None:
+    def requires(self, program: Program, context: PassContext) -> None:
+        super().requires(program, context)
         if bool(self.keep) == bool(self.count) or self.count < 0:
             raise OptionError(
                 'remove-heads: say what stays (keep=["blocks.0.attention=2"]) or how many go (count=1), one of the two'

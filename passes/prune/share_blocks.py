@@ -46,7 +46,8 @@ class ShareBlocks(Pass):
     accepts = (Stage.CANONICAL, Stage.COMPRESSED)
     leaves = Stage.COMPRESSED
 
-    def __post_init__(self) -> None:
+    def requires(self, program: Program, context: PassContext) -> None:
+        super().requires(program, context)
         if bool(self.groups) == bool(self.count) or self.count < 0 or self.samples < 1:
             raise OptionError(
                 "share-blocks: name the groups (groups=[blocks.2+blocks.3]) or say how many blocks give theirs up (count=2)"

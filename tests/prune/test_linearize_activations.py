@@ -6,7 +6,6 @@ import pytest
 import torch
 from block_models import canonical, compress, residual, transformer
 from graphwright.ir.errors import OptionError, PassError, UnknownNameError
-from graphwright.passes.pipeline import parse
 from graphwright.passes.prune.linearize_activations import candidates
 from torch import nn
 
@@ -70,7 +69,7 @@ def test_named_ones_go_whatever_they_cost():
 
 def test_bad_input_is_refused():
     with pytest.raises(OptionError, match="one of the two"):
-        parse("linearize-activations")
+        compress(transformer(1), "linearize-activations")
     with pytest.raises(UnknownNameError, match=r"did you mean 'blocks\.0\.gelu'"):
         compress(transformer(2), "linearize-activations{layers=[blocks.0.gel]}")
     with pytest.raises(PassError, match="needs calibration data"):

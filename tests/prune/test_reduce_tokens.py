@@ -11,7 +11,6 @@ from graphwright.backends.loader import load
 from graphwright.ir.dialect import gw
 from graphwright.ir.errors import OptionError, PassError
 from graphwright.ir.program import shape_of
-from graphwright.passes.pipeline import parse
 from graphwright.passes.prune.token_axis import find_attentions, protected_tokens
 from graphwright.tools.optimize import optimize
 from hypothesis import given, settings
@@ -123,9 +122,9 @@ class Flat(nn.Module):
 
 def test_bad_input_is_refused():
     with pytest.raises(OptionError, match="say how many tokens go"):
-        parse("reduce-tokens")
+        compress(transformer(1), "reduce-tokens")
     with pytest.raises(OptionError, match="give one of them"):
-        parse("reduce-tokens{per_layer=2,merge=[1]}")
+        compress(transformer(1), "reduce-tokens{per_layer=2,merge=[1]}")
     with pytest.raises(PassError, match="counts for 3 attentions, but 'test' has 2"):
         compress(transformer(2), "reduce-tokens{merge=[1,1,1]}")
     with pytest.raises(PassError, match=r"cannot drop 0 and merge 6 \(at most 5"):

@@ -7,7 +7,6 @@ import torch
 from block_models import compress, residual, transformer
 from graphwright.ir.errors import OptionError, PassError, UnknownNameError
 from graphwright.ir.program import Program, Stage
-from graphwright.passes.pipeline import parse
 from graphwright.passes.prune.blocks import find_blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -80,9 +79,9 @@ def test_the_text_of_the_chosen_names_replays_the_choice():
 
 def test_bad_input_is_refused():
     with pytest.raises(OptionError, match="one of the two"):
-        parse("remove-blocks")
+        compress(transformer(1), "remove-blocks")
     with pytest.raises(OptionError, match="one of the two"):
-        parse("remove-blocks{blocks=[a],count=1}")
+        compress(transformer(1), "remove-blocks{blocks=[a],count=1}")
     with pytest.raises(UnknownNameError, match=r"did you mean 'blocks\.0\.attention'"):
         compress(transformer(2), "remove-blocks{blocks=[blocks.0.atention]}")
     with pytest.raises(PassError, match="9 blocks are to go, but 'test' has 2"):

@@ -7,7 +7,6 @@ import torch
 from block_models import compress, transformer
 from graphwright.ir.errors import OptionError, PassError, UnknownNameError
 from graphwright.ir.program import shape_of
-from graphwright.passes.pipeline import parse
 from graphwright.passes.prune.remove_heads import head_groups
 
 
@@ -46,7 +45,7 @@ def test_it_is_prune_channels_on_the_groups_of_heads():
 
 def test_bad_input_is_refused():
     with pytest.raises(OptionError, match="one of the two"):
-        parse("remove-heads")
+        compress(transformer(1), "remove-heads")
     with pytest.raises(OptionError, match="takes ATTENTION=COUNT"):
         compress(transformer(2), "remove-heads{keep=[blocks.0.attention]}")
     with pytest.raises(UnknownNameError, match=r"did you mean 'blocks\.0\.attention'"):
