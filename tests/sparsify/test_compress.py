@@ -16,7 +16,6 @@ from graphwright.ir.dialect import gw
 from graphwright.ir.dialect.sparse import to_bitmask
 from graphwright.ir.errors import PassError, UnknownNameError
 from graphwright.passes.manager import parameter_bytes
-from graphwright.tools import zoo
 from graphwright.tools.optimize import optimize
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -149,19 +148,20 @@ def test_it_comes_after_quantization():
         run(program, f"sparsify-magnitude,compress-sparse,{INTEGER}", context)
 
 
-def test_the_artifact_of_a_real_network_shrinks(tmp_path):
-    """ResNet-20 at 80%: model.gw loses what the zeros took, and gives the same answers in every bit."""
-    model = zoo.load("resnet20")
+def test_the_file_shrinks_and_answers_the_same(tmp_path):
+    """model.gw loses what the zeros took, and gives the same answers in every bit."""
+    layers = [nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 64)]
+    torch.manual_seed(0)
+    model, inputs = nn.Sequential(*layers).eval(), torch.randn(4, 256)
     sizes, weights, answers = {}, {}, {}
     for last in ("", ",compress-sparse"):
         text = f"canonicalize,sparsify-magnitude{{sparsity=0.8}},{INTEGER}{last}"
-        data = model.calibration(8)
-        result = optimize(model.model, example_inputs=model.example_inputs, calibration=data, pipeline=text, measure=False)
+        result = optimize(model, example_inputs=inputs, calibration=[inputs], pipeline=text, measure=False)
         path = tmp_path / f"model{last}.gw"
         result.artifact.save(path)
         sizes[last], weights[last] = path.stat().st_size, parameter_bytes(result.program)
-        answers[last] = load(path)(*model.example_inputs)
+        answers[last] = load(path)(inputs)
     saved = weights[""] - weights[",compress-sparse"]
-    assert saved > 0.6 * weights[""]
-    assert sizes[""] - sizes[",compress-sparse"] > 0.85 * saved
+    assert saved > 0.65 * weights[""]
+    assert sizes[""] - sizes[",compress-sparse"] > 0.9 * saved
     assert torch.equal(answers[""], answers[",compress-sparse"])
