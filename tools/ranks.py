@@ -61,7 +61,7 @@ def plan_ranks(program: Program, pipeline: Pipeline, limits: Mapping[str, float]
     backend = backend_for(chosen)
     tables = rank_tables(ready, method, around, backend.channel_multiple(chosen), STEPS)
     if "latency" in limits:
-        tables = priced(ready, tables, after, Pricing(backend, chosen, _runs(backend, chosen)), around)
+        tables = priced(ready, tables, after, Pricing(backend, chosen, runs_here(backend, chosen)), around)
     problem = tables.problem({})
     whole = problem.totals([len(row) - 1 for row in problem.choices])
     absolute = {LIMITS[name]: share * whole[LIMITS[name]] for name, share in limits.items()}
@@ -70,5 +70,5 @@ def plan_ranks(program: Program, pipeline: Pipeline, limits: Mapping[str, float]
     return RankPlan(Pipeline(passes), solution, tables, whole)
 
 
-def _runs(backend: Backend, target: Target) -> bool:
+def runs_here(backend: Backend, target: Target) -> bool:
     return any(row.target == target and row.runs for row in backend.targets())

@@ -1,4 +1,4 @@
-"""The verbs that show what a search knows: analyze for bits, ranks for factorizations."""
+"""The verbs that show what a search knows: analyze for bits, ranks for factorizations, channels for pruning."""
 
 from __future__ import annotations
 
@@ -118,3 +118,56 @@ def ranks(
     for metric, value in plan.solution.totals.items():
         err.print(f"{metric}: {value:.4g}, {value / plan.whole[metric]:.3f} of the whole", highlight=False)
     out.print(str(plan.pipeline), highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def channels(
+    model: ModelArgument,
+    size: Annotated[str | None, typer.Option(help="Most parameter bytes, relative: 0.5 or 0.5x.")] = None,
+    macs: Annotated[str | None, typer.Option(help="Most multiply-accumulates, relative.")] = None,
+    latency: Annotated[str | None, typer.Option(help="Most time of a run, relative, as measured here; by itself.")] = None,
+    pipeline: Annotated[
+        str, typer.Option("--pipeline", "-p", help="With one prune-channels, whose counts are searched.")
+    ] = "canonicalize,prune-channels",
+    target: Annotated[str, typer.Option(help="Whose kernels the counts suit; with --latency it must run here.")] = "cpu",
+    multiple: Annotated[int | None, typer.Option(help="Counts are multiples of this; default: what the target likes.")] = None,
+    calibration: Calibration = None,
+    samples: Samples = 512,
+    seed: Seed = 0,
+    input_shape: Shapes = [],  # noqa: B006
+) -> None:
+    """Choose how many channels of every group of MODEL stay, within limits, and print the pipeline that cuts the others."""
+    from ...ir.data import Calibration as Samples_
+    from ...ir.errors import OptionError
+    from ...passes.pipeline import parse
+    from ...search.planner import Surroundings
+    from ..channels import plan_channels
+    from ..progress import TerminalProgress
+    from ..sources import parse_shapes, resolve
+    from .options import batches_of, ratio
+
+    given = {"size": size, "macs": macs, "latency": latency}
+    limits = {name: ratio(text, name) for name, text in given.items() if text is not None}
+    if not limits:
+        raise OptionError("name at least one limit: --size 0.5, --macs 0.5 or --latency 0.6")
+    if multiple is not None and multiple < 1:
+        raise OptionError(f"--multiple must be at least 1, not {multiple}")
+    passes = parse(pipeline)
+    source = resolve(model, parse_shapes(input_shape))
+    batches = batches_of(source, passes, calibration, samples)
+    settings(
+        "channels", model=source.program.name, limits=", ".join(f"{name} {most:g}" for name, most in limits.items()),
+        pipeline=passes, target=target, multiple=multiple or "the target's",
+        calibration=calibration or (f"{samples} of the reference data" if batches else "none"), seed=seed,
+    )  # fmt: skip
+    with TerminalProgress(err) as progress:
+        data = None if batches is None else Samples_.for_program(source.program, batches)
+        around = Surroundings(data, seed=seed, progress=progress)
+        found = plan_channels(source.program, passes, limits, target, around, multiple)
+    table = Table("group", "channels", "stay")
+    for name, count in found.plan.counts.items():
+        table.add_row(name, str(found.sizes[name]), str(count))
+    err.print(table)
+    for metric, value in found.plan.totals.items():
+        err.print(f"{metric}: {value:.4g}, {value / found.whole[metric]:.3f} of the whole", highlight=False)
+    out.print(str(found.pipeline), highlight=False, markup=False, soft_wrap=True)
