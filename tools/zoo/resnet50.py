@@ -9,14 +9,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .random_weights import randomized
+
 #: (width, repeats, stride of the first block) of each stage; a block's output has EXPANSION times its width.
 STAGES = ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2))
 EXPANSION = 4
 SEED = 50
-
-#: Weight of the last normalization of a branch. Without statistics to normalize by, sixteen additions of unit variance would
-#: grow the activations by 2^8; Goyal et al. (arXiv:1706.02677, section 5.1) start training at 0 for the same reason.
-BRANCH_SCALE = 0.5
 
 
 class Bottleneck(nn.Module):
@@ -64,17 +62,4 @@ class ResNet50(nn.Module):
 
 
 def random_resnet50() -> ResNet50:
-    """The network with weights after He et al., "Delving Deep into Rectifiers" (2015), the same in every process."""
-    generator = torch.Generator().manual_seed(SEED)
-    model = ResNet50()
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu", generator=generator)
-        elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=module.in_features**-0.5, generator=generator)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, Bottleneck):
-            norm = module.expand[1]
-            assert isinstance(norm, nn.BatchNorm2d)
-            nn.init.constant_(norm.weight, BRANCH_SCALE)
-    return model.eval()
+    return randomized(ResNet50(), SEED, lambda module: module.expand[1] if isinstance(module, Bottleneck) else None)
