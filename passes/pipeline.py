@@ -22,6 +22,7 @@ from ..ir.errors import OptionError, PipelineSyntaxError, UnknownNameError
 from .base import Pass, find
 
 T = TypeVar("T")
+P = TypeVar("P", bound=Pass)
 
 _TOKEN = re.compile(r'\s*(?:(?P<text>"(?:[^"\\]|\\.)*")|(?P<word>[^\s,{}\[\]="]+)|(?P<mark>[,{}\[\]=]))')
 
@@ -40,6 +41,22 @@ class Pipeline:
 
     def __len__(self) -> int:
         return len(self.passes)
+
+    def cut_at(self, kind: type[P], search: str, wanted: str) -> tuple[Pipeline, P, Pipeline]:
+        """The passes before the only one of a kind, that one, and those behind it.
+
+        Args:
+            search, wanted: what asks for it and what it asks for, for the message.
+
+        Raises:
+            OptionError: not exactly one.
+        """
+        places = [i for i, p in enumerate(self.passes) if isinstance(p, kind)]
+        if len(places) != 1:
+            raise OptionError(f"a {search} needs a pipeline with one {wanted}, but '{self}' has {len(places)}")
+        found = self.passes[places[0]]
+        assert isinstance(found, kind)
+        return Pipeline(self.passes[: places[0]]), found, Pipeline(self.passes[places[0] + 1 :])
 
 
 def pass_text(instance: Any) -> str:

@@ -88,14 +88,10 @@ class Split:
     @classmethod
     def of(cls, pipeline: Pipeline) -> Split:
         """Raises OptionError where there is not exactly one `quantize`, or where it names formats already."""
-        places = [i for i, p in enumerate(pipeline) if isinstance(p, Quantize)]
-        if len(places) != 1:
-            raise OptionError(f"a bit search needs a pipeline with one quantize pass, but '{pipeline}' has {len(places)}")
-        quantize = pipeline.passes[places[0]]
-        assert isinstance(quantize, Quantize)
+        before, quantize, after = pipeline.cut_at(Quantize, "bit search", "quantize pass")
         if quantize.weights:
             raise OptionError("the pipeline names weight formats already (quantize{weights=[...]}); leave them out for a search")
-        return cls(Pipeline(pipeline.passes[: places[0]]), quantize, Pipeline(pipeline.passes[places[0] + 1 :]))
+        return cls(before, quantize, after)
 
     def with_formats(self, formats: Mapping[str, str]) -> Pipeline:
         """The whole pipeline with every layer's format written into `quantize`."""

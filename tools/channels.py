@@ -57,14 +57,9 @@ def plan_channels(
     """
     if "latency" in limits and len(limits) > 1:
         raise OptionError("a limit on latency is searched by itself; leave out size and macs, or latency")
-    places = [i for i, p in enumerate(pipeline) if isinstance(p, PruneChannels)]
-    if len(places) != 1:
-        raise OptionError(f"a search for channels needs a pipeline with one prune-channels, but '{pipeline}' has {len(places)}")
-    before, after = pipeline.passes[: places[0]], pipeline.passes[places[0] + 1 :]
-    method = pipeline.passes[places[0]]
-    assert isinstance(method, PruneChannels)
+    before, method, after = pipeline.cut_at(PruneChannels, "search for channels", "prune-channels")
     context = PassContext(calibration=around.samples, seed=around.seed, progress=around.progress)
-    ready = PassManager().run(program, Pipeline(before), context).program
+    ready = PassManager().run(program, before, context).program
     chosen = Target.parse(target)
     backend = backend_for(chosen)
     multiple = backend.channel_multiple(chosen) if multiple is None else multiple

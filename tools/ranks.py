@@ -47,12 +47,7 @@ def plan_ranks(program: Program, pipeline: Pipeline, limits: Mapping[str, float]
         OptionError: not exactly one factorization in the pipeline, or ranks in it already.
         InfeasibleError: naming each limit that no plan meets and the least value there is.
     """
-    places = [i for i, p in enumerate(pipeline) if isinstance(p, Factorize)]
-    if len(places) != 1:
-        raise OptionError(f"a search for ranks needs a pipeline with one factorization, but '{pipeline}' has {len(places)}")
-    before, after = Pipeline(pipeline.passes[: places[0]]), Pipeline(pipeline.passes[places[0] + 1 :])
-    method = pipeline.passes[places[0]]
-    assert isinstance(method, Factorize)
+    before, method, after = pipeline.cut_at(Factorize, "search for ranks", "factorization")
     if method.ranks or method.ratio is not None or method.energy is not None:
         raise OptionError(f"the pipeline says already how far {method.name} goes; leave ratio, energy and ranks out for a search")
     context = PassContext(calibration=around.samples, seed=around.seed, progress=around.progress)

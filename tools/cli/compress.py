@@ -35,6 +35,7 @@ from .options import (
     app,
     batches_of,
     check_outputs,
+    data_text,
     err,
     finetune_of,
     out,
@@ -106,7 +107,7 @@ def optimize(
     passes = passes if tuning is None else with_distill(passes, tuning.recipe)
     settings(
         "optimize", model=source.program.name, inputs=", ".join(map(str, source.program.input_specs)), target=chosen,
-        pipeline=passes, calibration=calibration or (f"{samples} of the reference data" if batches else "none"),
+        pipeline=passes, calibration=data_text(calibration, samples, batches),
         limits=limits or "none", output=output, seed=seed,
     )  # fmt: skip
     if dry_run:

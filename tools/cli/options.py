@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -91,6 +91,23 @@ def ratio(text: str, name: str) -> float:
         return float(text.removesuffix("x"))
     except ValueError as error:
         raise OptionError(f"--{name} takes a number such as 0.4 or 0.4x, not '{text}'") from error
+
+
+def limits_of(example: str, **given: str | None) -> dict[str, float]:
+    """The limits that were given, by name. Raises OptionError where none was; `example` shows how to write them."""
+    limits = {name: ratio(text, name) for name, text in given.items() if text is not None}
+    if not limits:
+        raise OptionError(f"name at least one limit: {example}")
+    return limits
+
+
+def limits_text(limits: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {most:g}" for name, most in limits.items())
+
+
+def data_text(calibration: Path | None, samples: int, batches: list | None) -> str:
+    """Where calibration samples come from, for the settings."""
+    return str(calibration or (f"{samples} of the reference data" if batches else "none"))
 
 
 def search_of(

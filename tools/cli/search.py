@@ -37,7 +37,7 @@ def analyze(
     from ..defaults import search_pipeline
     from ..progress import TerminalProgress
     from ..sources import parse_shapes, resolve
-    from .options import batches_of, search_of
+    from .options import batches_of, data_text, search_of
 
     if output is not None:
         check_output(output, overwrite)
@@ -49,7 +49,7 @@ def analyze(
     chosen = chosen_scorers(scorers, with_samples=batches is not None, with_labels=options.labels is not None)
     settings(
         "analyze", model=source.program.name, scorers=", ".join(map(scorer_text, chosen)), formats=", ".join(options.formats),
-        calibration=calibration or (f"{samples} of the reference data" if batches else "none"), pipeline=passes, seed=seed,
+        calibration=data_text(calibration, samples, batches), pipeline=passes, seed=seed,
     )  # fmt: skip
     with TerminalProgress(err) as progress:
         tables = run(source.program, passes, chosen, options, batches, seed, progress)
@@ -85,7 +85,6 @@ def ranks(
     """Choose the rank of every layer of MODEL within limits, and print the pipeline that makes them."""
     from ...backends.cache import cache_folder
     from ...ir.data import Calibration as Samples_
-    from ...ir.errors import OptionError
     from ...passes.pipeline import parse
     from ...search.planner import Surroundings
     from ...search.ranks import WHOLE
@@ -93,19 +92,16 @@ def ranks(
     from ..progress import TerminalProgress
     from ..ranks import plan_ranks
     from ..sources import parse_shapes, resolve
-    from .options import batches_of, ratio
+    from .options import batches_of, data_text, limits_of, limits_text
 
-    given = {"size": size, "macs": macs, "latency": latency}
-    limits = {name: ratio(text, name) for name, text in given.items() if text is not None}
-    if not limits:
-        raise OptionError("name at least one limit: --size 0.7, --macs 0.7 or --latency 0.8")
+    limits = limits_of("--size 0.7, --macs 0.7 or --latency 0.8", size=size, macs=macs, latency=latency)
     passes = parse(pipeline)
     source = resolve(model, parse_shapes(input_shape))
     batches = batches_of(source, passes, calibration, samples)
     settings(
-        "ranks", model=source.program.name, limits=", ".join(f"{name} {most:g}" for name, most in limits.items()),
+        "ranks", model=source.program.name, limits=limits_text(limits),
         pipeline=passes, target=target,
-        calibration=calibration or (f"{samples} of the reference data" if batches else "none"), seed=seed,
+        calibration=data_text(calibration, samples, batches), seed=seed,
     )  # fmt: skip
     with TerminalProgress(err) as progress:
         data = None if batches is None else Samples_.for_program(source.program, batches)
@@ -144,21 +140,18 @@ def channels(
     from ..channels import plan_channels
     from ..progress import TerminalProgress
     from ..sources import parse_shapes, resolve
-    from .options import batches_of, ratio
+    from .options import batches_of, data_text, limits_of, limits_text
 
-    given = {"size": size, "macs": macs, "latency": latency}
-    limits = {name: ratio(text, name) for name, text in given.items() if text is not None}
-    if not limits:
-        raise OptionError("name at least one limit: --size 0.5, --macs 0.5 or --latency 0.6")
+    limits = limits_of("--size 0.5, --macs 0.5 or --latency 0.6", size=size, macs=macs, latency=latency)
     if multiple is not None and multiple < 1:
         raise OptionError(f"--multiple must be at least 1, not {multiple}")
     passes = parse(pipeline)
     source = resolve(model, parse_shapes(input_shape))
     batches = batches_of(source, passes, calibration, samples)
     settings(
-        "channels", model=source.program.name, limits=", ".join(f"{name} {most:g}" for name, most in limits.items()),
+        "channels", model=source.program.name, limits=limits_text(limits),
         pipeline=passes, target=target, multiple=multiple or "the target's",
-        calibration=calibration or (f"{samples} of the reference data" if batches else "none"), seed=seed,
+        calibration=data_text(calibration, samples, batches), seed=seed,
     )  # fmt: skip
     with TerminalProgress(err) as progress:
         data = None if batches is None else Samples_.for_program(source.program, batches)
