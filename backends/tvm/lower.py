@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from ...ir.program import Program, Stage, origin_of, shape_of
 from ...ir.verify import neighbourhood
 from ..base import KernelRow, Progress
 from ..target import Target
+from .families import family_of, generator_of
 from .kernels import layout, quantize_image
 from .kernels.base import padded
 from .strided import Strided
@@ -326,6 +328,10 @@ class Lowering:
 
     # -- emission --------------------------------------------------------------------------------------------------------
 
+    def family(self, module: ModuleType) -> Any:
+        """A kernel family of this target, by the CPUs' module of it: for what a rule asks of it besides its kernels."""
+        return family_of(self.target.arch, module)
+
     def reshape(self, var: Expr, shape: Sequence[int]) -> Expr:
         """The same memory under another shape; emits nothing where the shape is already right."""
         shape = tuple(shape)
@@ -381,6 +387,7 @@ class Lowering:
 
     def function(self, generator: Callable[..., tirx.PrimFunc], spec: tuple[Any, ...], label: str):
         """The module's function for one kernel specification, generated on first use."""
+        generator = generator_of(self.target.arch, generator)
         spec, row = tuned(generator, spec, self.tunings)
         if row is not None:
             self._tuned[row] = None

@@ -66,6 +66,8 @@ def llvm_backends() -> frozenset[str]:
 
 def kernel_levels(target: Target) -> tuple[str, str]:
     """Levels of the (int8, float) designed kernels for a target."""
+    if target.arch == "cuda":
+        return target.level, target.level
     int8 = target.level if target.level in ("avx512-amx", "avx512-vnni") else "portable"
     return int8, "avx512" if target.level.startswith("avx512") else "portable"
 

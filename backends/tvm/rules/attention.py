@@ -53,9 +53,10 @@ def lower_attention(lowering: Lowering, node: fx.Node) -> bool:
         swapped=_swapped_by_reader(finish.node),
     )
     level = lowering.int8_level
-    if not attention_int8.fits(spec, level):
+    family = lowering.family(attention_int8)
+    if not family.fits(spec, level):
         return False
-    packed = attention_int8.pack(spec, finish.tail, level, **finish.parameters)
+    packed = family.pack(spec, finish.tail, level, **finish.parameters)
     out = lowering.kernel(
         attention_int8.build,
         spec,

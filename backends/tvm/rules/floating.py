@@ -191,7 +191,8 @@ def _convolution_weight(lowering: Lowering, node: fx.Node, shape: Convolution) -
     if isinstance(weight, CodedWeight):
         return weight.panels(lowering, taps=prod(shape.kernel))
     kernel = weight.reshape(shape.filters, -1, *shape.kernel)
-    return stored(lowering, node, (depthwise_f32 if shape.depthwise else convolution_f32).pack_weight(shape, kernel))
+    family = lowering.family(depthwise_f32 if shape.depthwise else convolution_f32)
+    return stored(lowering, node, family.pack_weight(shape, kernel))
 
 
 @rule(aten.linear.default)
@@ -249,7 +250,7 @@ def _product(
 ) -> tuple[Any, tuple[Any, ...], list[Any]]:
     """(generator, its specification, the weight's buffers) of a linear layer."""
     if isinstance(matrix, np.ndarray):
-        return linear_f32.linear, (shape,), [stored(lowering, source, linear_f32.pack_weight(matrix))]
+        return linear_f32.linear, (shape,), [stored(lowering, source, lowering.family(linear_f32).pack_weight(matrix))]
     coded = matrix.coded(lowering.float_level)
     if coded_f32.fuses(shape.rows, coded):
         return coded_f32.linear, (shape, coded), matrix.buffers(coded)

@@ -72,7 +72,7 @@ def convolution(lowering: Lowering, node: fx.Node) -> None:
     kernel = kernel.reshape(shape.filters, -1, *shape.kernel)
     level = lowering.int8_level
     bias = bias_of(lowering, node, bias)
-    packed, *vectors = convolution_int8.pack(spec, finish.tail, level, kernel, bias, **finish.parameters)
+    packed, *vectors = lowering.family(convolution_int8).pack(spec, finish.tail, level, kernel, bias, **finish.parameters)
     source = image.source if isinstance(image, FloatImage) else lowering.channels(x)
     inputs = [source, *_residual(lowering.channels, finish), stored(lowering, weight, packed), *vectors]
     out = lowering.kernel(
@@ -106,7 +106,9 @@ def linear(lowering: Lowering, node: fx.Node) -> None:
     spec = linear_int8.LinearInt8(rows, inner, outer, lowering.value(x).dtype, int(zero_point), packing)
     finish = find(lowering, node, axis=len(shape_of(node)) - 1, residual=True)
     bias = bias_of(lowering, node, bias)
-    packed, *vectors = linear_int8.pack(spec, finish.tail, lowering.int8_level, matrix, bias, **finish.parameters)
+    packed, *vectors = lowering.family(linear_int8).pack(
+        spec, finish.tail, lowering.int8_level, matrix, bias, **finish.parameters
+    )
     out = lowering.kernel(
         linear_int8.build,
         spec,
@@ -133,7 +135,7 @@ def matmul(lowering: Lowering, node: fx.Node) -> None:
     spec = matmul_int8.MatmulInt8(batch, rows, inner, columns, types[0], int(za), types[1], int(zb), transposed)
     finish = find(lowering, node, axis=len(shape_of(node)) - 1)
     try:
-        packed = matmul_int8.pack(spec, finish.tail, lowering.int8_level, **finish.parameters)
+        packed = lowering.family(matmul_int8).pack(spec, finish.tail, lowering.int8_level, **finish.parameters)
         out = lowering.kernel(
             matmul_int8.build,
             spec,

@@ -1,0 +1,68 @@
+"""A Triton kernel as a function of a Relax module: its buffers, and how it is launched.
+
+Lowering and the static memory plan know kernels as PrimFuncs. A Triton kernel has no TIR, so its PrimFunc declares the buffers
+(the kernel's pointer parameters, in order) and carries the launch as an attribute; the body is empty.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tvm import tirx
+
+from ..kernels.emit import Argument, build
+from ..kernels.isa import T
+
+#: Attribute of a function that a Triton kernel stands for.
+ATTRIBUTE = "gw.triton"
+
+Constant = int | float | bool | str | None
+
+
+@dataclass(frozen=True)
+class TritonCall:
+    """One launch of a Triton kernel with everything but its pointers bound.
+
+    Attributes:
+        function: `module:name` of the `@triton.jit` function, the module inside `backends/tvm/cuda/kernels`.
+        constants: its `tl.constexpr` parameters by name; all shapes are among them.
+        grid: programs along x, y, z.
+        warps: warps a program. stages: depth of the software pipeline of its loads.
+    """
+
+    function: str
+    constants: tuple[tuple[str, Constant], ...]
+    grid: tuple[int, int, int]
+    warps: int = 4
+    stages: int = 3
+
+    @classmethod
+    def of(
+        cls, function: str, constants: Mapping[str, Constant], grid: Sequence[int], warps: int = 4, stages: int = 3
+    ) -> TritonCall:
+        x, y, z = (*grid, 1, 1)[:3]
+        return cls(function, tuple(sorted(constants.items())), (x, y, z), warps, stages)
+
+
+def device_function(name: str, buffers: Sequence[Argument], call: TritonCall) -> tirx.PrimFunc:
+    """The PrimFunc that stands for `call`. buffers: (name, shape, dtype) of the kernel's pointers in order, outputs last."""
+
+    def body() -> None:
+        for buffer, shape, dtype in buffers:
+            T.arg(buffer, T.buffer(shape, dtype))
+        T.evaluate(T.int32(0))
+
+    return build(name, body).with_attr(ATTRIBUTE, json.dumps(asdict(call), sort_keys=True))
+
+
+def triton_call(function: Any) -> TritonCall | None:
+    """What `device_function` was given; None for a function with a body of its own."""
+    if function.attrs is None or ATTRIBUTE not in function.attrs:
+        return None
+    fields = json.loads(str(function.attrs[ATTRIBUTE]))
+    fields["constants"] = tuple((name, value) for name, value in fields["constants"])
+    fields["grid"] = tuple(fields["grid"])
+    return TritonCall(**fields)
