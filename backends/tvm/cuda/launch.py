@@ -55,7 +55,8 @@ def device_function(name: str, buffers: Sequence[Argument], call: TritonCall) ->
             T.arg(buffer, T.buffer(shape, dtype))
         T.evaluate(T.int32(0))
 
-    return build(name, body).with_attr(ATTRIBUTE, json.dumps(asdict(call), sort_keys=True))
+    function: Any = build(name, body)  # `with_attr` is typed by its base class
+    return function.with_attr(ATTRIBUTE, json.dumps(asdict(call), sort_keys=True))
 
 
 def triton_call(function: Any) -> TritonCall | None:
