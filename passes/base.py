@@ -9,17 +9,15 @@ promises about the program's values. It gets a clone to edit and must never writ
 from __future__ import annotations
 
 import abc
-import importlib
-import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from ..ir.data import Calibration, Sample
-from ..ir.errors import PassError, UnknownNameError
+from ..ir.errors import PassError
 from ..ir.program import Program, Stage
+from ..ir.registry import Registry
 
 T = TypeVar("T")
 
@@ -125,37 +123,5 @@ class Pass(abc.ABC):
         """Raises PassError where the result is not what the pass promises beyond its stage's spec."""
 
 
-_REGISTRY: dict[str, type[Pass]] = {}
-_P = TypeVar("_P", bound=type[Pass])
-_LOADED = False
-
-
-def register(cls: _P) -> _P:
-    """Class decorator: makes a pass known under its name. A second pass of one name is an error that names both."""
-    known = _REGISTRY.get(cls.name)
-    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise PassError(
-            f"two passes are named '{cls.name}': {known.__module__}.{known.__qualname__} and {cls.__module__}.{cls.__qualname__}"
-        )
-    _REGISTRY[cls.name] = cls
-    return cls
-
-
-def registry() -> dict[str, type[Pass]]:
-    """Name -> class of every pass: our own families and plug-ins of the entry point group `graphwright.passes`."""
-    global _LOADED
-    if not _LOADED:
-        package = importlib.import_module(__package__ or "graphwright.passes")
-        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            importlib.import_module(module.name)
-        for plugin in entry_points(group="graphwright.passes"):
-            register(plugin.load())
-        _LOADED = True
-    return dict(sorted(_REGISTRY.items()))
-
-
-def find(name: str) -> type[Pass]:
-    known = registry()
-    if name not in known:
-        raise UnknownNameError("pass", name, known)
-    return known[name]
+_PASSES: Registry[Pass] = Registry("pass", __package__ or "", entry_point_group="graphwright.passes")
+register, registry, find = _PASSES.register, _PASSES.all, _PASSES.find

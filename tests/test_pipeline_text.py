@@ -40,7 +40,7 @@ def registered():
     registry()
     register(Options)
     yield
-    del base._REGISTRY["all-options"]
+    del base._PASSES.known["all-options"]
 
 
 passes = st.builds(
@@ -178,7 +178,7 @@ def test_two_passes_of_one_name_are_an_error_that_names_both():
     class Other(Options):
         name = "all-options"
 
-    with pytest.raises(PassError, match=r"two passes are named 'all-options': .*Options and .*Other"):
+    with pytest.raises(PassError, match=r"pass 'all-options' is defined twice: .*Options and .*Other"):
         register(Other)
     assert register(Options) is Options
 

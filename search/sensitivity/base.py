@@ -11,15 +11,16 @@ import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import fx
 
 from ...ir.data import Calibration
-from ...ir.errors import CalibrationError, DataError, UnknownNameError
+from ...ir.errors import CalibrationError, DataError
 from ...ir.program import Program
+from ...ir.registry import Registry
 from ...passes.quantize.codebooks import Codebook
 from ...passes.quantize.encoding import Encoding
 from ..store import Store
@@ -148,29 +149,5 @@ class Scorer(abc.ABC):
             )
 
 
-_REGISTRY: dict[str, type[Scorer]] = {}
-_S = TypeVar("_S", bound=type[Scorer])
-
-
-def register(cls: _S) -> _S:
-    """Class decorator: makes a scorer known under its name."""
-    _REGISTRY[cls.name] = cls
-    return cls
-
-
-def registry() -> dict[str, type[Scorer]]:
-    """Name -> class of every scorer, from every module beside this one."""
-    import importlib
-    import pkgutil
-
-    package = importlib.import_module(__package__ or "")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
-    return dict(sorted(_REGISTRY.items()))
-
-
-def find(name: str) -> type[Scorer]:
-    known = registry()
-    if name not in known:
-        raise UnknownNameError("scorer", name, known)
-    return known[name]
+_SCORERS: Registry[Scorer] = Registry("scorer", __package__ or "")
+register, registry, find = _SCORERS.register, _SCORERS.all, _SCORERS.find

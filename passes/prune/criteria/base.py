@@ -8,15 +8,14 @@ group are comparable; those of two groups only as far as the criterion's docstri
 from __future__ import annotations
 
 import abc
-import importlib
-import pkgutil
 from collections.abc import Sequence
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import torch
 
-from ....ir.errors import OptionError, PassError, UnknownNameError
+from ....ir.errors import OptionError, PassError
 from ....ir.program import Program
+from ....ir.registry import Registry
 from ...base import PassContext
 from ..group import Group, Member
 
@@ -61,29 +60,5 @@ def filters(program: Program, group: Group) -> list[torch.Tensor]:
     return [rows_along(parameters[member.parameter].detach(), member) for member in written]
 
 
-_REGISTRY: dict[str, type[Criterion]] = {}
-_C = TypeVar("_C", bound=type[Criterion])
-
-
-def register(cls: _C) -> _C:
-    """Class decorator: makes a criterion known under its name. A second one of a name is an error."""
-    known = _REGISTRY.get(cls.name)
-    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise PassError(f"two criteria are named '{cls.name}': in {known.__module__} and in {cls.__module__}")
-    _REGISTRY[cls.name] = cls
-    return cls
-
-
-def registry() -> dict[str, type[Criterion]]:
-    """Name -> class of every criterion, from every module beside this one."""
-    package = importlib.import_module(__package__ or "")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
-    return dict(sorted(_REGISTRY.items()))
-
-
-def find(name: str) -> type[Criterion]:
-    known = registry()
-    if name not in known:
-        raise UnknownNameError("criterion", name, known)
-    return known[name]
+_CRITERIA: Registry[Criterion] = Registry("criterion", __package__ or "")
+register, registry, find = _CRITERIA.register, _CRITERIA.all, _CRITERIA.find
