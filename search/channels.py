@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..ir.content import content_key
 from ..ir.program import Program, shape_of
 from ..passes.base import PassContext
 from ..passes.outputs import class_scores, is_classifier
@@ -26,6 +27,7 @@ from ..passes.prune.group import Group
 from ..passes.prune.prune_channels import PruneChannels, kept_positions, lowest, rounded
 from ..passes.prune.reconstruct import Settings, reconstruct
 from .cost.bops import PRODUCTS, WEIGHTED, products
+from .store import Store
 
 Counts = Mapping[str, int]
 
@@ -174,7 +176,14 @@ class Losses:
 
 
 def losses(
-    program: Program, groups: Sequence[Group], plan: PruneChannels, context: PassContext, multiple: int = 1, levels: int = 16
+    program: Program,
+    groups: Sequence[Group],
+    plan: PruneChannels,
+    context: PassContext,
+    multiple: int = 1,
+    levels: int = 16,
+    store: Store | None = None,
+    key: str = "",
 ) -> Losses:
     """Losses of every group that can be cut, by measurement at two counts and the criterion's importance between them.
 
@@ -185,7 +194,9 @@ def losses(
 
     Args:
         multiple: counts are multiples of this (and the whole group). levels: counts of a group at most.
+        store, key: what is measured of each group is kept there, under a hash of everything it depends on.
     """
+    store = store or Store()
     samples = context.require_calibration("channel allocation").samples[: plan.samples]
     criterion = parse_criterion(plan.criterion)
     importance = criterion.importance(program, groups, context)
@@ -209,7 +220,13 @@ def losses(
             return float(np.mean([compare(smaller(*s), e) for s, e in zip(samples, exact, strict=True)]))
 
         points = sorted({min(max(1, round(share * group.size)), group.size - 1) for share in MEASURED})
-        measured = [(float(order[group.size - n - 1]), measure(n)) for n in points]
+        measured = store.remember(
+            "channels",
+            content_key(key, "losses", group.name),
+            lambda points=points, order=order, measure=measure, size=group.size: [
+                (float(order[size - n - 1]), measure(n)) for n in points
+            ],
+        )
         found.counts[group.name] = counts
         found.loss[group.name] = _through(measured, np.array(missing))
     context.progress(len(groups), len(groups), "measure channel groups")

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from ..ir.content import content_key
 from ..ir.data import Calibration
 from ..ir.errors import OptionError
 from ..ir.program import Program
@@ -27,6 +28,7 @@ from ..passes.prune.prune_channels import PruneChannels
 from .channels import Cost, CostModel, Counts, Losses, distortion, free_groups, losses
 from .problem import InfeasibleError, Limit, Problem
 from .solvers import solve
+from .store import Store
 
 #: Steps in which the budget falls, and tries to meet it exactly at the end.
 STEPS, TRIES = 12, 8
@@ -62,6 +64,7 @@ class ChannelSearch:
     Attributes:
         plan: criterion and reconstruction that the plan will use.
         context: with calibration samples, whose last quarter judges whole plans.
+        store, key: where what was measured is kept, under a hash of everything it depends on: a killed search goes on.
     """
 
     program: Program
@@ -70,10 +73,18 @@ class ChannelSearch:
     groups: tuple[Group, ...]
     tables: Losses
     costs: tuple[Cost, ...]
+    store: Store
+    key: str
 
     @classmethod
     def of(
-        cls, program: Program, plan: PruneChannels, context: PassContext, multiple: int = 1, costs: Sequence[Cost] = ()
+        cls,
+        program: Program,
+        plan: PruneChannels,
+        context: PassContext,
+        multiple: int = 1,
+        costs: Sequence[Cost] = (),
+        store: Store | None = None,
     ) -> ChannelSearch:
         """program: canonical or compressed. multiple: what counts are rounded to. costs: besides `macs` and `bytes`.
 
@@ -88,8 +99,9 @@ class ChannelSearch:
         samples = context.require_calibration("channel allocation").samples
         small = dataclasses.replace(context, calibration=Calibration(_first(samples, TABLE_SAMPLES)))
         model = CostModel(program, groups)
-        tables = losses(program, groups, plan, small, multiple)
-        return cls(program, plan, context, groups, tables, (model.macs(), model.bytes(), *costs))
+        store, key = store or Store(), content_key(program, plan, samples, context.seed)
+        tables = losses(program, groups, plan, small, multiple, store=store, key=key)
+        return cls(program, plan, context, groups, tables, (model.macs(), model.bytes(), *costs), store, key)
 
     def solve(self, limits: Mapping[str, float]) -> ChannelPlan:
         """The plan of least measured distortion among those of STREAM_FACTORS, each of least predicted loss within `limits`.
@@ -112,6 +124,11 @@ class ChannelSearch:
 
     def measure(self, plan: ChannelPlan) -> float:
         """Distortion of the outputs on the last quarter of the samples when the pass has run on the others."""
+        return self.store.remember(
+            "channels", content_key(self.key, "plan", plan.options(self.plan)), lambda: self._measure(plan)
+        )
+
+    def _measure(self, plan: ChannelPlan) -> float:
         samples = self.context.require_calibration("channel allocation").samples
         first = max(1, len(samples) * 3 // 4)
         context = dataclasses.replace(self.context, calibration=Calibration(samples[:first]), memo={})

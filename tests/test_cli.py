@@ -180,6 +180,15 @@ def test_a_bit_search_and_its_replay(files, tmp_path):
     assert json.loads((tmp_path / "rows.json").read_text())[-1]["name"] == "lower-integer"
 
 
+def test_a_limit_on_multiply_accumulates_cuts_channels(files, tmp_path):
+    out = ["-o", tmp_path / "x.gw", "--plan", tmp_path / "plan.json", "--no-measure", "--cache", tmp_path / "cache"]
+    done = graphwright("optimize", files / "model.onnx", "--macs", "0.8x", "--calibration", files / "calib.npz", *out)
+    assert done.returncode == 0, done.stderr
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["constraints"] == {"macs": 0.8} and plan["search"]["channels"]["predicted"]["macs"] <= 0.8
+    assert "prune-channels{keep=[" in plan["pipeline"]
+
+
 def test_ctrl_c_leaves_no_half_written_artifact(files, tmp_path):
     command = [sys.executable, "-m", "graphwright.tools.cli", "optimize", str(files / "model.onnx")]
     command += ["--calibration", str(files / "calib.npz"), "-o", str(tmp_path / "x.gw")]

@@ -11,7 +11,7 @@ import torch
 from ..ir.content import content_key
 from ..ir.errors import OptionError, UnknownNameError
 from ..passes.pipeline import Pipeline
-from ..search.cost.bops import FLOAT_BITS, products
+from ..search.cost.bops import FLOAT_BITS
 from ..search.cost.uniform import Pricing
 from ..search.planner import Request, Surroundings, Tables, allocate, evolve, tabulate
 from ..search.problem import Solution
@@ -117,7 +117,7 @@ def absolute_limits(job: Job) -> dict[str, float]:
     whole = {
         "size": float(base.size_bytes),
         "latency": (base.latency_ms or 0.0) * 1e3,
-        "bops": float(sum(work.macs for work in products(job.float_program())) * FLOAT_BITS**2),
+        "bops": float(job.macs * FLOAT_BITS**2),
         "average_bits": 1.0,
     }
     return {METRICS[name]: limit * whole[name] for name, limit in job.limits.items() if name in METRICS}

@@ -17,7 +17,8 @@ from ..ir.program import Program, Stage
 from ..passes.base import PassContext, Training
 from ..passes.manager import Instrument, PassManager, PipelineResult
 from ..passes.pipeline import Pipeline, parse
-from ..search.cost.bops import average_weight_bits, bops_ratio
+from ..search.channels import macs_of
+from ..search.cost.bops import FLOAT_BITS, average_weight_bits, bit_operations
 from .plan import Plan
 from .predict import Predict, artifact_predict, program_predict
 from .progress import silent
@@ -41,6 +42,7 @@ class Job:
     Attributes:
         limits: constraints by name, as the user stated them.
         measure: time float model and result (the target must run on this machine).
+        decided: what was chosen before any pipeline runs, by name; it goes to every plan.
     """
 
     source: Program
@@ -56,6 +58,7 @@ class Job:
     training: Training = field(default_factory=Training)
     _canonical: Program | None = None
     memo: dict[str, Any] = field(default_factory=dict)
+    decided: dict[str, Any] = field(default_factory=dict)
 
     def rewrite(self, pipeline: Pipeline) -> PipelineResult:
         """Runs the passes only."""
@@ -68,13 +71,12 @@ class Job:
         return outcome
 
     def run(self, pipeline: Pipeline, search: dict[str, Any] | None = None) -> Result:
-        """Runs the passes, compiles and measures. search: how the pipeline's formats were chosen, for plan and report."""
+        """Runs the passes, compiles and measures. search: how the pipeline's formats were chosen, for the plan."""
         start = time.perf_counter()
         outcome = self.rewrite(pipeline)
         compiled = self.backend.compile(outcome.program, self.target, self.progress)
-        plan = Plan(
-            str(pipeline), str(self.target), self.source.name, program_hash(self.source), self.limits, self.seed, search or {}
-        )
+        chosen = {**self.decided, **(search or {})}
+        plan = Plan(str(pipeline), str(self.target), self.source.name, program_hash(self.source), self.limits, self.seed, chosen)
         rows = [row.to_json() for row in outcome.certificate]
         artifact = Artifact.build(outcome.program, [compiled], certificate=rows, plan=plan.to_json())
         integer = outcome.program.stage is Stage.INTEGER
@@ -88,7 +90,8 @@ class Job:
             seconds=round(time.perf_counter() - start, 2),
             notes=self._notes(outcome, compiled),
             average_bits=average_weight_bits(outcome.program) if integer else None,
-            bops=bops_ratio(outcome.program) if integer else None,
+            bops=bit_operations(outcome.program) / max(self.macs * FLOAT_BITS**2, 1) if integer else None,
+            macs=macs_of(outcome.program) / max(self.macs, 1),
         )
         return Result(outcome.program, artifact, report, plan)
 
@@ -118,6 +121,11 @@ class Job:
             compiled = self.backend.compile(self.float_program(), self.target, self.progress)
             latency = self.backend.latency(compiled, example_inputs(self.source))
         return Measurement("float", score, size, latency)
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-accumulates of the float model."""
+        return macs_of(self.float_program())
 
     def float_program(self) -> Program:
         if self.source.stage >= Stage.CANONICAL:

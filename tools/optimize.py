@@ -19,7 +19,9 @@ from ..ir.program import Program
 from ..passes.base import Training
 from ..passes.manager import Instrument
 from ..passes.pipeline import Pipeline, parse
+from ..search.store import Store
 from .bit_search import METRICS, BitSearch, search_bits
+from .channels import within_macs
 from .defaults import default_pipeline, search_pipeline
 from .finetune import Finetune, with_distill
 from .job import Job, PassProgress, Result
@@ -37,6 +39,7 @@ CONSTRAINTS = {
     "latency": "latency over the float artifact's latency, measured on this machine",
     "bops": "bit operations over those of the float model, 32 x 32 a multiply-accumulate",
     "average_bits": "bits of a weight on average",
+    "macs": "multiply-accumulates over the float model's, or above 1 their number",
 }
 
 Model = torch.nn.Module | ExportedProgram | Program | str | Path
@@ -73,6 +76,9 @@ def optimize(
     each layer gets the format that loses least within them; with `BitSearch(minimize=...)`, the smallest, fastest or cheapest
     plan whose score stays within `max_drop`.
 
+    A limit on `macs` cuts channels first: the counts that lose least within it (`prune-channels`, behind `canonicalize` unless
+    the pipeline says where), what is left fitted to the original outputs. All else then goes on from the smaller network.
+
     Args:
         model: a module, an ExportedProgram, a Program, or the path of an ONNX file or .pt2 archive.
         target: `cpu` (this machine), `x86[:level]` or `arm64[:core]`; see `graphwright targets`.
@@ -97,10 +103,15 @@ def optimize(
     chosen = Target.parse(target)
     backend = backend_for(chosen)
     source = as_program(model, example_inputs)
-    passes = _parsed(pipeline, default_pipeline(source), finetune)
     samples = None if calibration is None else Calibration.for_program(source, calibration)
     training = Training() if finetune is None else finetune.training(source)
     job = Job(source, chosen, backend, samples, evaluate, limits, measure, seed, instruments, progress, training)
+    pipelines = [_parsed(pipeline, default(source)) for default in (default_pipeline, search_pipeline)]
+    if "macs" in limits:
+        if limits["macs"] > 1:
+            job.limits["macs"] = limits["macs"] / max(job.macs, 1)
+        pipelines = within_macs(job, pipelines, Store(None if search is None else search.cache))
+    passes, fewer_bits = pipelines if finetune is None else [with_distill(p, finetune.recipe) for p in pipelines]
     if search is None or (search.minimize is None and not set(limits) & set(METRICS)):
         result = job.run(passes)
         result.report.require(limits)
@@ -113,19 +124,18 @@ def optimize(
         if not set(missed) <= set(METRICS):
             # Fewer bits are no way to a better score.
             result.report.require(limits)
-    return search_bits(job, _parsed(pipeline, search_pipeline(source), finetune), search)
+    return search_bits(job, fewer_bits, search)
 
 
-def _parsed(pipeline: str | Pipeline | None, default: str, finetune: Finetune | None) -> Pipeline:
-    passes = pipeline if isinstance(pipeline, Pipeline) else parse(default if pipeline is None else pipeline)
-    return passes if finetune is None else with_distill(passes, finetune.recipe)
+def _parsed(pipeline: str | Pipeline | None, default: str) -> Pipeline:
+    return pipeline if isinstance(pipeline, Pipeline) else parse(default if pipeline is None else pipeline)
 
 
 def _check_constraints(limits: dict[str, float], evaluate: object, measure: bool) -> dict[str, float]:
     for name, value in limits.items():
         if name not in CONSTRAINTS:
             raise UnknownNameError("constraint", name, CONSTRAINTS)
-        if not isinstance(value, (int, float)) or value < 0:
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
             raise OptionError(f"constraint '{name}' ({CONSTRAINTS[name]}) must be a number of at least 0, not {value!r}")
     if "max_drop" in limits and evaluate is None:
         raise OptionError("constraint 'max_drop' needs evaluate=..., a function that scores predictions")

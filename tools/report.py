@@ -83,6 +83,8 @@ class Report:
     #: Bits of a weight on average, and bit operations over those of float32; None where the result is not integer arithmetic.
     average_bits: float | None = None
     bops: float | None = None
+    #: Multiply-accumulates over those of the float model.
+    macs: float | None = None
     search: SearchEvidence | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -97,7 +99,7 @@ class Report:
             values["max_drop"] = before.score - after.score
         if before.latency_ms and after.latency_ms:
             values["latency"] = after.latency_ms / before.latency_ms
-        for name, value in (("average_bits", self.average_bits), ("bops", self.bops)):
+        for name, value in (("average_bits", self.average_bits), ("bops", self.bops), ("macs", self.macs)):
             if value is not None:
                 values[name] = value
         return values

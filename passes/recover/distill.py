@@ -91,7 +91,7 @@ class Distill(Recipe, Pass):
             write_back(program, found["best"])
         stats = {
             "loss": loss,
-            "samples": len(samples),
+            "samples": sum(len(sample[0]) for sample in samples.samples) if student.free_batch else len(samples),
             "steps": found["steps"],
             "held_out_before": found["before"],
             "held_out_after": found["after"],

@@ -57,11 +57,9 @@ def products(program: Program) -> Iterator[Work]:
             yield Work(node, multiplications(node), _bits(value), bits, weights, _stored_bits(weight))  # type: ignore[arg-type]
 
 
-def bops_ratio(program: Program) -> float:
-    """Bit operations over those of the same products in float32."""
-    work = list(products(program))
-    whole = sum(w.macs for w in work) * FLOAT_BITS**2
-    return sum(w.macs * w.value_bits * w.weight_bits for w in work) / max(whole, 1)
+def bit_operations(program: Program) -> int:
+    """Bit operations of one run."""
+    return sum(w.macs * w.value_bits * w.weight_bits for w in products(program))
 
 
 def average_weight_bits(program: Program) -> float:

@@ -57,6 +57,7 @@ def optimize(
     size: Ratio = None,
     latency: Ratio = None,
     bops: Ratio = None,
+    macs: Annotated[str | None, typer.Option(help="Most multiply-accumulates, 0.5x, or a number: channels are cut.")] = None,
     average_bits: Annotated[float | None, typer.Option(help="Most bits of a weight on average.")] = None,
     minimize: Minimize = None,
     formats: Formats = None,
@@ -85,6 +86,8 @@ def optimize(
     from ...ir.files import write_atomically
     from ...passes.manager import Dump as DumpInstrument
     from ...passes.pipeline import parse
+    from ...passes.prune.prune_channels import PruneChannels
+    from ..channels import with_channels
     from ..defaults import default_pipeline
     from ..finetune import with_distill
     from ..optimize import optimize as run
@@ -93,7 +96,7 @@ def optimize(
 
     if pipeline is not None:
         parse(pipeline)  # a wrong text is an error before the model is read
-    ratios = {"size": size, "latency": latency, "bops": bops}
+    ratios = {"size": size, "latency": latency, "bops": bops, "macs": macs}
     limits = {name: ratio(text, name) for name, text in ratios.items() if text is not None}
     limits |= {k: v for k, v in (("max_drop", max_drop), ("average_bits", average_bits)) if v is not None}
     chosen = Target.parse(target)
@@ -101,6 +104,8 @@ def optimize(
     check_outputs((model, calibration, finetune_data), (output, report, plan), overwrite)
     source = resolve(model, parse_shapes(input_shape))
     passes = parse(default_pipeline(source.program) if pipeline is None else pipeline)
+    if "macs" in limits and not any(isinstance(p, PruneChannels) for p in passes):
+        passes = with_channels(passes, PruneChannels())
     batches = batches_of(source, passes, calibration, samples)
     search = search_of(source, samples, formats, scorer, solver, minimize, labels, calibration, cache)
     tuning = finetune_of(source, finetune, passes, finetune_data, finetune_samples, checkpoints, device)
