@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
@@ -62,6 +63,7 @@ class Program:
         self.graph_module = graph_module
         self.stage = stage
         self.name = name
+        self._compiled = self._calls()
 
     @property
     def graph(self) -> fx.Graph:
@@ -95,7 +97,8 @@ class Program:
         return [tensor_spec(n, name) for n, name in zip(self.outputs, names, strict=True)]
 
     def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Runs the program in torch. Always returns a tuple, one tensor an output."""
+        """Runs the program in torch, as its graph is now. Always returns a tuple, one tensor an output."""
+        self._refresh()
         with torch.no_grad():
             result = self.graph_module(*inputs)
         return tuple(result) if isinstance(result, (tuple, list)) else (result,)
@@ -160,7 +163,22 @@ class Program:
             delattr(module, name)
         self.graph.lint()
         module.recompile()
+        self._compiled = self._calls()
         return removed
+
+    def _calls(self) -> list[tuple[Any, ...]]:
+        """What the code of the graph depends on. An edited node has new arguments, which are other objects."""
+        return [(node, node.target, node.args, node.kwargs) for node in self.graph.nodes]
+
+    def _refresh(self) -> None:
+        """Compiles the graph where it was edited since it was compiled last."""
+        calls = self._calls()
+        same = len(calls) == len(self._compiled) and all(
+            new is old for pair in zip(calls, self._compiled, strict=True) for new, old in zip(*pair, strict=True)
+        )
+        if not same:
+            self.graph_module.recompile()
+            self._compiled = calls
 
     # -- shapes ----------------------------------------------------------------------------------------------------------
 
@@ -199,7 +217,8 @@ def infer_node(program: Program, node: fx.Node) -> None:
 
     args, kwargs = fx.map_arg((node.args, node.kwargs), value)  # type: ignore[misc]
     try:
-        with program.fake_mode, torch.no_grad():
+        # As torch.export traces: composite ops whose C++ form asks for plain sizes have a Python form that takes symbolic ones.
+        with enable_python_dispatcher(), program.fake_mode, torch.no_grad():
             node.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]
     except VerificationError:
         raise

@@ -20,6 +20,9 @@ from ..ir.data import Sample
 from ..ir.program import Program
 from .fold.layer import Layer, layer_of
 
+#: Rows whose squared deviation is a smaller share of their squares do not vary: what is left is rounding of float32.
+NO_VARIANCE = 1e-10
+
 aten = torch.ops.aten
 
 
@@ -52,9 +55,25 @@ class LayerRows:
 
     def error(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> float:
         """Squared error of the outputs, relative to the squared deviation of the original outputs from their mean."""
-        signal = (self.targets - self.targets.mean(1, keepdim=True)).square().sum(dtype=torch.float64)
         outputs = self.outputs(weight) + (0.0 if bias is None else bias - self.bias)
-        return float((outputs - self.targets).square().sum(dtype=torch.float64) / signal.clamp_min(1e-30))
+        return relative_error(float((outputs - self.targets).square().sum(dtype=torch.float64)), signal_of(self.targets))
+
+
+def signal_of(wanted: torch.Tensor) -> float:
+    """What squared errors of outputs (G, rows, O) are relative to: their squared deviation from their means over the rows.
+
+    Rows that do not vary (few of them, or behind a clamp that is always met) have next to none, and any error would look huge
+    beside it; there it is their sum of squares.
+    """
+    wanted = wanted.to(torch.float64)
+    whole = float(wanted.square().sum())
+    varied = float((wanted - wanted.mean(1, keepdim=True)).square().sum())
+    return varied if varied > NO_VARIANCE * whole else whole
+
+
+def relative_error(error: float, signal: float) -> float:
+    """A squared error over `signal`; the error itself where all that is wanted is zero."""
+    return error / signal if signal > 0 else error
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from graphwright.ir.capture import capture
-from graphwright.passes.layerwise import Layerwise
+from graphwright.passes.layerwise import Layerwise, relative_error, signal_of
 from torch import nn
 
 
@@ -49,3 +49,12 @@ def test_later_layers_read_what_the_rewritten_ones_give():
 def test_transposed_convolutions_are_walked_through_but_not_shown():
     walk = walk_of(nn.Sequential(nn.ConvTranspose2d(3, 4, 2), nn.Conv2d(4, 2, 1)), (3, 5, 5))
     assert [layer.out_channels for layer in walk.layers()] == [2]
+
+
+def test_errors_of_rows_that_do_not_vary_are_relative_to_their_size():
+    constant = torch.full((1, 16, 2), 3.0)
+    wanted = constant + 1e-7 * torch.randn(1, 16, 2)
+    assert signal_of(wanted) == pytest.approx(16 * 2 * 9.0)
+    varied = torch.randn(1, 16, 2) + 3.0
+    assert signal_of(varied) == pytest.approx(float((varied - varied.mean(1, keepdim=True)).square().sum()), rel=1e-5)
+    assert relative_error(0.5, signal_of(torch.zeros(1, 4, 1))) == 0.5

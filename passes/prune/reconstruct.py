@@ -25,7 +25,7 @@ from ...ir.data import Sample
 from ...ir.errors import PassError
 from ...ir.program import Program, origin_of, shape_of, single_user
 from ..fold.layer import Layer, layer_of, set_parameters
-from ..layerwise import gather_rows
+from ..layerwise import gather_rows, relative_error, signal_of
 from ..quantize.operators import clamp_bounds
 
 aten = torch.ops.aten
@@ -261,7 +261,7 @@ def fit(
     share = torch.tensor(SHARES, dtype=torch.float64)[steps.argmin(0)]
     chosen = torch.lerp(start, solution, share[:, None, :])
     signal = problem.signal
-    before, after = (float(problem.errors(w).sum() / signal) for w in (start, chosen))
+    before, after = (relative_error(float(problem.errors(w).sum()), signal) for w in (start, chosen))
     weight, bias = chosen[:, :-1].transpose(1, 2), chosen[:, -1]
     return weight.reshape(layer.weight.shape), bias.reshape(-1), (before, after)
 
@@ -305,9 +305,8 @@ class Problem:
 
     @property
     def signal(self) -> float:
-        """Squared deviation of f(T) from its mean over the rows that check."""
-        wanted = self.targets[:, self.fitted :].clamp(self.low, self.high)
-        return float((wanted - wanted.mean(1, keepdim=True)).square().sum(dtype=torch.float64).clamp_min(1e-30))
+        """What errors are relative to, over the rows that check, see `signal_of`."""
+        return signal_of(self.targets[:, self.fitted :].clamp(self.low, self.high))
 
     def sums(self, weight: torch.Tensor, rows: slice) -> torch.Tensor:
         """A W + S, (G, rows, O)."""

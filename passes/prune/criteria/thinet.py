@@ -11,7 +11,7 @@ import torch
 from ....ir.errors import PassError
 from ....ir.program import Program
 from ...base import PassContext
-from ...layerwise import LayerRows, Layerwise
+from ...layerwise import LayerRows, Layerwise, signal_of
 from ..group import Group, Member
 from .base import Criterion, Importance, register
 
@@ -98,8 +98,8 @@ class Reader:
         mean = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
         gram = gram + torch.diag_embed((DAMPING * mean)[:, None].expand(gram.shape[:2]))
         columns = torch.tensor(member.indices)[:, :, None] * taps + torch.arange(taps)
-        signal = (rows.targets - rows.targets.mean(1, keepdim=True)).square().sum(dtype=torch.float64)
-        return cls(gram, rows.weight.transpose(1, 2).to(torch.float64), columns.flatten(1), float(signal.clamp_min(1e-30)))
+        signal = max(signal_of(rows.targets), 1e-30)
+        return cls(gram, rows.weight.transpose(1, 2).to(torch.float64), columns.flatten(1), signal)
 
 
 def eliminate(readers: Sequence[Reader], atoms: int) -> torch.Tensor:
