@@ -35,6 +35,8 @@ def required_flags(target: Target) -> frozenset[str]:
         return frozenset().union(*(X86_FLAGS[level] for level in levels[levels.index(target.level) :]))
     if target.arch == "arm64":
         return ARM64_FLAGS[target.level]
+    if target.arch == "cuda":
+        return frozenset()
     raise TargetError(f"target '{target}' has no compiled library; no CPU is needed for it")
 
 

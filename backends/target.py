@@ -1,4 +1,4 @@
-"""Targets: what machine an artifact is for. `x86`, `x86:avx512-amx`, `arm64:cortex-a76`, `onnx`."""
+"""Targets: what machine an artifact is for. `x86`, `x86:avx512-amx`, `arm64:cortex-a76`, `cuda:sm_90`, `onnx`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ..ir.errors import TargetError, UnknownNameError
 LEVELS: dict[str, tuple[str, ...]] = {
     "x86": ("avx512-amx", "avx512-vnni", "avx512", "avx2"),
     "arm64": ("cortex-a76", "cortex-a72", "cortex-a53", "generic"),
+    "cuda": ("sm_90", "sm_89", "sm_86", "sm_80"),
     "onnx": ("qdq",),
 }
 
@@ -26,7 +27,10 @@ class Target:
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """Raises UnknownNameError for an unknown architecture or level, TargetError for `native` of another machine."""
+        """Raises UnknownNameError for an unknown architecture or level, TargetError for `native` of another machine.
+
+        `cuda` alone is the best level that this machine's GPU runs, and the newest where there is no GPU.
+        """
         from .host import host_arch, host_level  # reads /proc; only when a target is needed
 
         arch, _, level = text.partition(":")
@@ -34,6 +38,8 @@ class Target:
             arch = host_arch()
         if arch not in LEVELS:
             raise UnknownNameError("target", arch, [*LEVELS, "cpu"])
+        if arch == "cuda" and level in ("", "native"):
+            return cls(arch, _gpu_level(text, required=level == "native"))
         if not level or level == "native":
             if arch == host_arch():
                 return cls(arch, host_level())
@@ -43,6 +49,16 @@ class Target:
         if level not in LEVELS[arch]:
             raise UnknownNameError(f"level of target {arch}", level, LEVELS[arch])
         return cls(arch, level)
+
+
+def _gpu_level(text: str, required: bool) -> str:
+    from .nvidia import missing_to_run  # asks the driver; only when a target is needed
+
+    missing = {level: missing_to_run(level) for level in LEVELS["cuda"]}
+    found = next((level for level, reason in missing.items() if not reason), None)
+    if found is None and required:
+        raise TargetError(f"target '{text}': {missing[LEVELS['cuda'][0]]}; name a level: {', '.join(LEVELS['cuda'])}")
+    return found or LEVELS["cuda"][0]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 
 import torch
+import tvm
 
 from ...ir.errors import TargetError
 from ...ir.program import Program, Stage
@@ -14,6 +15,8 @@ from ...ir.verify import verify
 from ..base import Backend, Compiled, Progress, StepTimes
 from ..interrupt import deferred_interrupt
 from ..target import Target, TargetInfo
+from .cuda.build import build as build_cuda
+from .cuda.link import link as link_cuda
 from .kernels.base import LANES
 from .link import link
 from .lower import lower
@@ -62,8 +65,7 @@ class TVMBackend(Backend):
         if progress is not None:
             progress(1, 2, "generate machine code")
         with deferred_interrupt():
-            region, kernels = build(lowered.module, compiler_target)
-        library = link(region, kernels, target)
+            library = _library(lowered.module, compiler_target, target)
         if progress is not None:
             progress(2, 2, "generate machine code")
         return Compiled(target, library, lowered.kernels, {"tvm_target": str(compiler_target), "tuned": list(lowered.tuned)})
@@ -90,3 +92,10 @@ class TVMBackend(Backend):
         """The time of every kernel, in place. Raises TargetError where the target cannot run here."""
         require_run(compiled.target)
         return step_times(compiled, [x.numpy() for x in inputs], threads, repeats)
+
+
+def _library(module: tvm.IRModule, compiler_target: tvm.target.Target, target: Target) -> bytes:
+    if target.arch == "cuda":
+        return link_cuda(build_cuda(module, compiler_target), target)
+    region, kernels = build(module, compiler_target)
+    return link(region, kernels, target)

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ...ir.errors import TargetError
@@ -25,18 +25,24 @@ def link(region: Region, kernels: bytes, target: Target) -> bytes:
     """
     with tempfile.TemporaryDirectory(prefix="graphwright-") as name:
         folder = Path(name)
-        library, weights = folder / "model.so", folder / "weights.bin"
-        (folder / "kernels.o").write_bytes(kernels)
+        weights, code = folder / "weights.bin", folder / "kernels.o"
+        code.write_bytes(kernels)
         weights.write_bytes(region.weights)
-        (folder / "program.c").write_text(tables(region, weights))
-        includes = [f"-I{path}" for path in (RUNTIME, *header_folders())]
-        options = ["-shared", "-fPIC", "-O2", "-Wl,-Bsymbolic", "-Wl,--build-id=none", "-Wl,--strip-debug"]
-        sources = ["-x", "c", str(folder / "program.c"), str(RUNTIME / "region.c")]
-        command = [linker(target).command, *options, *includes, "-o", str(library), str(folder / "kernels.o"), *sources]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise TargetError(f"'{command[0]}' cannot link the program for {target}: {done.stderr.strip()}")
-        return library.read_bytes()
+        return shared_library(folder, tables(region, weights), "region.c", target, [code])
+
+
+def shared_library(folder: Path, program: str, runtime: str, target: Target, objects: Sequence[Path] = ()) -> bytes:
+    """One library of the tables `program` (C), the file of `runtime/` that reads them, and objects. folder: for the sources."""
+    library, source = folder / "model.so", folder / "program.c"
+    source.write_text(program)
+    includes = [f"-I{path}" for path in (RUNTIME, *header_folders())]
+    options = ["-shared", "-fPIC", "-O2", "-Wl,-Bsymbolic", "-Wl,--build-id=none", "-Wl,--strip-debug"]
+    sources = ["-x", "c", str(source), str(RUNTIME / runtime)]
+    command = [linker(target).command, *options, *includes, "-o", str(library), *map(str, objects), *sources]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise TargetError(f"'{command[0]}' cannot link the program for {target}: {done.stderr.strip()}")
+    return library.read_bytes()
 
 
 def header_folders() -> list[Path]:
@@ -58,18 +64,15 @@ def tables(region: Region, weights: Path) -> str:
     for step in region.steps:
         flags = f"{int(step.phase.parallel)}, {int(step.barrier)}"
         steps.append(f"{{__tvm_ffi_{step.phase.name}, {len(places)}, {len(step.places)}, {flags}}}")
-        places += [_place(place) for place in step.places]
+        places += map(place_entry, step.places)
     return "\n".join(
         [
             '#include "region.h"',
-            'extern const uint8_t gw_weights[] __attribute__((visibility("hidden")));',
-            # read-only and mapped from the file: pages of weights are loaded when a kernel first reads them
-            f'__asm__(".pushsection .rodata\\n.balign 64\\n.hidden gw_weights\\n.globl gw_weights\\ngw_weights:\\n'
-            f'.incbin \\"{weights}\\"\\n.popsection\\n");',
+            embedded("gw_weights", weights),
             *(f"int __tvm_ffi_{name}(void*, const TVMFFIAny*, int32_t, TVMFFIAny*);" for name in functions),
-            _array("gw_step", "gw_steps", steps),
-            _array("gw_place", "gw_places", places),
-            _array("uint64_t", "gw_sizes", [str(tensor.size) for tensor in tensors]),
+            table("gw_step", "gw_steps", steps),
+            table("gw_place", "gw_places", places),
+            table("uint64_t", "gw_sizes", [str(tensor.size) for tensor in tensors]),
             "const gw_region gw_program = {",
             f"  gw_steps, gw_places, {len(steps)}, {max((len(s.places) for s in region.steps), default=0)},",
             f"  {int(any(step.phase.parallel for step in region.steps))}, {region.arena}, {region.scratch}, gw_weights,",
@@ -80,9 +83,18 @@ def tables(region: Region, weights: Path) -> str:
     )
 
 
-def _place(place: Place) -> str:
+def embedded(name: str, path: Path) -> str:
+    """C of a byte array from a file. Read-only and mapped from the library: pages are loaded when they are first read."""
+    return (
+        f'extern const uint8_t {name}[] __attribute__((visibility("hidden")));\n'
+        f'__asm__(".pushsection .rodata\\n.balign 64\\n.hidden {name}\\n.globl {name}\\n{name}:\\n'
+        f'.incbin \\"{path}\\"\\n.popsection\\n");'
+    )
+
+
+def place_entry(place: Place) -> str:
     return f"{{GW_{place.space.name}, {place.offset}}}"
 
 
-def _array(kind: str, name: str, items: Iterable[str]) -> str:
+def table(kind: str, name: str, items: Iterable[str]) -> str:
     return f"static const {kind} {name}[] = {{\n" + "".join(f"  {item},\n" for item in items) + "};"

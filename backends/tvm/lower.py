@@ -28,7 +28,7 @@ from .families import family_of, generator_of
 from .kernels import layout, quantize_image
 from .kernels.base import padded
 from .strided import Strided
-from .target import kernel_levels
+from .target import generating, kernel_levels
 from .tuning import TuningDatabase
 from .tuning.families import tuned
 from .values import CONSTANT, DTYPES, Expr, FloatImage, Frame, Value, dtype_of_var, item_size, of_node, shape_of_var
@@ -81,7 +81,8 @@ def lower(program: Program, target: Target, progress: Progress | None = None, tu
 
     _require_static(program)
     tunings = TuningDatabase.of(target.arch) if tunings is None else tunings
-    return Lowering(program, target, rules.fallback, tunings).run(progress)
+    with generating(target):
+        return Lowering(program, target, rules.fallback, tunings).run(progress)
 
 
 def _require_static(program: Program) -> None:

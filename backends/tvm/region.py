@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import prod
@@ -20,7 +20,7 @@ from tvm import relax as _relax
 
 from ...ir.errors import UnsupportedOpError
 from .memory import SLACK, Lifetime, aligned, plan_arena
-from .tasks import Phase, TaskKernel
+from .tasks import TaskKernel, Work
 from .values import CONSTANT, Expr, item_size
 
 #: Relax, untyped: the stubs know every expression only by its base class.
@@ -69,7 +69,7 @@ class Step:
         barrier: all tasks wait for one another before it.
     """
 
-    phase: Phase
+    phase: Work
     kernel: int
     places: tuple[Place, ...]
     read: int
@@ -112,15 +112,15 @@ class Region:
     arena: int
     scratch: int
 
-    def description(self) -> str:
-        """What a runner must know, as JSON."""
+    def description(self, on_device: bool = False) -> str:
+        """What a runner must know, as JSON. on_device: the library holds its arena itself, the runner brings none."""
 
         def tensors(items: Sequence[Tensor]) -> list[dict[str, Any]]:
             return [{"dtype": t.dtype, "shape": list(t.shape)} for t in items]
 
         return json.dumps(
             {
-                "arena": self.arena,
+                "arena": 0 if on_device else self.arena,
                 "inputs": tensors(self.inputs),
                 "outputs": tensors(self.outputs),
                 "steps": [[step.phase.name, step.kernel] for step in self.steps],
@@ -129,7 +129,7 @@ class Region:
         )
 
 
-def plan_region(main: Any, kernels: dict[str, TaskKernel]) -> Region:
+def plan_region(main: Any, kernels: Mapping[str, TaskKernel[Work]]) -> Region:
     """Plans the function `main` of a lowered module, whose kernels (by function name) were split into phases.
 
     Raises:
@@ -207,11 +207,11 @@ class _Weights:
 class _Calls:
     """Reads the straight-line function once: which storages exist, and which kernel call touches which."""
 
-    def __init__(self, main: Any, kernels: dict[str, TaskKernel]) -> None:
+    def __init__(self, main: Any, kernels: Mapping[str, TaskKernel[Work]]) -> None:
         self.weights = _Weights()
         self.storages: list[_Storage] = []
         self._kernels = kernels
-        self._calls: list[tuple[TaskKernel, list[_Storage | Place], int]] = []
+        self._calls: list[tuple[TaskKernel[Work], list[_Storage | Place], int]] = []
         self._count = 0
         self._values: dict[Any, Any] = {
             parameter: Place(Space.INPUT, index, _tensor(parameter).size) for index, parameter in enumerate(main.params)

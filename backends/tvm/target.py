@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import functools
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import tvm
 from tvm.target import codegen
 
 from ...ir.errors import TargetError
+from .. import nvidia
 from ..host import X86_FLAGS, host_arch, host_flags, host_threads, required_flags
 from ..target import LEVELS, Target, TargetInfo
 from ..tiles import request_tiles
+from .cuda.nvcc import missing_nvcc
+from .cuda.triton_aot import missing_triton
 
 TRIPLES = {"x86": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}
 LLVM_BACKENDS = {"x86": "x86_64", "arm64": "aarch64"}
@@ -52,7 +57,8 @@ class Linker:
 
 
 def linker(target: Target) -> Linker:
-    if target.arch == host_arch():
+    """A library for a GPU runs on the architecture that builds it."""
+    if target.arch in (host_arch(), "cuda"):
         return Linker("gcc", "gcc")
     triple = TRIPLES[target.arch]
     return Linker(f"{triple}-gcc", f"gcc-{triple.replace('_', '-')}")
@@ -74,8 +80,14 @@ def kernel_levels(target: Target) -> tuple[str, str]:
 
 def missing_to_emit(target: Target) -> str:
     """What this installation lacks to compile for `target`; empty where nothing."""
+    if target.arch == "cuda":
+        tool = linker(target)
+        compiler = (
+            "" if tool.present else f"'{tool.command}' is not on the PATH; install it (Debian: apt-get install {tool.package})"
+        )
+        return "; ".join(filter(None, (missing_nvcc(), missing_triton(), compiler)))
     if str(target) not in PROCESSORS:
-        return f"the TVM backend compiles for {', '.join(sorted(TRIPLES))}, not for {target.arch}"
+        return f"the TVM backend compiles for {', '.join([*sorted(TRIPLES), 'cuda'])}, not for {target.arch}"
     if LLVM_BACKENDS[target.arch] not in llvm_backends():
         return f"this build of TVM has no LLVM backend '{LLVM_BACKENDS[target.arch]}'; install the apache-tvm wheel from PyPI"
     tool = linker(target)
@@ -86,6 +98,8 @@ def missing_to_emit(target: Target) -> str:
 
 def missing_to_run(target: Target) -> str:
     """What this machine lacks to run code for `target`; empty where nothing."""
+    if target.arch == "cuda":
+        return nvidia.missing_to_run(target.level)
     if target.arch != host_arch():
         return f"this machine is {host_arch()}"
     if target.arch == "x86":
@@ -98,7 +112,7 @@ def missing_to_run(target: Target) -> str:
 
 def target_rows() -> list[TargetInfo]:
     rows = []
-    for arch in TRIPLES:
+    for arch in (*TRIPLES, "cuda"):
         for level in LEVELS[arch]:
             target = Target(arch, level)
             emit, run = missing_to_emit(target), missing_to_run(target)
@@ -120,8 +134,10 @@ def require_run(target: Target) -> None:
 
 
 def tvm_target(target: Target) -> tvm.target.Target:
-    """The LLVM target of a level. Raises TargetError where this installation cannot emit it."""
+    """The LLVM or CUDA target of a level. Raises TargetError where this installation cannot emit it."""
     require_emit(target)
+    if target.arch == "cuda":
+        return cuda_target(target)
     options: dict[str, object] = {
         "kind": "llvm",
         "mtriple": TRIPLES[target.arch],
@@ -131,3 +147,14 @@ def tvm_target(target: Target) -> tvm.target.Target:
     if str(target) in FEATURES:
         options["mattr"] = list(FEATURES[str(target)])
     return tvm.target.Target(options)
+
+
+def cuda_target(target: Target) -> tvm.target.Target:
+    """The limits are those that every CUDA chip has without asking for more."""
+    limits = {"max_threads_per_block": 1024, "max_shared_memory_per_block": 48 * 1024, "thread_warp_size": 32}
+    return tvm.target.Target({"kind": "cuda", "arch": target.level, **limits})
+
+
+def generating(target: Target) -> AbstractContextManager[Any]:
+    """The context in which kernels are generated: those written as tensor expressions leave a GPU's loops to its own schedule."""
+    return cuda_target(target) if target.arch == "cuda" else nullcontext()

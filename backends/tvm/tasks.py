@@ -10,10 +10,10 @@ that the tasks of a kernel share becomes a parameter and lives in the program's 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from tvm import ir, tirx
 from tvm.tirx.buffer import is_buffer_var
@@ -30,6 +30,22 @@ STACK_BYTES = 1024
 
 _CPU = 1
 _PARALLEL, _SERIAL = tirx.ForKind.PARALLEL, tirx.ForKind.SERIAL
+
+
+class Work(Protocol):
+    """What one step of a region runs: a `Phase` of a CPU kernel, or a launch on a device (`cuda.launch.Launch`)."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def parallel(self) -> bool: ...
+
+    @property
+    def scratch(self) -> tuple[int, ...]: ...
+
+
+W = TypeVar("W", bound=Work, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -49,44 +65,44 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class TaskKernel:
-    """A kernel as its phases, in order. scratch: bytes of each buffer that the tasks share."""
+class TaskKernel(Generic[W]):
+    """A kernel as its phases, in order. scratch: bytes of each buffer that the phases share."""
 
-    phases: tuple[Phase, ...]
+    phases: tuple[W, ...]
     scratch: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class _Group:
-    """A parallel loop, or the serial statements between two of them."""
+class Group:
+    """A statement that is work for many (a parallel loop, a grid of threads), or the serial statements between two of them."""
 
     body: Node
     parallel: bool
 
 
-def split_tasks(name: str, function: Node) -> TaskKernel:
+def split_tasks(name: str, function: Node) -> TaskKernel[Phase]:
     """Splits a function whose blocks are lowered and whose buffers are flat (see `pipeline.flatten`)."""
-    statements = _statements(function.body)
+    statements = statements_of(function.body)
     if not any(map(_is_parallel, statements)):
-        return TaskKernel((_phase(name, function, [], [], _Group(tirx.stmt_seq(*statements), parallel=False)),), ())
-    prologue, shared, groups = _grouped(statements)
+        return TaskKernel((_phase(name, function, [], [], Group(tirx.stmt_seq(*statements), parallel=False)),), ())
+    prologue, shared, groups = cut(statements, _is_parallel)
     labels = [name] if len(groups) == 1 else [f"{name}_{index}" for index in range(len(groups))]
     phases = (_phase(label, function, shared, prologue, group) for label, group in zip(labels, groups, strict=True))
-    return TaskKernel(tuple(phases), tuple(_bytes(buffer) for buffer in shared))
+    return TaskKernel(tuple(phases), tuple(buffer_bytes(buffer) for buffer in shared))
 
 
-def _phase(name: str, function: Node, shared: list[Node], prologue: list[Node], group: _Group) -> Phase:
+def _phase(name: str, function: Node, shared: list[Node], prologue: list[Node], group: Group) -> Phase:
     task, tasks = tirx.Var("task", "int32"), tirx.Var("tasks", "int32")
     body, own = _without_allocations(_serial(group.body))
     body = _slice(body, task, tasks) if group.parallel else body
     phase = tirx.PrimFunc([*function.params, *shared, *own, task, tasks], tirx.stmt_seq(*prologue, body))
     attributes = {**dict(function.attrs), "tirx.noalias": True, "global_symbol": name}
-    return Phase(name, phase.with_attrs(attributes), group.parallel, tuple(map(_bytes, own)))
+    return Phase(name, phase.with_attrs(attributes), group.parallel, tuple(map(buffer_bytes, own)))
 
 
-def _statements(body: Node) -> list[Node]:
+def statements_of(body: Node) -> list[Node]:
     if isinstance(body, tirx.SeqStmt):
-        return [inner for statement in body.seq for inner in _statements(statement)]
+        return [inner for statement in body.seq for inner in statements_of(statement)]
     return [body]
 
 
@@ -94,13 +110,13 @@ def _is_parallel(statement: Node) -> bool:
     return isinstance(statement, tirx.For) and statement.kind == _PARALLEL
 
 
-def _grouped(statements: Iterable[Node]) -> tuple[list[Node], list[Node], list[_Group]]:
+def cut(statements: Iterable[Node], is_work: Callable[[Node], bool]) -> tuple[list[Node], list[Node], list[Group]]:
     """Views and named values (every phase repeats them), buffers that all phases see, and the work."""
     prologue, buffers, groups, serial = [], [], [], []
 
     def close() -> None:
         if serial:
-            groups.append(_Group(tirx.stmt_seq(*serial), parallel=False))
+            groups.append(Group(tirx.stmt_seq(*serial), parallel=False))
             serial.clear()
 
     for statement in statements:
@@ -109,10 +125,10 @@ def _grouped(statements: Iterable[Node]) -> tuple[list[Node], list[Node], list[_
         elif isinstance(statement, tirx.DeclBuffer) or (isinstance(statement, tirx.Bind) and not groups and not serial):
             prologue.append(statement)
         elif isinstance(statement, tirx.Bind):
-            raise RuntimeError(f"'{statement.var}' is named between parallel loops; name it before the first or inside one")
-        elif _is_parallel(statement):
+            raise RuntimeError(f"'{statement.var}' is named between two pieces of work; name it before the first or inside one")
+        elif is_work(statement):
             close()
-            groups.append(_Group(statement, parallel=True))
+            groups.append(Group(statement, parallel=True))
         else:
             serial.append(statement)
     close()
@@ -143,7 +159,7 @@ def _without_allocations(statement: Node) -> tuple[Node, list[Node]]:
     taken: list[Node] = []
 
     def drop(allocation: Node) -> Node:
-        if _bytes(allocation.buffer) <= STACK_BYTES and allocation.buffer.scope() == "global":
+        if buffer_bytes(allocation.buffer) <= STACK_BYTES and allocation.buffer.scope() == "global":
             return allocation
         taken.append(allocation.buffer)
         return tirx.Evaluate(tirx.IntImm("int32", 0))
@@ -151,8 +167,11 @@ def _without_allocations(statement: Node) -> tuple[Node, list[Node]]:
     return structural_map(statement, (tirx.AllocBuffer, drop)), taken
 
 
-def take_pointers(function: Node) -> tirx.PrimFunc:
-    """Buffer parameters become raw pointers: a region knows every shape, and its calls need no tensor headers."""
+def take_pointers(function: Node, runtime_calls: bool = True) -> tirx.PrimFunc:
+    """Buffer parameters become raw pointers: a region knows every shape, and its calls need no tensor headers.
+
+    runtime_calls: the function may call TVM's runtime, which asks for a device.
+    """
     parameters, declarations = [], []
     for parameter in function.params:
         if is_buffer_var(parameter):
@@ -161,10 +180,10 @@ def take_pointers(function: Node) -> tirx.PrimFunc:
             parameter = pointer
         parameters.append(parameter)
     body = tirx.stmt_seq(*declarations, function.body)
-    for key, value in (("device_id", 0), ("device_type", _CPU)):  # calls of the runtime ask; a tensor's header would tell
+    for key, value in (("device_id", 0), ("device_type", _CPU)) if runtime_calls else ():  # a tensor's header would tell
         body = tirx.AttrStmt(0, key, tirx.IntImm("int32", value), body)
     return tirx.PrimFunc(parameters, body, None, function.attrs)
 
 
-def _bytes(buffer: Node) -> int:
+def buffer_bytes(buffer: Node) -> int:
     return prod(int(extent) for extent in buffer.shape) * item_size(str(buffer.dtype))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
 
 from tvm import tirx
 
@@ -67,3 +67,27 @@ def triton_call(function: Any) -> TritonCall | None:
     fields["constants"] = tuple((name, value) for name, value in fields["constants"])
     fields["grid"] = tuple(fields["grid"])
     return TritonCall(**fields)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch of a program, ready to run.
+
+    Attributes:
+        name: of the step.
+        symbol: of the function inside `image`, a cubin.
+        grid, block: programs, and threads of one, along x, y, z.
+        shared: bytes of dynamic shared memory.
+        hidden: null pointers that the function takes after its own.
+    """
+
+    name: str
+    symbol: str
+    image: bytes = field(repr=False)
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    shared: int = 0
+    hidden: int = 0
+    #: Every launch is work for many, and has no memory that each of them has for itself.
+    parallel: ClassVar[bool] = True
+    scratch: ClassVar[tuple[int, ...]] = ()

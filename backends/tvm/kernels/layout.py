@@ -10,7 +10,7 @@ from tvm.s_tir import Schedule
 from ..strided import Strided
 from .base import LANES, padded
 from .fixed_point import quantized
-from .schedule import WIDE, extents, finish, product, schedule_rows, split_for_threads, te
+from .schedule import WIDE, extents, finish, for_cpus, product, schedule_rows, split_for_threads, te
 
 Shape = tuple[int, ...]
 
@@ -44,6 +44,7 @@ def _inside(lane, channels: int, value, outside):
     return value() if channels == padded(channels) else te.if_then_else(lane < channels, value(), outside)
 
 
+@for_cpus
 def _schedule_transpose(function: tirx.PrimFunc, channels: int) -> tirx.PrimFunc:
     """Reads rows of x in vectors: for each channel, 16 pixels of a row; the store strides by Cp."""
     schedule: Any = Schedule(function)
@@ -65,9 +66,15 @@ def from_channels(shape: Shape, dtype: str) -> tirx.PrimFunc:
     n, c, h, w = shape
     x = te.placeholder((n, h, w, padded(c)), dtype, name="x")
     out = te.compute(shape, lambda n, c, h, w: x(n, h, w, c), name="out")
-    schedule: Any = Schedule(te.create_prim_func([x, out]))
+    return _schedule_planes(te.create_prim_func([x, out]))
+
+
+@for_cpus
+def _schedule_planes(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    schedule: Any = Schedule(function)
     loops = schedule.get_loops(schedule.get_sblock("out"))
-    split_for_threads(schedule, schedule.fuse(loops[0], loops[1]), product(shape))
+    work = product(extents(schedule, loops))
+    split_for_threads(schedule, schedule.fuse(loops[0], loops[1]), work)
     return finish(schedule)
 
 
@@ -94,10 +101,7 @@ def add_lanes(rows: int, channels: int, dtype: str) -> tirx.PrimFunc:
     x = te.placeholder((rows, channels), dtype, name="x")
     zero = tirx.const(0, dtype)
     out = te.compute((rows, padded(channels)), lambda m, c: te.if_then_else(c < channels, x(m, c), zero), name="out")
-    schedule: Any = Schedule(te.create_prim_func([x, out]))
-    row, _ = schedule.get_loops(schedule.get_sblock("out"))
-    split_for_threads(schedule, row, rows * padded(channels))
-    return finish(schedule)
+    return _schedule_pixels(te.create_prim_func([x, out]))
 
 
 def pad_channels(shape: Shape, before: tuple[int, int], after: tuple[int, int], value: float, dtype: str) -> tirx.PrimFunc:
@@ -127,14 +131,7 @@ def concatenate_channels(pixels: int, channels: tuple[int, ...], dtype: str) -> 
         return result
 
     out = te.compute((pixels, padded(total)), value, name="out")
-    schedule: Any = Schedule(te.create_prim_func([*inputs, out]))
-    pixel, lane = schedule.get_loops(schedule.get_sblock("out"))
-    if all(c % LANES == 0 for c in channels):
-        chunk, inner = schedule.split(lane, [None, LANES])
-        schedule.vectorize(inner)
-        schedule.unroll(chunk)
-    split_for_threads(schedule, pixel, pixels * padded(total))
-    return finish(schedule)
+    return _schedule_pixels(te.create_prim_func([*inputs, out]), whole=all(c % LANES == 0 for c in channels))
 
 
 def slice_channels(pixels: int, channels: int, start: int, stop: int, dtype: str) -> tirx.PrimFunc:
@@ -146,11 +143,19 @@ def slice_channels(pixels: int, channels: int, start: int, stop: int, dtype: str
         return _inside(lane, count, lambda: x(pixel, lane + start), tirx.const(0, dtype))
 
     out = te.compute((pixels, padded(count)), value, name="out")
-    return schedule_rows(te.create_prim_func([x, out])) if count == padded(count) else _scalar(out, [x], pixels)
+    function = te.create_prim_func([x, out])
+    return schedule_rows(function) if count == padded(count) else _schedule_pixels(function)
 
 
-def _scalar(out: Any, inputs: list[Any], pixels: int) -> tirx.PrimFunc:
-    schedule: Any = Schedule(te.create_prim_func([*inputs, out]))
-    pixel, _ = schedule.get_loops(schedule.get_sblock("out"))
-    split_for_threads(schedule, pixel, product(out.shape))
+@for_cpus
+def _schedule_pixels(function: tirx.PrimFunc, whole: bool = False) -> tirx.PrimFunc:
+    """For a map over [pixels, lanes] whose lanes are not alike. whole: every run of LANES of them is."""
+    schedule: Any = Schedule(function)
+    pixel, lane = schedule.get_loops(schedule.get_sblock("out"))
+    work = product(extents(schedule, [pixel, lane]))
+    if whole:
+        chunk, inner = schedule.split(lane, [None, LANES])
+        schedule.vectorize(inner)
+        schedule.unroll(chunk)
+    split_for_threads(schedule, pixel, work)
     return finish(schedule)

@@ -1,9 +1,16 @@
-"""Schedules of the memory-bound kernels: which loops run in parallel, which become vector registers."""
+"""Schedules of the memory-bound kernels: which loops run in parallel, which become vector registers.
+
+They are for CPUs. Under a target whose threads are a grid (`tvm.target.Target.current()` is a GPU) the same generators leave
+their loops as they are written, and `cuda/schedule.py` binds them.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec
 
+import tvm
 from tvm import te as _te
 from tvm import tirx
 from tvm.s_tir import Schedule
@@ -18,6 +25,23 @@ PARALLEL_WORK = 1 << 15
 
 #: Elements of one vector statement: four 512-bit registers of s32, one of s8.
 WIDE = 64
+
+P = ParamSpec("P")
+
+
+def for_cpus(
+    schedule: Callable[Concatenate[tirx.PrimFunc, P], tirx.PrimFunc],
+) -> Callable[Concatenate[tirx.PrimFunc, P], tirx.PrimFunc]:
+    """Decorates a function that schedules a PrimFunc for CPUs: under a GPU target it returns the PrimFunc as it was given."""
+
+    @functools.wraps(schedule)
+    def scheduled(function: tirx.PrimFunc, *args: P.args, **kwargs: P.kwargs) -> tirx.PrimFunc:
+        target: Any = tvm.target.Target.current(allow_none=True)
+        if target is not None and "gpu" in target.keys:
+            return function
+        return schedule(function, *args, **kwargs)
+
+    return scheduled
 
 
 def finish(schedule: Any) -> tirx.PrimFunc:
@@ -52,6 +76,7 @@ def vector_width(size: int, widest: int = WIDE) -> int:
     return 1
 
 
+@for_cpus
 def schedule_linear(function: tirx.PrimFunc, block: str = "out", cost: int = 1) -> tirx.PrimFunc:
     """For a map whose buffers all have the output's shape: one flat loop, split into vectors."""
     schedule: Any = Schedule(function)
@@ -73,6 +98,7 @@ def schedule_linear(function: tirx.PrimFunc, block: str = "out", cost: int = 1) 
     return finish(schedule)
 
 
+@for_cpus
 def schedule_rows(function: tirx.PrimFunc, block: str = "out", cost: int = 1, widest: int = WIDE) -> tirx.PrimFunc:
     """For a map that indexes its inputs differently: the last axis in vectors, all others one parallel loop."""
     schedule: Any = Schedule(function)
@@ -93,6 +119,7 @@ def schedule_rows(function: tirx.PrimFunc, block: str = "out", cost: int = 1, wi
     return finish(schedule)
 
 
+@for_cpus
 def schedule_window(function: tirx.PrimFunc, taps: int, reduce_block: str = "acc", block: str = "out") -> tirx.PrimFunc:
     """For a reduction over windows of [N, H, W, Cp] and its tail: LANES channels of one pixel stay in registers."""
     schedule: Any = Schedule(function)

@@ -1,0 +1,58 @@
+"""From a lowered Relax module to launches: Triton kernels and functions of loops compiled, and the region planned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tvm
+from tvm import tirx
+from tvm.relax import transform
+
+from ..region import Region, plan_region
+from ..tasks import TaskKernel
+from .launch import Launch, TritonCall, triton_call
+from .tir import Nests, generate, split_nests
+from .triton_aot import compile_kernel
+
+
+def build(module: tvm.IRModule, target: tvm.target.Target) -> Region:
+    """Compiles a lowered module to the plan of its launches.
+
+    Raises:
+        UnsupportedOpError: a kernel without a version for CUDA. TargetError: nvcc or Triton is missing, or rejects a kernel.
+    """
+    with target:
+        module = tvm.transform.Sequential(_relax_passes())(module)
+    functions = {v.name_hint: f for v, f in module.functions_items() if isinstance(f, tirx.PrimFunc)}
+    calls = {name: call for name, function in functions.items() if (call := triton_call(function)) is not None}
+    nests = split_nests({name: f for name, f in functions.items() if name not in calls}, target)
+    level = str(target.attrs["arch"])
+    kernels = {name: _triton_kernel(name, functions[name], call, level) for name, call in calls.items()}
+    if nests:
+        kernels |= _nest_kernels(nests, generate(nests, target))
+    return plan_region(module["main"], kernels)
+
+
+def _relax_passes() -> list[Any]:
+    """As for CPUs (`pipeline.relax_passes`), without a schedule: TVM's own GPU scans and sorts bring theirs."""
+    return [
+        transform.DeadCodeElimination(),
+        tvm.relax.backend.DispatchSampling(),
+        tvm.relax.backend.DispatchSortScan(),
+        transform.LegalizeOps({"relax.reshape": lambda _builder, call: call}),
+        transform.DeadCodeElimination(),
+    ]
+
+
+def _triton_kernel(name: str, function: Any, call: TritonCall, level: str) -> TaskKernel[Launch]:
+    kernel = compile_kernel(call, [str(buffer.dtype) for buffer in function.params], level)
+    block = (kernel.threads, 1, 1)
+    return TaskKernel((Launch(name, kernel.entry, kernel.cubin, call.grid, block, kernel.shared, kernel.hidden),), ())
+
+
+def _nest_kernels(nests: Mapping[str, Nests], cubin: bytes) -> dict[str, TaskKernel[Launch]]:
+    return {
+        name: TaskKernel(tuple(Launch(n.name, n.name, cubin, n.grid, n.block) for n in kernel.launches), kernel.scratch)
+        for name, kernel in nests.items()
+    }

@@ -1,0 +1,167 @@
+"""Functions written as loops, as CUDA: scheduled for threads, cut into launches, one source file for a program, one cubin.
+
+A launch is one loop nest of a function. Memory that the launches of a function hand on to one another becomes a parameter of
+each and lies in the program's arena, as for CPUs (`tasks.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm import s_tir, tirx
+from tvm.tirx.build import codegen_build
+from tvm_ffi import structural_walk
+
+from ..tasks import buffer_bytes, cut, statements_of, take_pointers
+from .nvcc import compile_cubin
+from .schedule import schedule_for_threads
+
+#: A TIR statement, variable or function; the stubs do not know their fields.
+Node = Any
+
+_DEVICE_KERNEL = 2  # CallingConv::kDeviceKernelLaunch
+
+
+@dataclass(frozen=True)
+class Nest:
+    """One launch before code generation: a function of pointers whose body is one loop nest.
+
+    grid, block: extents along x, y, z.
+    """
+
+    name: str
+    function: Node
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Nests:
+    """The launches of one kernel, in order. scratch: bytes of each buffer they share."""
+
+    launches: tuple[Nest, ...]
+    scratch: tuple[int, ...]
+
+
+def split_nests(functions: Mapping[str, Node], target: tvm.target.Target) -> dict[str, Nests]:
+    """Schedules functions of blocks and cuts them into launches.
+
+    Raises:
+        UnsupportedOpError: a function that is written for CPUs.
+    """
+    bound = {name: schedule_for_threads(name, function) for name, function in functions.items()}
+    with target:
+        flat = tvm.transform.Sequential(_flatten())(tvm.IRModule(bound))
+    return {variable.name_hint: _nests(variable.name_hint, function) for variable, function in flat.functions_items()}
+
+
+def generate(nests: Mapping[str, Nests], target: tvm.target.Target) -> bytes:
+    """The cubin that nvcc makes of all launches, one source file.
+
+    Raises:
+        TargetError: nvcc is missing or rejects the source.
+    """
+    launches = [launch for kernel in nests.values() for launch in kernel.launches]
+    source = cuda_source(tvm.IRModule({launch.name: launch.function for launch in launches}), target)
+    return compile_cubin(source, str(target.attrs["arch"]))
+
+
+def cuda_source(module: tvm.IRModule, target: tvm.target.Target) -> str:
+    """CUDA C++ of flat functions, whose parameters become raw pointers in their order."""
+    with target:
+        module = tvm.transform.Sequential(_lower(target))(module)
+        module = tvm.IRModule({v: _device_kernel(f, target) for v, f in module.functions_items()})
+        module = tvm.transform.Sequential(_finish())(module)
+        return codegen_build(module, target).inspect_source()
+
+
+def _nests(name: str, function: Node) -> Nests:
+    prologue, shared, groups = cut(statements_of(function.body), is_launch)
+    labels = [name] if len(groups) == 1 else [f"{name}_{index}" for index in range(len(groups))]
+    launches = []
+    for label, group in zip(labels, groups, strict=True):
+        body = tirx.PrimFunc([*function.params, *shared], tirx.stmt_seq(*prologue, group.body))
+        attributes = {**dict(function.attrs or {}), "tirx.noalias": True, "global_symbol": label}
+        launches.append(Nest(label, body.with_attrs(attributes), *_extents(label, group.body)))
+    return Nests(tuple(launches), tuple(buffer_bytes(buffer) for buffer in shared))
+
+
+def is_launch(statement: Node) -> bool:
+    return isinstance(statement, tirx.AttrStmt) and statement.attr_key == "thread_extent"
+
+
+def _extents(name: str, body: Node) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Grid and block of a nest; (1, 1, 1) each where its loops are bound to nothing."""
+    found: dict[str, int] = {}
+
+    def visit(node: Node) -> None:
+        if not is_launch(node):
+            return
+        tag, extent = str(node.node.thread_tag), int(node.value)
+        if found.setdefault(tag, extent) != extent:
+            raise RuntimeError(f"launch '{name}' has two extents along {tag}: {found[tag]} and {extent}")
+
+    structural_walk(body, (tirx.AttrStmt, visit))
+    grid, block = ([found.get(f"{kind}.{axis}", 1) for axis in "xyz"] for kind in ("blockIdx", "threadIdx"))
+    return (grid[0], grid[1], grid[2]), (block[0], block[1], block[2])
+
+
+def _device_kernel(function: Node, target: tvm.target.Target) -> Node:
+    attributes = {"calling_conv": _DEVICE_KERNEL, "tirx.is_global_func": True, "target": target}
+    return take_pointers(function, runtime_calls=False).with_attrs(attributes)
+
+
+def _flatten() -> list[Any]:
+    """The first half of TVM's pipeline for schedulable TIR: blocks become loops, threads attributes, buffers one-dimensional."""
+    return [
+        s_tir.transform.CanonicalizeLoop(),
+        s_tir.transform.LowerCrossThreadReduction(),
+        s_tir.transform.LowerInitBlock(),
+        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+        s_tir.transform.ConvertBlocksToOpaque(),
+        s_tir.transform.LiftThreadBinding(),
+        s_tir.transform.CompactBufferAllocation(),
+        s_tir.transform.UnifyThreadBinding(),
+        s_tir.transform.LowerMatchBuffer(),
+        s_tir.transform.StmtSimplify(),
+        s_tir.transform.AnnotateIrregularLoop(),
+        s_tir.transform.LowerOpaqueBlock(),
+        tirx.transform.FlattenBuffer(),
+    ]
+
+
+def _lower(target: tvm.target.Target) -> list[Any]:
+    """The second half, as far as it concerns devices."""
+    return [
+        tirx.transform.BindTarget(target.with_host(tvm.target.Target("llvm"))),
+        tirx.transform.BF16ComputeLegalize(),
+        tirx.transform.NarrowDataType(32),
+        s_tir.transform.LoopPartition(),
+        tirx.transform.VectorizeLoop(True),
+        tirx.transform.StorageRewrite(),
+        s_tir.transform.HoistIfThenElse(),
+        tirx.transform.UnrollLoop(),
+        s_tir.transform.RenormalizeSplitPattern(),
+        tirx.transform.StmtSimplify(),
+        tirx.transform.RemoveNoOp(),
+        s_tir.transform.RewriteUnsafeSelect(),
+        tirx.transform.CommonSubexprElim(),
+        tirx.transform.FP8ComputeLegalize(),
+        tirx.transform.VerifyMemory(),
+        s_tir.transform.ThreadSync("shared"),
+        s_tir.transform.ThreadSync("warp"),
+        s_tir.transform.LowerThreadAllreduce(),
+    ]
+
+
+def _finish() -> list[Any]:
+    return [
+        tirx.transform.FP8StorageLegalize(),
+        tirx.transform.BF16StorageLegalize(),
+        tirx.transform.LowerWarpMemory(),
+        tirx.transform.StmtSimplify(),
+        tirx.transform.LowerIntrin(),
+    ]
