@@ -60,7 +60,8 @@ class Artifact:
         names = [str(c.target) for c in compiled]
         if not names or len(set(names)) != len(names):
             raise ArtifactError(f"an artifact needs at least one target and each only once, not [{', '.join(names)}]")
-        compiled = sorted(compiled, key=lambda c: LEVELS[c.target.arch].index(c.target.level))
+        # Best first; a GPU before the CPU beside it.
+        compiled = sorted(compiled, key=lambda c: (c.target.arch != "cuda", LEVELS[c.target.arch].index(c.target.level)))
         members: dict[str, bytes] = {_library_name(c): bytes(c.library) for c in compiled}
         members[CERTIFICATE] = _json([_plain(row) for row in certificate])
         members[KERNELS] = _json({str(c.target): [_plain(k) for k in c.kernels] for c in compiled})

@@ -14,6 +14,7 @@ from ..ir.program import TensorSpec
 from .artifact import Artifact
 from .host import host_arch, host_flags
 from .manifest import Manifest, TargetEntry
+from .nvidia import missing_to_run
 from .tiles import request_tiles
 
 
@@ -22,7 +23,7 @@ class LoadedModel:
 
     Attributes:
         manifest: what the artifact says about itself.
-        target: the library that was chosen, the best one this CPU can run.
+        target: the library that was chosen, the best one this machine can run.
     """
 
     def __init__(self, manifest: Manifest, target: TargetEntry, library: bytes, threads: int | None) -> None:
@@ -42,27 +43,40 @@ class LoadedModel:
     def __call__(self, *inputs):
         """Runs the model: one tensor for each input, in order; one tensor back, or a tuple where there are several outputs.
 
+        A model for a GPU takes tensors that lie there as they are: where all do, so do the outputs, and the work is queued on
+        torch's current stream like any other of torch's.
+
         Raises:
             DataError: a wrong number of inputs, or an input of the wrong kind, shape or dtype.
         """
         if inputs and all(isinstance(x, np.ndarray) for x in inputs):
             return _single(self._run(*self._checked(inputs)))
+        if inputs and all(isinstance(x, torch.Tensor) and x.is_cuda for x in inputs) and self.target.arch == "cuda":
+            return _single(self._on_device(self._checked(inputs)))
         if all(isinstance(x, torch.Tensor) for x in inputs):
             arrays = [_as_numpy(self.manifest.name, x) for x in inputs]
             return _single(tuple(torch.from_numpy(x) for x in self._run(*self._checked(arrays))))
         kinds = ", ".join(type(x).__name__ for x in inputs)
         raise DataError(f"{self.manifest.name} takes torch tensors or numpy arrays, all of one kind, not {kinds}")
 
-    def _checked(self, arrays: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    def _on_device(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        device = inputs[0].device
+        outputs = tuple(torch.empty(shape, dtype=_torch_dtype(dtype), device=device) for shape, dtype in self._run.outputs)
+        self._run.run([x.detach().contiguous() for x in inputs], outputs)
+        return outputs
+
+    def _checked(self, tensors: Sequence[Any]) -> Sequence[Any]:
+        """Arrays or tensors, as they are. Raises DataError where they are not what the model takes."""
         name, specs = self.manifest.name, self.input_specs
-        if len(arrays) != len(specs):
-            raise DataError(f"{name} takes {len(specs)} inputs, not {len(arrays)}: {', '.join(map(str, specs))}")
-        for spec, array in zip(specs, arrays, strict=True):
-            if array.ndim != len(spec.shape) or any(e not in (None, d) for e, d in zip(spec.shape, array.shape, strict=True)):
-                raise DataError(f"input '{spec.name}' of {name} has shape {array.shape}, but the model takes {spec}")
-            if array.dtype.newbyteorder("=") != np.dtype(_dtype_name(spec)):
-                raise DataError(f"input '{spec.name}' of {name} is {array.dtype}, but the model takes {spec}; convert it")
-        return arrays
+        if len(tensors) != len(specs):
+            raise DataError(f"{name} takes {len(specs)} inputs, not {len(tensors)}: {', '.join(map(str, specs))}")
+        for spec, tensor in zip(specs, tensors, strict=True):
+            shape = tuple(tensor.shape)
+            if len(shape) != len(spec.shape) or any(e not in (None, d) for e, d in zip(spec.shape, shape, strict=True)):
+                raise DataError(f"input '{spec.name}' of {name} has shape {shape}, but the model takes {spec}")
+            if _name_of(tensor.dtype) != _dtype_name(spec):
+                raise DataError(f"input '{spec.name}' of {name} is {tensor.dtype}, but the model takes {spec}; convert it")
+        return tensors
 
     def __repr__(self) -> str:
         inputs, outputs = (", ".join(map(str, specs)) for specs in (self.input_specs, self.output_specs))
@@ -77,7 +91,7 @@ def load(path: str | Path, threads: int | None = None) -> LoadedModel:
         threads: worker threads, shared by all models of the process; by default TVM_NUM_THREADS, else every core it may use.
 
     Raises:
-        ArtifactError: missing, damaged, of another version, or built for another CPU.
+        ArtifactError: missing, damaged, of another version, or built for another machine.
         OptionError: a thread count this process cannot have.
     """
     artifact = Artifact.load(path)
@@ -90,16 +104,22 @@ def load(path: str | Path, threads: int | None = None) -> LoadedModel:
 
 
 def choose(manifest: Manifest, source: str) -> TargetEntry:
-    """The best library this CPU can run. Raises ArtifactError naming what each library needs and this CPU lacks."""
+    """The best library this machine can run. Raises ArtifactError naming what each library needs and this machine lacks."""
     arch, flags = host_arch(), host_flags()
     reasons = []
     for target in manifest.targets:  # best first
+        if target.arch == "cuda":
+            missing = missing_to_run(target.level)
+            if not missing:
+                return target
+            reasons.append(f"{target} needs a GPU, and {missing}")
+            continue
         if target.arch == arch and flags.issuperset(target.requires):
             return target
         missing = sorted(set(target.requires) - flags)
         lack = f"lacks {', '.join(missing)}" if target.arch == arch else f"is {arch}"
         reasons.append(f"{target} needs {', '.join(target.requires) or target.arch}; this CPU {lack}")
-    raise ArtifactError(f"'{source}' is built for another CPU: {'; '.join(reasons)}. Build it for target '{arch}'")
+    raise ArtifactError(f"'{source}' is built for another machine: {'; '.join(reasons)}. Build it for target '{arch}'")
 
 
 def _as_numpy(model: str, tensor: torch.Tensor) -> np.ndarray:
@@ -110,6 +130,14 @@ def _as_numpy(model: str, tensor: torch.Tensor) -> np.ndarray:
         return tensor.detach().resolve_conj().resolve_neg().numpy()
     except TypeError as error:
         raise DataError(f"an input of {model} is {tensor.dtype}, which no artifact takes; convert it") from error
+
+
+def _name_of(dtype: np.dtype | torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype.newbyteorder("=").name
+
+
+def _torch_dtype(dtype: np.dtype) -> torch.dtype:
+    return getattr(torch, dtype.name)
 
 
 def _dtype_name(spec: TensorSpec) -> str:

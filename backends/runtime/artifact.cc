@@ -2,6 +2,7 @@
 
 #include "array.h"
 #include "failure.h"
+#include "gpu.h"
 #include "json.h"
 #include "sha256.h"
 
@@ -104,6 +105,10 @@ Artifact ParseArtifact(std::string_view file) {
 }
 
 std::vector<std::string> Missing(const TargetEntry& target, std::string_view arch, const std::set<std::string>& flags) {
+  if (target.arch == kCuda) {
+    const std::string missing = MissingGpu(target.level);
+    return missing.empty() ? std::vector<std::string>{} : std::vector<std::string>{missing};
+  }
   if (target.arch != arch) return {target.arch};
   std::vector<std::string> missing;
   for (const std::string& flag : target.requires_flags) {
@@ -117,10 +122,14 @@ const TargetEntry& Choose(const Artifact& artifact, std::string_view arch, const
   for (const TargetEntry& target : artifact.targets) {
     const std::vector<std::string> missing = Missing(target, arch, flags);
     if (missing.empty()) return target;
+    if (target.arch == kCuda) {
+      reasons += (reasons.empty() ? "" : "; ") + target.Name() + " needs a GPU, and " + missing[0];
+      continue;
+    }
     reasons += (reasons.empty() ? "" : "; ") + target.Name() + " needs " + Join(target.requires_flags) + ", and this CPU ";
     reasons += target.arch == arch ? "lacks " + Join(missing) : "is " + std::string(arch);
   }
-  throw Failure(Exit::kCpu, "built for another CPU: " + reasons + "; build it for target '" + std::string(arch) + "'");
+  throw Failure(Exit::kCpu, "built for another machine: " + reasons + "; build it for target '" + std::string(arch) + "'");
 }
 
 }  // namespace gw

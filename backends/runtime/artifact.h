@@ -39,10 +39,10 @@ struct Artifact {
 // Checks the container, the manifest and every member's SHA-256. `file` must outlive the result. Throws Failure(kArtifact).
 Artifact ParseArtifact(std::string_view file);
 
-// Flags of `target` that `flags` lacks, or its architecture where that is another one.
+// Flags of `target` that `flags` lacks, or its architecture where that is another one; of a GPU, what this machine lacks in words.
 std::vector<std::string> Missing(const TargetEntry& target, std::string_view arch, const std::set<std::string>& flags);
 
-// The best library a CPU can run. Throws Failure(kCpu) naming what each library needs.
+// The best library this machine can run. Throws Failure(kCpu) naming what each library needs.
 const TargetEntry& Choose(const Artifact& artifact, std::string_view arch, const std::set<std::string>& flags);
 
 }  // namespace gw

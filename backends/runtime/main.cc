@@ -31,10 +31,10 @@ constexpr const char* kUsage =
   --warmup W      runs before those, not counted (default 10 with --repeat, else 0)
   --profile       with --repeat: print the median time of every step of the program, too
   --threads N     worker threads (default: every core this process may use)
-  --info          print what the artifact holds and whether this CPU can run it
+  --info          print what the artifact holds and whether this machine can run it
   --help          this text
 
-exit codes: 0 done, 1 the model failed, 2 usage, 3 bad artifact, 4 other CPU, 5 bad input, 6 output not written
+exit codes: 0 done, 1 the model failed, 2 usage, 3 bad artifact, 4 other CPU or GPU, 5 bad input, 6 output not written
 )";
 
 struct Options {

@@ -31,8 +31,11 @@ def sparse_weight(lowering: Lowering, node: Any) -> np.ndarray | None:
 
 
 def stored(lowering: Lowering, node: Any, packed: np.ndarray) -> np.ndarray | Expr:
-    """`packed`, what a kernel reads of the weight `node`: as it is, or decoded where the node's zeros are not stored."""
-    if sparse_weight(lowering, node) is None:
+    """`packed`, what a kernel reads of the weight `node`: as it is, or decoded where the node's zeros are not stored.
+
+    On a GPU decoding would be one more launch before every layer: there the weights lie decoded in its memory.
+    """
+    if lowering.target.arch == "cuda" or sparse_weight(lowering, node) is None:
         return packed
     description, buffers = bitmask.pack(packed)
     kind = "int8" if packed.dtype == np.int8 else "f32"
