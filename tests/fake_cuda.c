@@ -1,7 +1,8 @@
-/* A CUDA driver that computes nothing: "device" memory is host memory, and every call that matters is written, one a line, to the
- * file $FAKE_CUDA_LOG. Other variables shape the machine: FAKE_CUDA_DEVICES (1), FAKE_CUDA_CAPABILITY (90), FAKE_CUDA_MEMORY
- * (bytes an allocation may have), FAKE_CUDA_BROKEN (a kernel whose launch fails). A launched kernel copies its first buffer to its
- * last, byte by byte, FAKE_CUDA_COPY of them, where that is set: so data can be followed through a program. */
+/* A CUDA driver for a machine without a GPU: "device" memory is host memory, and every call that matters is written, one a line, to
+ * the file $FAKE_CUDA_LOG. $FAKE_CUDA_KERNELS is a library with a function `emulate_NAME` for each kernel (cuda_emulation.py makes
+ * it); launching a graph runs them, and nothing without it. Other variables shape the machine: FAKE_CUDA_DEVICES (1),
+ * FAKE_CUDA_CAPABILITY (90), FAKE_CUDA_MEMORY (bytes an allocation may have), FAKE_CUDA_BROKEN (a kernel whose launch fails). */
+#include <dlfcn.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,7 +10,8 @@
 
 typedef struct { char name[128]; } function_t;
 typedef struct { int first, count; } graph_t;
-typedef struct { char name[128]; unsigned shared; uint64_t pointers[64]; } launch_t;
+typedef void (*emulation_t)(const unsigned* extents, void** arguments);
+typedef struct { emulation_t run; unsigned extents[6]; uint64_t values[64]; } launch_t;
 
 static launch_t launches[4096];
 static int launch_count, capturing, event_time;
@@ -78,16 +80,34 @@ int cuFuncSetAttribute(void* function, int attribute, int value) {
   note("shared of %s: %llu", (uint64_t)value, 0, ((function_t*)function)->name);
   return attribute == 8 ? 0 : 1;
 }
+/* How many arguments a kernel takes, which only its emulation knows. */
+static int kernel_arguments(emulation_t run, const char* name) {
+  char symbol[160];
+  int (*count)(void) = NULL;
+  snprintf(symbol, sizeof(symbol), "arguments_of_%s", name);
+  if (run) count = (int (*)(void))dlsym(dlopen(getenv("FAKE_CUDA_KERNELS"), RTLD_NOW | RTLD_LOCAL), symbol);
+  return count ? count() : 0;
+}
+
+static emulation_t emulation_of(const char* name) {
+  char symbol[160];
+  const char* path = getenv("FAKE_CUDA_KERNELS");
+  void* library = path ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
+  snprintf(symbol, sizeof(symbol), "emulate_%s", name);
+  return library ? (emulation_t)dlsym(library, symbol) : NULL;
+}
+
 int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
                    void* stream, void** arguments, void** extra) {
   const char* name = ((function_t*)function)->name;
-  (void)by, (void)bz, (void)gy, (void)gz;
+  const unsigned extents[] = {gx, gy, gz, bx, by, bz};
+  (void)shared;
   if (!capturing || !stream || extra) return 900;
   if (getenv("FAKE_CUDA_BROKEN") && strcmp(getenv("FAKE_CUDA_BROKEN"), name) == 0) return 1;
   launch_t* launch = &launches[launch_count++];
-  snprintf(launch->name, sizeof(launch->name), "%s", name);
-  launch->shared = shared;
-  for (int i = 0; i < 2; ++i) launch->pointers[i] = *(uint64_t*)arguments[i];
+  launch->run = emulation_of(name);
+  memcpy(launch->extents, extents, sizeof(extents));
+  for (int i = 0; i < kernel_arguments(launch->run, name); ++i) launch->values[i] = *(uint64_t*)arguments[i];
   note("capture %s %llux%llu", gx, bx, name);
   return 0;
 }
@@ -112,10 +132,11 @@ int cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long lo
 }
 int cuGraphLaunch(void* executable, void* stream) {
   const graph_t* graph = executable;
-  const long bytes = setting("FAKE_CUDA_COPY", 0);
   note("%slaunch %llu", (uint64_t)graph->count, 0, "");
-  for (int i = graph->first; bytes && i < graph->first + graph->count; ++i) {
-    memcpy((void*)(uintptr_t)launches[i].pointers[1], (void*)(uintptr_t)launches[i].pointers[0], (size_t)bytes);
+  for (launch_t* launch = launches + graph->first; launch < launches + graph->first + graph->count; ++launch) {
+    void* arguments[64];
+    for (int i = 0; i < 64; ++i) arguments[i] = &launch->values[i];
+    if (launch->run) launch->run(launch->extents, arguments);
   }
   return stream ? 1 : 0;
 }

@@ -14,6 +14,7 @@
 #include "cpu.h"
 #include "failure.h"
 #include "files.h"
+#include "gpu.h"
 #include "model.h"
 #include "tiles.h"
 
@@ -111,7 +112,8 @@ void PrintInfo(const Artifact& artifact) {
   for (const TargetEntry& target : artifact.targets) {
     std::string missing;
     for (const std::string& flag : Missing(target, HostArch(), flags)) missing += " " + flag;
-    const std::string state = missing.empty() ? "runs here" : "does not run here; needs" + missing;
+    const std::string lack = (target.arch == kCuda ? ":" : "; needs") + missing;
+    const std::string state = missing.empty() ? "runs here" : "does not run here" + lack;
     std::printf("%-8s %s: %s\n", "target", target.Name().c_str(), state.c_str());
   }
   for (const Member& member : artifact.members) std::printf("%-8s %s: %zu bytes\n", "member", member.name.c_str(), member.data.size());

@@ -27,7 +27,10 @@ WIDTH = 4
 
 WARP = 32
 
-#: Threads of a block, and the most of one that shares a sum.
+#: The most threads of a block that cuts its loop without a rest.
+MOST_THREADS = 256
+
+#: Threads of a block that does not, and of one that shares a sum.
 THREADS = 128
 
 #: Fewer outputs than this leave most of a GPU idle; each is then worth a block where its sum has enough terms.
@@ -159,10 +162,16 @@ def _mentions(expression: Any, variable: Any, simplified: bool = False) -> bool:
 def _spread(schedule: Any, rows: Any) -> Any:
     """Binds a loop to blocks of threads; returns the loop over the threads of one block."""
     count = int(schedule.get(rows).extent)
-    block, thread = schedule.split(rows, [None, min(THREADS, -(-count // WARP) * WARP)])
+    threads = _even_threads(count) or min(THREADS, -(-count // WARP) * WARP)
+    block, thread = schedule.split(rows, [None, threads])
     schedule.bind(block, "blockIdx.x")
     schedule.bind(thread, "threadIdx.x")
     return thread
+
+
+def _even_threads(count: int) -> int | None:
+    """Threads of a block so that blocks cut `count` without a rest; None where none of a useful size do."""
+    return next((threads for threads in range(MOST_THREADS, WARP - 1, -1) if count % threads == 0), None)
 
 
 def _bind_sum(schedule: Any, total: Any, reader: Any) -> None:
@@ -173,18 +182,21 @@ def _bind_sum(schedule: Any, total: Any, reader: Any) -> None:
         _share_sum(schedule, total, reader)
         return
     rows, lane = _rows_and_lane(schedule, reader)
+    even = _even_threads(int(schedule.get(rows).extent)) is not None
     schedule.compute_at(total, _spread(schedule, rows))
     schedule.set_scope(total, 0, "local")
+    if lane is not None:
+        schedule.vectorize(lane)
+    if not even:
+        return  # the last block is not full, and TVM cannot tell which of its sums exist: they keep the order they were given
     reduced = schedule.get_loops(total)[-len(reduced) :]
-    if lane is None:
-        schedule.decompose_reduction(total, reduced[0])
-        return
-    schedule.vectorize(lane)
-    inner = schedule.get_loops(total)[-len(reduced) - 1]
-    schedule.reorder(*reduced, inner)
-    schedule.vectorize(inner)
+    if lane is not None:
+        inner = schedule.get_loops(total)[-len(reduced) - 1]
+        schedule.reorder(*reduced, inner)
+        schedule.vectorize(inner)
     init = schedule.decompose_reduction(total, reduced[0])
-    schedule.vectorize(schedule.get_loops(init)[-1])
+    if lane is not None:
+        schedule.vectorize(schedule.get_loops(init)[-1])
 
 
 def _share_sum(schedule: Any, total: Any, reader: Any) -> None:
