@@ -1,0 +1,121 @@
+"""Launch of the int8 attention kernel, from plain numbers: no TVM here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+
+from ...kernels.base import Tail
+from .blocks import power_of_two
+from .plan_int8 import flip_of, missing_pointers, tail_buffers, tail_constants
+from .plans import Constant, Plan
+
+#: Keys up to this many are scored once and kept in registers; rows of more sweep them three times.
+MOST_KEPT = 512
+
+#: Keys of one step of a sweep.
+SWEPT = 128
+
+#: The widest head and value that stay in one program's registers.
+MOST_WIDTH = 256
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Where an operand lies: element [outer, head, row, column] at start + outer * outer_step + ... of its buffer."""
+
+    start: int
+    outer: int
+    head: int
+    row: int
+    column: int
+
+
+@dataclass(frozen=True)
+class IntegerAttention:
+    """Sizes, places (k: rows are the inner dimension, columns the keys; v: rows are keys) and quantizations."""
+
+    outer: int
+    heads: int
+    rows: int
+    inner: int
+    keys: int
+    columns: int
+    q: Heads
+    k: Heads
+    v: Heads
+    mask: Heads | None
+    y: Heads
+    q_dtype: str
+    q_zero_point: int
+    scale: float
+    p_inverse: float
+    p_zero_point: int
+    p_qmin: int
+    p_qmax: int
+    p_dtype: str
+
+
+def fits_chip(rows: int, inner: int, keys: int, columns: int) -> bool:
+    return inner <= MOST_WIDTH and columns <= MOST_WIDTH
+
+
+def attention(shape: IntegerAttention, sources: Sequence[tuple[int, ...]], out: tuple[int, ...], tail: Tail) -> Plan:
+    """sources: shapes of the buffers of Q, K, V and the mask, if there is one; out: of Y."""
+    keys = max(32, power_of_two(shape.keys))
+    keys = keys if keys <= MOST_KEPT else SWEPT
+    rows = 16 if keys > 256 or shape.outer * shape.heads * ceil(shape.rows / 32) < 132 else 32
+    none = Heads(0, 0, 0, 0, 0)
+    mask = shape.mask or none
+    constants: dict[str, Constant] = {
+        "ROWS": shape.rows,
+        "WIDTH": shape.inner,
+        "KEYS": shape.keys,
+        "VALUES": shape.columns,
+        "HEADS": shape.heads,
+        "Q_START": shape.q.start,
+        "Q_OUTER": shape.q.outer,
+        "Q_HEAD": shape.q.head,
+        "Q_ROW": shape.q.row,
+        "Q_INNER": shape.q.column,
+        "K_START": shape.k.start,
+        "K_OUTER": shape.k.outer,
+        "K_HEAD": shape.k.head,
+        "K_INNER": shape.k.row,
+        "K_KEY": shape.k.column,
+        "V_START": shape.v.start,
+        "V_OUTER": shape.v.outer,
+        "V_HEAD": shape.v.head,
+        "V_KEY": shape.v.row,
+        "V_COLUMN": shape.v.column,
+        "MASKED": shape.mask is not None,
+        "MASK_START": mask.start,
+        "MASK_OUTER": mask.outer,
+        "MASK_HEAD": mask.head,
+        "MASK_ROW": mask.row,
+        "Y_OUTER": shape.y.outer,
+        "Y_HEAD": shape.y.head,
+        "Y_ROW": shape.y.row,
+        "Q_FLIP": flip_of(shape.q_dtype),
+        "Q_OFFSET": 128 * flip_of(shape.q_dtype) - shape.q_zero_point,
+        "SCORE_SCALE": shape.scale,
+        "P_INVERSE": shape.p_inverse,
+        "P_ZERO_POINT": shape.p_zero_point,
+        "P_QMIN": shape.p_qmin,
+        "P_QMAX": shape.p_qmax,
+        "P_FLIP": flip_of(shape.p_dtype),
+        "P_OFFSET": 128 * flip_of(shape.p_dtype) - shape.p_zero_point,
+        "BM": rows,
+        "BN": keys,
+        "BD": max(32, power_of_two(shape.inner)),
+        "BV": max(16, power_of_two(shape.columns)),
+    }
+    finish = {name: value for name, value in tail_constants(tail).items() if name in ("KIND", "ZERO_POINT", "QMIN", "QMAX")}
+    absent = {name: None for name in missing_pointers(tail) if name != "residual"}
+    absent |= {} if shape.mask is not None else {"mask": None}
+    dtypes = (shape.q_dtype, "int8", "int8", "float32")
+    inputs = [(name, source, dtype) for name, source, dtype in zip(("Q", "K", "V", "mask"), sources, dtypes, strict=False)]
+    buffers = (*inputs, *tail_buffers(tail, shape.columns), ("Y", out, tail.dtype))
+    grid = (ceil(shape.rows / rows), shape.outer * shape.heads, 1)
+    return Plan("triton_attention:attention", constants | finish | absent, grid, buffers, 4, 1)

@@ -1,0 +1,229 @@
+"""Attention of the integer stage in one kernel, bit-equal to matmul, scale, mask, `gw::softmax`, quantize and matmul one by one.
+
+The order of the softmax's additions is part of its meaning: 16 running sums, lane i takes keys i, i + 16, ..., then lanes 8, 4, 2
+and 1 apart (ir/dialect/exact.py). Here a tile of probabilities is seen as [rows, keys / 16, 16]; the place of one 16-key chunk is
+singled out by adding zeros, which is exact, and chunks are added in order. Every product is rounded before it is added
+(`enable_fp_fusion=False`), the division is the correctly rounded one.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .triton_tails import finish, round_even, signed
+
+
+@triton.jit
+def exp(x):
+    """The bits of `exp_reference` (ir/dialect/exact.py) for x <= 0."""
+    x = tl.maximum(x, -64.0)
+    shifted = x * 1.44269504088896341 + 12582912.0
+    n = shifted - 12582912.0
+    r = x - n * 0.693359375
+    r = r - n * -2.12194440e-4
+    p = r * 1.9875691500e-4 + 1.3981999507e-3
+    p = p * r + 8.3334519073e-3
+    p = p * r + 4.1665795894e-2
+    p = p * r + 1.6666665459e-1
+    p = p * r + 5.0000001201e-1
+    p = p * (r * r) + r
+    p = p + 1.0
+    power = ((shifted.to(tl.int32, bitcast=True) - 0x4B400000 + 127) << 23).to(tl.float32, bitcast=True)
+    return p * power
+
+
+@triton.jit
+def add_chunks(lanes, e, BM: tl.constexpr, BN: tl.constexpr):
+    """lanes [BM, 16] plus the 16-key chunks of e [BM, BN], first to last."""
+    chunks = tl.reshape(e, (BM, BN // 16, 16))
+    place = tl.arange(0, BN // 16)[None, :, None]
+    for index in tl.static_range(BN // 16):
+        lanes = lanes + tl.sum(tl.where(place == index, chunks, 0.0), axis=1)
+    return lanes
+
+
+@triton.jit
+def add_lanes(lanes, BM: tl.constexpr):
+    """Lanes 8, 4, 2 and 1 apart; a sum of two is the same in either order."""
+    lanes = tl.sum(tl.reshape(lanes, (BM, 2, 8)), axis=1)
+    lanes = tl.sum(tl.reshape(lanes, (BM, 2, 4)), axis=1)
+    lanes = tl.sum(tl.reshape(lanes, (BM, 2, 2)), axis=1)
+    return tl.sum(lanes, axis=1)
+
+
+@triton.jit
+def scores(
+    query,
+    k_at,
+    mask_at,
+    start,
+    KEYS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    K_KEY: tl.constexpr,
+    K_INNER: tl.constexpr,
+    OFFSET: tl.constexpr,
+    SCALE: tl.constexpr,
+    MASKED: tl.constexpr,
+    BN: tl.constexpr,
+    BD: tl.constexpr,
+):
+    """Scores of BN keys from `start` on; minus infinity past the last key."""
+    keys = start + tl.arange(0, BN)
+    inner = tl.arange(0, BD)
+    valid = keys < KEYS
+    tile = tl.load(
+        k_at + keys[None, :] * K_KEY + inner[:, None] * K_INNER, mask=valid[None, :] & (inner < WIDTH)[:, None], other=0
+    )
+    acc = tl.dot(query, tile, out_dtype=tl.int32)
+    if OFFSET != 0:
+        acc += (tl.sum(tile.to(tl.int32), axis=0) * OFFSET)[None, :]
+    value = acc.to(tl.float32) * SCALE
+    if MASKED:
+        value = value + tl.load(mask_at + keys[None, :], mask=valid[None, :], other=0.0)
+    return tl.where(valid[None, :], value, float("-inf"))
+
+
+@triton.jit
+def codes_of(
+    e,
+    inverse,
+    INVERSE_STEP: tl.constexpr,
+    P_ZERO_POINT: tl.constexpr,
+    P_QMIN: tl.constexpr,
+    P_QMAX: tl.constexpr,
+    P_FLIP: tl.constexpr,
+):
+    """`gw::quantize` of e * inverse, as s8."""
+    steps = (e * inverse[:, None]) * INVERSE_STEP
+    steps = tl.minimum(tl.maximum(steps, 1.0 * (P_QMIN - P_ZERO_POINT)), 1.0 * (P_QMAX - P_ZERO_POINT))
+    return (round_even(steps) + (P_ZERO_POINT - 128 * P_FLIP)).to(tl.int8)
+
+
+@triton.jit
+def weighted(
+    codes,
+    v_at,
+    start,
+    KEYS: tl.constexpr,
+    VALUES: tl.constexpr,
+    V_KEY: tl.constexpr,
+    V_COLUMN: tl.constexpr,
+    OFFSET: tl.constexpr,
+    BN: tl.constexpr,
+    BV: tl.constexpr,
+):
+    """codes [BM, BN] by the values of BN keys; values past the last key are 0."""
+    keys = start + tl.arange(0, BN)
+    columns = tl.arange(0, BV)
+    mask = (keys < KEYS)[:, None] & (columns < VALUES)[None, :]
+    tile = tl.load(v_at + keys[:, None] * V_KEY + columns[None, :] * V_COLUMN, mask=mask, other=0)
+    acc = tl.dot(codes, tile, out_dtype=tl.int32)
+    if OFFSET != 0:
+        acc += (tl.sum(tile.to(tl.int32), axis=0) * OFFSET)[None, :]
+    return acc
+
+
+@triton.jit
+def attention(
+    q,
+    k,
+    v,
+    mask,
+    scale,
+    shift,
+    y,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    KEYS: tl.constexpr,
+    VALUES: tl.constexpr,
+    HEADS: tl.constexpr,
+    Q_START: tl.constexpr,
+    Q_OUTER: tl.constexpr,
+    Q_HEAD: tl.constexpr,
+    Q_ROW: tl.constexpr,
+    Q_INNER: tl.constexpr,
+    K_START: tl.constexpr,
+    K_OUTER: tl.constexpr,
+    K_HEAD: tl.constexpr,
+    K_INNER: tl.constexpr,
+    K_KEY: tl.constexpr,
+    V_START: tl.constexpr,
+    V_OUTER: tl.constexpr,
+    V_HEAD: tl.constexpr,
+    V_KEY: tl.constexpr,
+    V_COLUMN: tl.constexpr,
+    MASKED: tl.constexpr,
+    MASK_START: tl.constexpr,
+    MASK_OUTER: tl.constexpr,
+    MASK_HEAD: tl.constexpr,
+    MASK_ROW: tl.constexpr,
+    Y_OUTER: tl.constexpr,
+    Y_HEAD: tl.constexpr,
+    Y_ROW: tl.constexpr,
+    Q_FLIP: tl.constexpr,
+    Q_OFFSET: tl.constexpr,
+    SCORE_SCALE: tl.constexpr,
+    P_INVERSE: tl.constexpr,
+    P_ZERO_POINT: tl.constexpr,
+    P_QMIN: tl.constexpr,
+    P_QMAX: tl.constexpr,
+    P_FLIP: tl.constexpr,
+    P_OFFSET: tl.constexpr,
+    KIND: tl.constexpr,
+    ZERO_POINT: tl.constexpr,
+    QMIN: tl.constexpr,
+    QMAX: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BD: tl.constexpr,
+    BV: tl.constexpr,
+):
+    """Y = tail(quantize(softmax(scale Q K^T + mask)) V): BM query rows of one head a program; grid (row tiles, heads).
+
+    Operands are read where they lie: element [outer, head, row, column] stands at START + outer * OUTER + ... of its buffer.
+    *_OFFSET: what is missing in each code as it is multiplied (128 where flipped, less the zero point). Rows of at most BN keys
+    are computed once; longer ones sweep the keys three times (largest score, sum, product).
+    """
+    outer = tl.program_id(1) // HEADS
+    head = tl.program_id(1) % HEADS
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    row = tl.minimum(rows, ROWS - 1)
+    inner = tl.arange(0, BD)
+    q_at = q + (Q_START + outer * Q_OUTER + head * Q_HEAD) + row[:, None] * Q_ROW + inner[None, :] * Q_INNER
+    query = signed(tl.load(q_at, mask=(inner < WIDTH)[None, :], other=0), Q_FLIP)
+    k_at = k + (K_START + outer * K_OUTER + head * K_HEAD)
+    v_at = v + (V_START + outer * V_OUTER + head * V_HEAD)
+    mask_at = k_at
+    if MASKED:
+        mask_at = mask + (MASK_START + outer * MASK_OUTER + head * MASK_HEAD) + row[:, None] * MASK_ROW
+    lanes = tl.zeros((BM, 16), tl.float32)
+    if KEYS <= BN:
+        s = scores(query, k_at, mask_at, 0, KEYS, WIDTH, K_KEY, K_INNER, Q_OFFSET, SCORE_SCALE, MASKED, BN, BD)
+        e = exp(s - tl.max(s, axis=1)[:, None])
+        e = tl.where((tl.arange(0, BN) < KEYS)[None, :], e, 0.0)
+        inverse = tl.div_rn(1.0, add_lanes(add_chunks(lanes, e, BM, BN), BM))
+        codes = codes_of(e, inverse, P_INVERSE, P_ZERO_POINT, P_QMIN, P_QMAX, P_FLIP)
+        acc = weighted(codes, v_at, 0, KEYS, VALUES, V_KEY, V_COLUMN, P_OFFSET, BN, BV)
+    else:
+        highest = tl.full((BM,), float("-inf"), tl.float32)
+        for start in range(0, KEYS, BN):
+            s = scores(query, k_at, mask_at, start, KEYS, WIDTH, K_KEY, K_INNER, Q_OFFSET, SCORE_SCALE, MASKED, BN, BD)
+            highest = tl.maximum(highest, tl.max(s, axis=1))
+        for start in range(0, KEYS, BN):
+            s = scores(query, k_at, mask_at, start, KEYS, WIDTH, K_KEY, K_INNER, Q_OFFSET, SCORE_SCALE, MASKED, BN, BD)
+            e = tl.where((start + tl.arange(0, BN) < KEYS)[None, :], exp(s - highest[:, None]), 0.0)
+            lanes = add_chunks(lanes, e, BM, BN)
+        inverse = tl.div_rn(1.0, add_lanes(lanes, BM))
+        acc = tl.zeros((BM, BV), tl.int32)
+        for start in range(0, KEYS, BN):
+            s = scores(query, k_at, mask_at, start, KEYS, WIDTH, K_KEY, K_INNER, Q_OFFSET, SCORE_SCALE, MASKED, BN, BD)
+            e = exp(s - highest[:, None])
+            codes = codes_of(e, inverse, P_INVERSE, P_ZERO_POINT, P_QMIN, P_QMAX, P_FLIP)
+            acc += weighted(codes, v_at, start, KEYS, VALUES, V_KEY, V_COLUMN, P_OFFSET, BN, BV)
+    columns = tl.arange(0, BV)
+    column = tl.minimum(columns, VALUES - 1)
+    offsets = (outer * Y_OUTER + head * Y_HEAD) + row[:, None] * Y_ROW + columns[None, :]
+    stored = (rows < ROWS)[:, None] & (columns < VALUES)[None, :]
+    value = finish(acc, scale, shift, None, column, offsets, stored, KIND, ZERO_POINT, QMIN, QMAX, "", 0, 0, 1, 0, 0, 0, 0, 0)
+    tl.store(y + offsets, value.to(y.dtype.element_ty), mask=stored)

@@ -1,0 +1,115 @@
+"""Int8 Triton kernels: equal to the dialect bit for bit in the interpreter, and compiled ahead of time for the tensor cores."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import triton
+from graphwright.backends.tvm.cuda.kernels import blocks, convolution_int8, linear_int8, plan_int8
+from graphwright.backends.tvm.cuda.kernels.blocks import Block, Problem
+from graphwright.backends.tvm.cuda.kernels.plans import Plan, function_of
+from graphwright.backends.tvm.cuda.launch import triton_call
+from graphwright.backends.tvm.kernels.base import Convolution, Tail
+from graphwright.backends.tvm.kernels.convolution_int8 import ConvolutionInt8
+from graphwright.backends.tvm.kernels.linear_int8 import LinearInt8
+from graphwright.ir.errors import OptionError
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+GROUPS = ("linear", "matmul", "dense", "grouped", "depthwise", "image", "attention")
+CASES_EACH = 4
+TYPES = {"uint8": "*u8", "int8": "*i8", "int32": "*i32", "float32": "*fp32"}
+TAIL = Tail("rescale", "uint8", 0, 0, 255)
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> list[dict]:
+    worker = Path(__file__).parent / "triton_worker.py"
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parent.parent / ".link")}
+    command = [sys.executable, str(worker), "7", str(CASES_EACH)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_kernels_equal_the_dialect_bit_for_bit(interpreted, group):
+    rows = [row for row in interpreted if row["group"] == group]
+    assert len(rows) == CASES_EACH
+    assert [row for row in rows if row["wrong"]] == []
+    assert max(row["values"] for row in rows) > 20  # not all clamped away
+
+
+def compiled(plan: Plan, capability: int) -> str:
+    function = function_of(plan)
+    pointers = [name for name in function.arg_names if name not in plan.constants]
+    signature = dict.fromkeys(function.arg_names, "constexpr")
+    signature |= {name: TYPES[dtype] for name, (_, _, dtype) in zip(pointers, plan.buffers, strict=True)}
+    place = function.arg_names.index
+    constants = {(place(name),): value for name, value in plan.constants.items()}
+    aligned = {(place(name),): [["tt.divisibility", 16]] for name in pointers}
+    options = {"num_warps": plan.warps, "num_stages": plan.stages, "enable_fp_fusion": False}
+    source = ASTSource(function, signature=signature, constexprs=constants, attrs=aligned)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm["ptx"]
+
+
+def test_large_products_use_wgmma_on_hopper():
+    text = compiled(plan_int8.linear(4096, 4096, 4096, "int8", TAIL, "sm_90", Block(128, 256, 128, 8, 3)), 90)
+    assert re.search(r"wgmma.mma_async.sync.aligned.m64n\d+k32.s32.s8.s8", text)
+    assert "cp.async.cg.shared.global" in text and "fma.rn" not in text
+
+
+def test_convolutions_copy_whole_vectors_ahead_of_the_tensor_cores():
+    shape = Convolution(1, 64, 14, 14, 64, (3, 3), padding=(1, 1))
+    text = compiled(plan_int8.convolution(shape, "uint8", 0, TAIL, "sm_80"), 80)
+    assert "mma.sync.aligned.m16n8k32" in text
+    assert "cp.async.cg.shared.global" in text and "fma.rn" not in text
+
+
+def test_functions_declare_the_buffers_that_pack_fills():
+    shape = Convolution(2, 20, 9, 9, 24, (3, 3), padding=(1, 1))
+    spec, rng = ConvolutionInt8(shape, "uint8", 3), np.random.default_rng(0)
+    weight = rng.integers(-128, 128, (24, 20, 3, 3), np.int8)
+    function = convolution_int8.build(spec, TAIL, "sm_90")
+    packed = convolution_int8.pack(spec, TAIL, "sm_90", weight, None, scale=np.ones(1, np.float32))
+    declared = [(tuple(int(d) for d in p.shape), str(p.dtype)) for p in function.params]
+    assert declared[1:-1] == [(array.shape, str(array.dtype)) for array in packed]
+    assert declared[0] == ((2, 9, 9, 32), "uint8") and declared[-1] == ((2, 9, 9, 32), "uint8")
+    call = triton_call(function)
+    assert call is not None and call.function == "triton_int8:convolution" and dict(call.constants)["BATCH"] == 2
+
+
+def test_a_linear_layer_of_odd_sizes_is_padded_only_in_its_weights():
+    spec = LinearInt8(5, 37, 10, "int8", 0)
+    function = linear_int8.build(spec, TAIL, "sm_90")
+    packed = linear_int8.pack(spec, TAIL, "sm_90", np.ones((10, 37), np.int8), None, scale=np.ones(1, np.float32))
+    assert [a.shape for a in packed] == [(16, 48), (16,), (16,)]
+    assert [tuple(int(d) for d in p.shape) for p in function.params][-1] == (5, 10)
+
+
+def test_every_guess_fits_its_chip_and_small_products_fill_it():
+    for level in blocks.SHARED_BYTES:
+        for problem in (Problem(1, 1000, 2048), Problem(49, 512, 4608), Problem(4096, 4096, 4096), Problem(7, 5, 3, unit=4)):
+            block = blocks.choose(problem, level)
+            assert blocks.shared_bytes(block, problem.unit) <= blocks.SHARED_BYTES[level]
+    assert blocks.programs(blocks.choose(Problem(49, 512, 4608), "sm_90"), Problem(49, 512, 4608)) >= 100
+
+
+def test_sums_that_could_leave_s32_are_refused():
+    with pytest.raises(OptionError, match="131072 products"):
+        plan_int8.linear(1, 131_072, 16, "int8", TAIL, "sm_90")
+
+
+def test_an_empty_output_and_a_float_image_with_groups_are_refused():
+    with pytest.raises(OptionError, match="empty output"):
+        plan_int8.convolution(Convolution(1, 8, 2, 2, 8, (3, 3)), "int8", 0, TAIL, "sm_90")
+    quantize = plan_int8.ImageQuantize(1.0, 0, 255)
+    with pytest.raises(OptionError, match="only dense"):
+        plan_int8.convolution(Convolution(1, 8, 9, 9, 8, (3, 3), groups=2), "uint8", 0, TAIL, "sm_90", None, quantize)

@@ -1,0 +1,265 @@
+"""Runs int8 kernels of the CUDA backend in Triton's interpreter and compares them with the torch ops that define them.
+
+A program of its own, because Triton reads TRITON_INTERPRET when its functions are defined:
+
+    TRITON_INTERPRET=1 python triton_worker.py SEED COUNT [GROUP ...]
+
+prints a JSON line a case: what it was, how many values differ, and how many distinct values there are.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from dataclasses import replace
+
+import numpy as np
+import torch
+from graphwright.backends.tvm.cuda.kernels import plan_int8
+from graphwright.backends.tvm.cuda.kernels.blocks import Block
+from graphwright.backends.tvm.cuda.kernels.plan_attention import Heads, IntegerAttention, attention
+from graphwright.backends.tvm.cuda.kernels.plans import Plan, run
+from graphwright.backends.tvm.kernels.base import Convolution, FloatAdd, ResidualAdd, Tail, padded
+from graphwright.ir.dialect import gw
+
+TORCH = {name: getattr(torch, name) for name in ("uint8", "int8", "int32", "float32")}
+
+
+def codes(dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+    low, high = (0, 256) if dtype == "uint8" else (-128, 128)
+    return torch.randint(low, high, shape, dtype=TORCH[dtype])
+
+
+def some_tail(kind: str, depth: int, channels: int) -> tuple[Tail, dict[str, np.ndarray]]:
+    """A tail that spreads accumulators of `depth` products over the range of its type, clamps included."""
+    dtype = {"none": "int32", "scale": "float32"}.get(kind) or random.choice(("uint8", "int8"))
+    low, high = (0, 255) if dtype == "uint8" else (-128, 127)
+    zero_point, qmin = random.randint(low, high), random.choice((low, low + 7))
+    size = random.choice((1, channels))
+    factor = torch.rand(size) * 0.03 / depth**0.5 + 1e-4
+    if kind == "dyadic":
+        multiplier = (factor * 2.0**30).to(torch.int32).numpy()
+        return Tail("dyadic", dtype, zero_point, qmin, high), {"multiplier": multiplier, "shift": np.full(size, 30, np.int32)}
+    if kind == "none":
+        return Tail("none", "int32"), {}
+    if kind == "scale":
+        return Tail("scale", "float32"), {"scale": factor.numpy()}
+    return Tail("rescale", dtype, zero_point, qmin, high), {"scale": factor.numpy()}
+
+
+def with_residual(tail: Tail) -> Tail:
+    if tail.kind == "scale":
+        return replace(tail, residual=FloatAdd())
+    if tail.kind == "none":
+        return tail
+    low, high = (0, 255) if tail.dtype == "uint8" else (-128, 127)
+    b_dtype = random.choice(("uint8", "int8"))
+    multipliers = random.randint(1 << 17, 1 << 20), random.randint(1 << 17, 1 << 20)
+    points = [random.randint(0, 100) for _ in range(3)]
+    return replace(tail, residual=ResidualAdd(*multipliers, 20, *points, low + 3, high, b_dtype))
+
+
+def finished(acc: torch.Tensor, tail: Tail, values: dict[str, np.ndarray], other: torch.Tensor | None, axis: int) -> torch.Tensor:
+    """The tail, by the dialect's ops."""
+    vectors = {name: torch.from_numpy(value) for name, value in values.items()}
+    out = acc
+    if tail.kind == "rescale":
+        out = gw.rescale(acc, vectors["scale"], tail.zero_point, tail.qmin, tail.qmax, TORCH[tail.dtype], axis)
+    elif tail.kind == "dyadic":
+        pair = vectors["multiplier"], vectors["shift"]
+        out = gw.rescale_dyadic(acc, *pair, tail.zero_point, tail.qmin, tail.qmax, TORCH[tail.dtype], axis)
+    elif tail.kind == "scale":
+        out = gw.scale(acc, vectors["scale"], axis)
+    add = tail.residual
+    if isinstance(add, ResidualAdd):
+        numbers = (add.a_multiplier, add.b_multiplier, add.shift, add.a_zero_point, add.b_zero_point)
+        return gw.add(out, other, *numbers, add.zero_point, add.qmin, add.qmax, TORCH[tail.dtype])
+    return out + other if add is not None else out
+
+
+def physical(x: torch.Tensor) -> torch.Tensor:
+    """[N, C, H, W] -> [N, H, W, Cp] with anything in the lanes past C."""
+    n, c, h, w = x.shape
+    out = (
+        codes(str(x.dtype).removeprefix("torch."), (n, h, w, padded(c)))
+        if x.dtype != torch.float32
+        else torch.randn(n, h, w, padded(c))
+    )
+    out[..., :c] = x.permute(0, 2, 3, 1)
+    return out.contiguous()
+
+
+def launched(plan: Plan, inputs: list) -> torch.Tensor:
+    """Checks the inputs against the plan's buffers, runs it, and returns its output."""
+    tensors = [torch.from_numpy(t) if isinstance(t, np.ndarray) else t for t in inputs]
+    for tensor, (name, shape, dtype) in zip(tensors, plan.buffers[:-1], strict=True):
+        assert (tuple(tensor.shape), tensor.dtype) == (shape, TORCH[dtype]), (name, tensor.shape, shape)
+    _, shape, dtype = plan.buffers[-1]
+    out = torch.full(shape, 77, dtype=TORCH[dtype])
+    run(plan, [*tensors, out])
+    return out
+
+
+def some_block() -> Block | None:
+    return random.choice((None, Block(16, 16, 32, 4, 2, 1), Block(32, 64, 64, 4, 3, 3), Block(64, 32, 32, 4, 3, 8)))
+
+
+def linear_case() -> tuple[str, torch.Tensor, torch.Tensor]:
+    rows, inner, outer = random.randint(1, 70), random.choice((16, 37, 64, 100, 130)), random.choice((5, 16, 33, 64, 90))
+    dtype = random.choice(("uint8", "int8"))
+    zero_point = random.randint(0, 100)
+    tail, values = some_tail(random.choice(("rescale", "dyadic", "scale", "none")), inner, outer)
+    tail = with_residual(tail) if random.random() < 0.5 else tail
+    x, weight = codes(dtype, (rows, inner)), codes("int8", (outer, inner))
+    bias = random.choice((None, torch.randint(-1000, 1000, (outer,), dtype=torch.int32)))
+    other = None if tail.residual is None else some_other(tail, (rows, outer))
+    plan = plan_int8.linear(rows, inner, outer, dtype, tail, "sm_90", some_block())
+    offset = None if bias is None else bias.numpy()
+    packed = plan_int8.pack_linear(dtype, zero_point, tail, weight.numpy(), offset, **values)
+    expected = finished(gw.linear(x, weight, bias, zero_point), tail, values, other, 1)
+    return f"{rows}x{inner}x{outer} {dtype} {tail}", launched(plan, [x, *others(other), *packed]), expected
+
+
+def some_other(tail: Tail, shape: tuple[int, ...]) -> torch.Tensor:
+    assert tail.residual is not None
+    return torch.randn(shape) if isinstance(tail.residual, FloatAdd) else codes(tail.residual.b_dtype, shape)
+
+
+def others(other: torch.Tensor | None) -> list[torch.Tensor]:
+    return [] if other is None else [other]
+
+
+def some_shape(kind: str) -> Convolution:
+    kernel = random.choice(((1, 1), (3, 3), (3, 3), (2, 5)))
+    channels, filters = random.choice((1, 3, 8, 16, 20, 32, 64)), random.choice((1, 10, 16, 40, 64))
+    groups = 1
+    if kind == "grouped":
+        groups = random.choice((2, 3, 4, 5))
+        channels, filters = groups * random.choice((1, 4, 9, 16)), groups * random.choice((2, 4, 11, 24))
+    if kind == "depthwise":
+        channels = filters = groups = random.choice((3, 16, 40, 100))
+    if kind == "image":
+        channels, kernel = random.choice((1, 3)), random.choice(((3, 3), (7, 7)))
+    padding = random.choice(((0, 0), (1, 1), (2, 1))) if kernel != (1, 1) else (0, 0)
+    return Convolution(
+        batch=random.choice((1, 2)),
+        channels=channels,
+        height=random.randint(7, 11),
+        width=random.randint(7, 11),
+        filters=filters,
+        kernel=kernel,
+        stride=random.choice(((1, 1), (2, 2), (1, 2))),
+        padding=padding,
+        dilation=random.choice(((1, 1), (1, 1), (2, 1))) if kernel == (3, 3) else (1, 1),
+        groups=groups,
+    )
+
+
+def convolution_case(kind: str) -> tuple[str, torch.Tensor, torch.Tensor]:
+    shape = some_shape(kind)
+    dtype = random.choice(("uint8", "int8"))
+    zero_point = random.choice((0, random.randint(0, 100)))
+    depth = shape.macs // (shape.batch * shape.filters * shape.out_height * shape.out_width)
+    tail, values = some_tail(random.choice(("rescale", "dyadic", "scale", "none")), depth, shape.filters)
+    tail = with_residual(tail) if random.random() < 0.5 else tail
+    weight = codes("int8", (shape.filters, shape.channels // shape.groups, *shape.kernel))
+    bias = random.choice((None, torch.randint(-1000, 1000, (shape.filters,), dtype=torch.int32)))
+    quantize = None
+    if kind == "image":
+        low, high = (0, 255) if dtype == "uint8" else (-128, 127)
+        scale = 0.02
+        quantize = plan_int8.ImageQuantize(float(np.float32(1) / np.float32(scale)), low, high)
+        given = torch.randn(shape.batch, shape.channels, shape.height, shape.width) * 2
+        x = gw.quantize(given, scale, zero_point, low, high, TORCH[dtype])
+    else:
+        x = codes(dtype, (shape.batch, shape.channels, shape.height, shape.width))
+        given = physical(x)
+    other = None if tail.residual is None else some_other(tail, (shape.batch, shape.filters, shape.out_height, shape.out_width))
+    block = some_block() if not shape.depthwise else None
+    plan = plan_int8.convolution(shape, dtype, zero_point, tail, "sm_90", block, quantize)
+    offset = None if bias is None else bias.numpy()
+    packed = plan_int8.pack_convolution(shape, dtype, zero_point, tail, weight.numpy(), offset, quantize is not None, **values)
+    out = launched(plan, [given, *([] if other is None else [physical(other)]), *packed])
+    acc = gw.convolution(x, weight, bias, shape.stride, shape.padding, shape.dilation, shape.groups, zero_point)
+    expected = finished(acc, tail, values, other, 1)
+    return f"{kind} {shape.work} {dtype} {zero_point} {tail}", out[..., : shape.filters].permute(0, 3, 1, 2), expected
+
+
+def matmul_case() -> tuple[str, torch.Tensor, torch.Tensor]:
+    batch, rows, inner, columns = (
+        random.randint(1, 3),
+        random.randint(1, 40),
+        random.choice((16, 33, 64)),
+        random.choice((5, 16, 50)),
+    )
+    dtype, zero_point, transposed = random.choice(("uint8", "int8")), random.choice((0, 3, 128)), random.random() < 0.5
+    tail, values = some_tail(random.choice(("rescale", "dyadic", "scale", "none")), inner, columns)
+    a, b = codes(dtype, (batch, rows, inner)), codes("int8", (batch, inner, columns))
+    plan = plan_int8.matmul(batch, rows, inner, columns, dtype, zero_point, transposed, tail, "sm_90", some_block())
+    given = b.transpose(1, 2).contiguous() if transposed else b
+    out = launched(plan, [a, given, *plan_int8.pack_tail(tail, columns, **values)])
+    return (
+        f"{batch}x{rows}x{inner}x{columns} {dtype} {zero_point} {transposed} {tail}",
+        out,
+        finished(gw.matmul(a, b, zero_point, 0), tail, values, None, 2),
+    )
+
+
+def attention_case() -> tuple[str, torch.Tensor, torch.Tensor]:
+    """Q, K and V inside one projection [batch, tokens, 3, heads, width] where keys and rows are equal, dense otherwise."""
+    outer, heads, rows, width = random.randint(1, 2), random.randint(1, 3), random.randint(1, 40), random.choice((16, 20, 32))
+    keys = random.choice((rows, random.randint(2, 70), 530)) if rows > 1 else 17
+    q_dtype, p_dtype = random.choice(("uint8", "int8")), random.choice(("uint8", "int8"))
+    q_zero_point, scale = random.choice((0, 7)), 0.0005
+    p_zero_point, p_qmin, p_qmax = (0, 0, 255) if p_dtype == "uint8" else (-128, -128, 127)
+    q = codes(q_dtype, (outer, heads, rows, width))
+    k, v = codes("int8", (outer, heads, width, keys)), codes("int8", (outer, keys, heads, width))
+    mask = random.choice((None, torch.randn(outer, 1, 1, keys) * 3 - 10000.0 * (torch.rand(outer, 1, 1, keys) < 0.3)))
+    tail, values = some_tail(random.choice(("rescale", "dyadic", "scale", "none")), 400, width)
+    step = float(np.float32(1 / 255))
+    swapped = random.random() < 0.5
+    out_shape = (outer, rows, heads, width) if swapped else (outer, heads, rows, width)
+    row, head = (width * heads, width) if swapped else (width, width * rows)
+    shape = IntegerAttention(
+        outer, heads, rows, width, keys, width,
+        q=Heads(0, heads * rows * width, rows * width, width, 1),
+        k=Heads(0, heads * width * keys, width * keys, keys, 1),
+        v=Heads(0, keys * heads * width, width, heads * width, 1),
+        mask=None if mask is None else Heads(0, keys, 0, 0, 1),
+        y=Heads(0, rows * heads * width, head, row, 1),
+        q_dtype=q_dtype, q_zero_point=q_zero_point, scale=float(np.float32(scale)),
+        p_inverse=float(np.float32(1) / np.float32(step)), p_zero_point=p_zero_point, p_qmin=p_qmin, p_qmax=p_qmax,
+        p_dtype=p_dtype,
+    )  # fmt: skip
+    given = [q, k, v, *([] if mask is None else [mask])]
+    plan = attention(shape, [tuple(t.shape) for t in given], out_shape, tail)
+    out = launched(plan, [*given, *plan_int8.pack_tail(tail, width, **values)])
+    s = gw.scale(gw.matmul(q, k, q_zero_point, 0), torch.tensor([scale]), 3)
+    p = gw.quantize(gw.softmax(s if mask is None else s + mask), step, p_zero_point, p_qmin, p_qmax, TORCH[p_dtype])
+    expected = finished(gw.matmul(p, v.transpose(1, 2), p_zero_point, 0), tail, values, None, 3)
+    return f"{q.shape} {keys} keys {q_dtype} {p_dtype} {tail}", out.transpose(1, 2) if swapped else out, expected
+
+
+CASES = {
+    "attention": attention_case,
+    "linear": linear_case,
+    "matmul": matmul_case,
+    **{kind: (lambda kind=kind: convolution_case(kind)) for kind in ("dense", "grouped", "depthwise", "image")},
+}
+
+
+def main() -> None:
+    seed, count = int(sys.argv[1]), int(sys.argv[2])
+    for group in sys.argv[3:] or CASES:
+        for index in range(count):
+            random.seed(seed + index)
+            torch.manual_seed(seed + index)
+            text, out, expected = CASES[group]()
+            wrong = int((out != expected).sum()) if out.shape == expected.shape else -1
+            row = {"group": group, "case": text, "wrong": wrong, "values": len(expected.unique())}
+            print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
