@@ -43,7 +43,7 @@ def interpreted() -> list[dict]:
 def test_kernels_equal_the_dialect_bit_for_bit(interpreted, group):
     rows = [row for row in interpreted if row["group"] == group]
     assert len(rows) == CASES_EACH
-    assert [row for row in rows if row["wrong"]] == []
+    assert [row for row in rows if row.get("wrong") != 0] == []
     assert max(row["values"] for row in rows) > 20  # not all clamped away
 
 

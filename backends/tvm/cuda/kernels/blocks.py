@@ -17,6 +17,9 @@ SHARED_BYTES = {"sm_80": 163 * 1024, "sm_86": 99 * 1024, "sm_89": 99 * 1024, "sm
 #: Multiprocessors of the largest chip of each level.
 MULTIPROCESSORS = {"sm_80": 108, "sm_86": 84, "sm_89": 144, "sm_90": 132}
 
+#: Cycles of a step that nothing hides: barriers and addresses.
+STEP_OVERHEAD = 80
+
 
 @dataclass(frozen=True)
 class Block:
@@ -71,7 +74,7 @@ def microseconds(block: Block, problem: Problem, level: str) -> float:
     compute = macs * problem.unit / rate
     traffic = (block.rows + block.columns) * block.depth * problem.unit / 40
     latency = 700 / max(1, block.stages - 1) + 40
-    step = max(sharing * compute, sharing * traffic, latency)
+    step = max(sharing * compute, sharing * traffic, latency) + STEP_OVERHEAD
     epilogue = 900 + sharing * block.rows * block.columns / 64
     return waves * (steps * step + epilogue) / 1700
 

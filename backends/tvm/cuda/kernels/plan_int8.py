@@ -299,6 +299,17 @@ def depthwise_block(shape: Convolution) -> Block:
     return Block(max(8, 1024 // columns), columns, 1, 4, 1)
 
 
+def depthwise_space(shape: Convolution) -> list[Block]:
+    """The blocks of a depthwise convolution worth measuring."""
+    widest = min(128, power_of_two(padded(shape.filters)))
+    return [
+        Block(size // columns, columns, 1, 4, 1)
+        for columns in (16, 32, 64, 128)
+        for size in (512, 1024, 2048, 4096)
+        if columns <= widest and size // columns >= 4
+    ]
+
+
 def pack_convolution(
     shape: Convolution,
     dtype: str,

@@ -1,0 +1,303 @@
+"""Measures and tunes the Triton kernels on a GPU; needs torch, Triton and the kernels' own files, no TVM.
+
+    python -m graphwright.tools.bench.cuda_kernels gemm               rates of large products beside torch's, JSON lines
+    python -m graphwright.tools.bench.cuda_kernels tune OUT SECONDS   rows of the tuning database for the shapes of the zoo
+
+A kernel is timed as the product runs it: launches of one CUDA graph, one after another, operands in the second-level cache. All
+cores compile kernels into Triton's cache before they are timed. Whatever does not compile or fit becomes a row with its error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...backends.tvm.cuda.kernels import plan_int8
+from ...backends.tvm.cuda.kernels.blocks import Block, Problem, choose, space
+from ...backends.tvm.cuda.kernels.plans import Plan, function_of, run
+from ...backends.tvm.kernels.base import Convolution, Tail
+from .cuda_shapes import SHAPES, Product
+
+LEVEL = "sm_90"
+TAIL = Tail("rescale", "uint8", 0, 0, 255)
+LAUNCHES = 20
+
+
+def torch_type(dtype: str) -> torch.dtype:
+    return getattr(torch, dtype)
+
+
+def say(**row: Any) -> None:
+    print(json.dumps(row), flush=True)
+
+
+# -- compiling and timing ----------------------------------------------------------------------------------------------------
+
+
+def compile_plan(plan: Plan) -> str:
+    """Compiles into Triton's cache, in a worker; returns what went wrong."""
+    try:
+        function = function_of(plan)
+        # Pointers come first, by place: Triton takes types in their stead only there.
+        types = iter([torch_type(dtype) for _, _, dtype in plan.buffers])
+        names = function.arg_names[: len(plan.buffers) + sum(value is None for value in plan.constants.values())]
+        given = [None if name in plan.constants else next(types) for name in names]
+        constants = {name: value for name, value in plan.constants.items() if name not in names}
+        options = {"num_warps": plan.warps, "num_stages": plan.stages, "enable_fp_fusion": False}
+        function.warmup(*given, **constants, **options, grid=plan.grid)
+    except Exception as error:  # a block may not fit the chip: that is a result of tuning
+        return repr(error)[:500]
+    return ""
+
+
+class Compiler:
+    """Workers that compile. They are forked before this process touches the GPU."""
+
+    def __init__(self) -> None:
+        count = os.cpu_count() or 1
+        self._pool = ProcessPoolExecutor(count)
+        for future in [self._pool.submit(time.sleep, 0.3) for _ in range(count)]:
+            future.result()
+
+    def start(self, plan: Plan) -> Future[str]:
+        return self._pool.submit(compile_plan, plan)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def checked_operands(product: Product) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    """Operands of the product's plan, packed as the compiler packs them, and what it must give (None: too large to compute
+    otherwise), by torch in float64, where these sums are exact."""
+    plan = plan_of(product, None)
+    tensors = operands(plan)
+    shape = product.shape
+    scale = np.full(1, 2e-4, np.float32)
+    rng = np.random.default_rng(0)
+    if isinstance(shape, Convolution):
+        weight = rng.integers(-128, 128, (shape.filters, shape.channels // shape.groups, *shape.kernel), np.int8)
+        packed = plan_int8.pack_convolution(
+            shape, product.dtype, product.zero_point, TAIL, weight, None, product.image, scale=scale
+        )
+    else:
+        weight = rng.integers(-128, 128, (shape[2], shape[1]), np.int8)
+        packed = plan_int8.pack_linear(product.dtype, product.zero_point, TAIL, weight, None, scale=scale)
+    tensors[1:-1] = [torch.from_numpy(array).cuda() for array in packed]
+    if tensors[0].numel() > 30_000_000 or product.image:
+        return tensors, None
+    x, w = tensors[0].double() - product.zero_point, torch.from_numpy(weight).cuda().double()
+    if isinstance(shape, Convolution):
+        (top, left), (bottom, right) = shape.padding, shape.padding_end or shape.padding
+        x = torch.nn.functional.pad(x[..., : shape.channels].permute(0, 3, 1, 2), (left, right, top, bottom))
+        acc = torch.nn.functional.conv2d(x, w, None, shape.stride, 0, shape.dilation, shape.groups).permute(0, 2, 3, 1)
+    else:
+        acc = x @ w.t()
+    real = acc.to(torch.int32).float() * float(scale[0])
+    return tensors, torch.round(real.clamp(0, 255)).to(torch.uint8)
+
+
+def operands(plan: Plan) -> list[torch.Tensor]:
+    """Random inputs of a plan, in its order; the output last."""
+    made = []
+    for name, shape, dtype in plan.buffers:
+        kind = torch_type(dtype)
+        if kind.is_floating_point:
+            value = torch.rand(shape, device="cuda") * (1e-3 if name == "scale" else 1.0)
+            made.append(value.to(kind))
+        elif kind == torch.int32:
+            made.append(torch.randint(-100, 100, shape, dtype=kind, device="cuda"))
+        else:
+            low, high = (0, 256) if kind == torch.uint8 else (-128, 128)
+            made.append(torch.randint(low, high, shape, device="cuda", dtype=torch.int32).to(kind))
+    return made
+
+
+def microseconds(call: Callable[[], None], launches: int = LAUNCHES, repeats: int = 5) -> float:
+    """Least time of one call inside a captured graph of `launches`."""
+    call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(launches):
+            call()
+    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    graph.replay()
+    best = float("inf")
+    for _ in range(repeats):
+        start.record()
+        graph.replay()
+        stop.record()
+        stop.synchronize()
+        best = min(best, start.elapsed_time(stop) * 1e3 / launches)
+    return best
+
+
+def timed(plan: Plan, tensors: list[torch.Tensor]) -> tuple[float, str]:
+    try:
+        return microseconds(lambda: run(plan, tensors)), ""
+    except Exception as error:  # out of shared memory shows at the launch
+        return float("inf"), repr(error)[:500]
+
+
+# -- large products ----------------------------------------------------------------------------------------------------------
+
+LARGE = [
+    Block(rows, columns, depth, warps, stages)
+    for rows, columns in ((128, 256), (256, 128), (128, 128), (64, 256))
+    for depth in (64, 128)
+    for warps in (4, 8)
+    for stages in (3, 4, 5)
+    if rows * columns < 32768 or warps == 8
+]
+
+
+def gemm(size: int = 4096) -> None:
+    """int8 at size^3: ours with and without a rescale, s8 and u8, beside `torch._int_mm`."""
+    compiler = Compiler()
+    plans: list[tuple[str, Block, Plan]] = []
+    for dtype, tail in (("int8", Tail("none", "int32")), ("int8", TAIL), ("uint8", TAIL)):
+        for block in LARGE:
+            if plan_fits(block):
+                name = f"{dtype} {tail.kind}"
+                plans.append((name, block, plan_int8.linear(size, size, size, dtype, tail, LEVEL, block)))
+    futures = [compiler.start(plan) for _, _, plan in plans]
+    a, b = (torch.randint(-128, 128, (size, size), device="cuda", dtype=torch.int32).to(torch.int8) for _ in range(2))
+    operations = 2.0 * size**3
+    reference = microseconds(lambda: torch._int_mm(a, b.t()), 5)
+    say(what="torch._int_mm", size=size, microseconds=reference, tops=operations / reference / 1e6)
+    best: dict[str, dict[str, Any]] = {}
+    for (name, block, plan), future in zip(plans, futures, strict=True):
+        error = future.result()
+        taken = float("inf")
+        if not error:
+            tensors = operands(plan)
+            tensors[0] = a if plan.buffers[0][2] == "int8" else a.view(torch.uint8)
+            tensors[1] = b
+            tensors[2].zero_()
+            taken, error = timed(plan, tensors)
+            if not error and name == "int8 none" and not torch.equal(tensors[-1], torch._int_mm(a, b.t())):
+                error = "wrong"
+        row = {"what": f"gemm {name}", "block": asdict(block), "microseconds": taken, "error": error}
+        if error:
+            say(**row)
+        elif taken < best.get(name, {"microseconds": float("inf")})["microseconds"]:
+            best[name] = row | {"tops": operations / taken / 1e6, "of_int_mm": reference / taken}
+    for row in best.values():
+        say(**row)
+    compiler.close()
+
+
+def plan_fits(block: Block) -> bool:
+    return (block.rows + block.columns) * block.depth * block.stages <= 227 * 1024
+
+
+# -- tuning ------------------------------------------------------------------------------------------------------------------
+
+
+def plan_of(product: Product, block: Block | None) -> Plan:
+    shape = product.shape
+    if isinstance(shape, Convolution):
+        quantize = plan_int8.ImageQuantize(50.0, 0, 255) if product.image else None
+        return plan_int8.convolution(shape, product.dtype, product.zero_point, TAIL, LEVEL, block, quantize)
+    return plan_int8.linear(*shape, product.dtype, TAIL, LEVEL, block)
+
+
+def problem_of(product: Product) -> Problem:
+    if isinstance(product.shape, Convolution):
+        return plan_int8.convolution_problem(product.shape, product.image)
+    return plan_int8.linear_problem(*product.shape)
+
+
+def blocks_of(product: Product, most: int) -> list[Block]:
+    """The guess first, then the others worth measuring, each kernel once."""
+    shape = product.shape
+    if isinstance(shape, Convolution) and shape.depthwise:
+        guess = plan_int8.depthwise_block(shape)
+        others = plan_int8.depthwise_space(shape)
+    else:
+        guess = choose(problem_of(product), LEVEL)
+        others = space(problem_of(product), LEVEL, most)
+    return list(dict.fromkeys([guess, *others]))
+
+
+def tune(path: Path, seconds: float, most: int = 14) -> None:
+    """Appends a database row a product to `path`; those it holds already are left out. Stops in time."""
+    deadline = time.monotonic() + seconds
+    done = {json.loads(line)["key"] for line in path.read_text().splitlines()} if path.exists() else set()
+    todo = [product for product in SHAPES if product.key not in done]
+    compiler = Compiler()
+    say(what="tune", products=len(todo), done=len(done))
+    pending: list[tuple[Product, list[Block], list[Future[str]]]] = []
+    waiting: Iterator[Product] = iter(todo)
+    machine = torch.cuda.get_device_name()
+
+    def feed() -> None:
+        while len(pending) < 12:
+            product = next(waiting, None)
+            if product is None:
+                return
+            blocks = blocks_of(product, most)
+            pending.append((product, blocks, [compiler.start(plan_of(product, block)) for block in blocks]))
+
+    feed()
+    while pending and time.monotonic() < deadline:
+        product, blocks, futures = pending.pop(0)
+        tensors, expected = checked_operands(product)
+        times, errors = [], []
+        for block, future in zip(blocks, futures, strict=True):
+            error = future.result(timeout=120)
+            taken = float("inf")
+            if not error:
+                taken, error = timed(plan_of(product, block), tensors)
+            if not error:
+                expected = tensors[-1].clone() if expected is None else expected
+                if not torch.equal(tensors[-1][..., : expected.shape[-1]], expected):
+                    taken, error = float("inf"), "wrong"
+            times.append(taken)
+            if error:
+                errors.append({"block": asdict(block), "error": error})
+        feed()
+        best = min(range(len(blocks)), key=lambda index: times[index])
+        row = {
+            "key": product.key,
+            "level": LEVEL,
+            "choice": asdict(blocks[best]) if times[best] < 0.97 * times[0] else None,
+            "microseconds": round(times[best], 3),
+            "guess_microseconds": round(times[0], 3),
+            "threads": 1,
+            "machine": machine,
+            "date": time.strftime("%Y-%m-%d"),
+        }
+        if times[best] < float("inf"):
+            with path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        macs = problem_of(product)
+        tops = 2e-6 * macs.rows * macs.columns * macs.depth / times[best]
+        say(what="tuned", key=product.key, us=row["microseconds"], guess=row["guess_microseconds"], tops=round(tops, 1))
+        for error in errors:
+            say(what="failed", key=product.key, **error)
+    say(what="end", left=len(pending) + sum(1 for _ in waiting), seconds=round(seconds - deadline + time.monotonic(), 1))
+    compiler.close()
+
+
+def main() -> None:
+    if sys.argv[1] == "gemm":
+        gemm()
+    elif sys.argv[1] == "tune":
+        tune(Path(sys.argv[2]), float(sys.argv[3]))
+    else:
+        raise SystemExit(__doc__)
+
+
+if __name__ == "__main__":
+    main()
