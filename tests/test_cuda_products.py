@@ -1,4 +1,5 @@
-"""Int8 Triton kernels: equal to the dialect bit for bit in the interpreter, and compiled ahead of time for the tensor cores."""
+"""Triton kernels in the interpreter (int8: equal to the dialect bit for bit; float: within the stated bound), and compiled ahead
+of time for the tensor cores."""
 
 from __future__ import annotations
 
@@ -12,20 +13,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 import triton
-from graphwright.backends.tvm.cuda.kernels import blocks, convolution_int8, linear_int8, plan_int8
+from graphwright.backends.tvm.cuda.kernels import (
+    blocks,
+    convolution_f32,
+    convolution_int8,
+    depthwise_f32,
+    linear_int8,
+    plan_float,
+    plan_int8,
+)
 from graphwright.backends.tvm.cuda.kernels.blocks import Block, Problem
+from graphwright.backends.tvm.cuda.kernels.plan_float import FloatTail
 from graphwright.backends.tvm.cuda.kernels.plans import Plan, function_of
 from graphwright.backends.tvm.cuda.launch import triton_call
 from graphwright.backends.tvm.kernels.base import Convolution, Tail
 from graphwright.backends.tvm.kernels.convolution_int8 import ConvolutionInt8
+from graphwright.backends.tvm.kernels.float_base import FloatSpec
 from graphwright.backends.tvm.kernels.linear_int8 import LinearInt8
 from graphwright.ir.errors import OptionError
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-GROUPS = ("linear", "matmul", "dense", "grouped", "depthwise", "image", "attention")
-CASES_EACH = 4
-TYPES = {"uint8": "*u8", "int8": "*i8", "int32": "*i32", "float32": "*fp32"}
+INTEGER = ("linear", "matmul", "dense", "grouped", "depthwise", "image", "attention")
+FLOAT = tuple(f"float-{name}" for name in ("linear", "matmul", "dense", "grouped", "depthwise", "planar", "attention"))
+CASES_EACH = 3
+TYPES = {"uint8": "*u8", "int8": "*i8", "int32": "*i32", "float32": "*fp32", "float16": "*fp16"}
 TAIL = Tail("rescale", "uint8", 0, 0, 255)
 
 
@@ -39,8 +51,8 @@ def interpreted() -> list[dict]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("group", GROUPS)
-def test_kernels_equal_the_dialect_bit_for_bit(interpreted, group):
+@pytest.mark.parametrize("group", (*INTEGER, *FLOAT))
+def test_kernels_give_what_their_ops_mean(interpreted, group):
     rows = [row for row in interpreted if row["group"] == group]
     assert len(rows) == CASES_EACH
     assert [row for row in rows if row.get("wrong") != 0] == []
@@ -71,6 +83,29 @@ def test_convolutions_copy_whole_vectors_ahead_of_the_tensor_cores():
     text = compiled(plan_int8.convolution(shape, "uint8", 0, TAIL, "sm_80"), 80)
     assert "mma.sync.aligned.m16n8k32" in text
     assert "cp.async.cg.shared.global" in text and "fma.rn" not in text
+
+
+def test_half_precision_goes_to_the_tensor_cores_and_float32_does_not():
+    sizes = 1024, 384, 384
+    half = compiled(plan_float.linear(*sizes, "float16", FloatTail(), "sm_90"), 90)
+    single = compiled(plan_float.linear(*sizes, "float32", FloatTail(), "sm_90"), 90)
+    assert "wgmma" in half and "wgmma" not in single and "mma.sync" not in single
+
+
+@pytest.mark.parametrize("kernel", ["convolution", "planar", "depthwise"])
+def test_float_functions_declare_the_buffers_that_their_packers_fill(kernel):
+    shape = Convolution(1, 20, 9, 9, 20, (3, 3), padding=(1, 1), groups=20 if kernel == "depthwise" else 1)
+    spec = FloatSpec(level="sm_90", residual=True)
+    family = depthwise_f32 if kernel == "depthwise" else convolution_f32
+    function = (
+        depthwise_f32.depthwise(shape, spec)
+        if kernel == "depthwise"
+        else convolution_f32.convolution(shape, spec, kernel == "planar")
+    )
+    x, residual, weight, bias, y = [tuple(int(d) for d in p.shape) for p in function.params]
+    packed = family.pack_weight(shape, np.ones((20, 20 // shape.groups, 3, 3), np.float32))
+    assert (x, residual, y) == ((1, 20, 9, 9) if kernel == "planar" else (1, 9, 9, 32), (1, 9, 9, 32), (1, 9, 9, 32))
+    assert (weight, bias) == (packed.shape, (32,)) and packed.sum() == 20 * 9 * (20 // shape.groups)
 
 
 def test_functions_declare_the_buffers_that_pack_fills():

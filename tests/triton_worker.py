@@ -18,15 +18,19 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from graphwright.backends.tvm.cuda.kernels import plan_int8
+from graphwright.backends.tvm.cuda.kernels import plan_float, plan_int8
 from graphwright.backends.tvm.cuda.kernels.blocks import Block
 from graphwright.backends.tvm.cuda.kernels.plan_attention import Heads, IntegerAttention, attention
+from graphwright.backends.tvm.cuda.kernels.plan_float import FloatTail
 from graphwright.backends.tvm.cuda.kernels.plans import Plan, run
 from graphwright.backends.tvm.kernels.base import Convolution, FloatAdd, ResidualAdd, Tail, padded
 from graphwright.ir.dialect import gw
 
 DEVICE = "cpu" if "TRITON_INTERPRET" in os.environ else "cuda"
-TORCH = {name: getattr(torch, name) for name in ("uint8", "int8", "int32", "float32")}
+TORCH = {name: getattr(torch, name) for name in ("uint8", "int8", "int32", "float32", "float16", "bfloat16")}
+
+#: What was run, what it gave, what it must give.
+Case = tuple[str, torch.Tensor, torch.Tensor]
 
 
 def codes(dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -108,7 +112,7 @@ def some_block() -> Block | None:
     return random.choice((None, Block(16, 16, 32, 4, 2, 1), Block(32, 64, 64, 4, 3, 3), Block(64, 32, 32, 4, 3, 8)))
 
 
-def linear_case() -> tuple[str, torch.Tensor, torch.Tensor]:
+def linear_case() -> Case:
     rows, inner, outer = random.randint(1, 70), random.choice((16, 37, 64, 100, 130)), random.choice((5, 16, 33, 64, 90))
     dtype = random.choice(("uint8", "int8"))
     zero_point = random.randint(0, 100)
@@ -159,7 +163,7 @@ def some_shape(kind: str) -> Convolution:
     )
 
 
-def convolution_case(kind: str) -> tuple[str, torch.Tensor, torch.Tensor]:
+def convolution_case(kind: str) -> Case:
     shape = some_shape(kind)
     dtype = random.choice(("uint8", "int8"))
     zero_point = random.choice((0, random.randint(0, 100)))
@@ -189,7 +193,7 @@ def convolution_case(kind: str) -> tuple[str, torch.Tensor, torch.Tensor]:
     return f"{kind} {shape.work} {dtype} {zero_point} {tail}", out[..., : shape.filters].permute(0, 3, 1, 2), expected
 
 
-def matmul_case() -> tuple[str, torch.Tensor, torch.Tensor]:
+def matmul_case() -> Case:
     batch, rows, inner, columns = (
         random.randint(1, 3),
         random.randint(1, 40),
@@ -209,7 +213,7 @@ def matmul_case() -> tuple[str, torch.Tensor, torch.Tensor]:
     )
 
 
-def attention_case() -> tuple[str, torch.Tensor, torch.Tensor]:
+def attention_case() -> Case:
     """Q, K and V inside one projection [batch, tokens, 3, heads, width] where keys and rows are equal, dense otherwise."""
     outer, heads, rows, width = random.randint(1, 2), random.randint(1, 3), random.randint(1, 40), random.choice((16, 20, 32))
     keys = random.choice((rows, random.randint(2, 70), 530)) if rows > 1 else 17
@@ -244,7 +248,134 @@ def attention_case() -> tuple[str, torch.Tensor, torch.Tensor]:
     return f"{q.shape} {keys} keys {q_dtype} {p_dtype} {tail}", out.transpose(1, 2) if swapped else out, expected
 
 
+# -- float -------------------------------------------------------------------------------------------------------------------
+
+EPSILON = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+
+def float_type() -> str:
+    return random.choice(("float32", "float16") if DEVICE == "cpu" else ("float32", "float16", "bfloat16"))
+
+
+def float_tail() -> FloatTail:
+    function = random.choice((None, None, "exp", "sigmoid", "silu", "tanh", "gelu", "gelu_tanh", "hardsigmoid", "hardswish"))
+    low, high = random.choice(((None, None), (0.0, None), (0.0, 6.0)))
+    return FloatTail(random.random() < 0.5, function, low, high)
+
+
+FUNCTIONS = {
+    None: lambda x: x,
+    "exp": torch.exp,
+    "sigmoid": torch.sigmoid,
+    "silu": torch.nn.functional.silu,
+    "tanh": torch.tanh,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "hardsigmoid": torch.nn.functional.hardsigmoid,
+    "hardswish": torch.nn.functional.hardswish,
+}
+
+
+def beyond(
+    out: torch.Tensor, exact: torch.Tensor, magnitude: torch.Tensor, tail: FloatTail, depth: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(out with the exact value wherever it keeps the bound, exact). Slopes of the functions are below 1.2; exp's is itself."""
+    wanted = FUNCTIONS[tail.function](exact)
+    wanted = wanted if tail.low is None else wanted.clamp(tail.low, tail.high)
+    dtype = str(out.dtype).removeprefix("torch.")
+    bound = (depth + 4) * 2.0**-23 * magnitude * 1.2 * (wanted.abs().clamp(min=1) if tail.function == "exp" else 1)
+    bound = bound + 200 * 2.0**-23 * wanted.abs() + 3e-7 + (EPSILON[dtype] * wanted.abs() + 2.0**-24 if dtype != "float32" else 0)
+    return torch.where((out.double() - wanted).abs() <= bound, wanted, out.double()), wanted
+
+
+def float_linear_case() -> Case:
+    rows, inner, outer = random.randint(1, 70), random.choice((16, 37, 64, 100)), random.choice((5, 16, 33, 64))
+    dtype, tail = float_type(), float_tail()
+    x, weight, other = (torch.randn(shape).to(TORCH[dtype]) for shape in ((rows, inner), (outer, inner), (rows, outer)))
+    weight = (weight.float() / inner**0.5).to(TORCH[dtype])
+    bias = torch.randn(outer)
+    plan = plan_float.linear(rows, inner, outer, dtype, tail, "sm_90")
+    packed = torch.from_numpy(plan_float.pack_linear(weight.float().numpy())).to(TORCH[dtype])
+    out = launched(plan, [x, *([other] if tail.residual else []), packed, plan_float.pack_bias(outer, bias.numpy())])
+    add = bias.double() + (other.double() if tail.residual else 0)
+    exact, magnitude = x.double() @ weight.double().t() + add, x.double().abs() @ weight.double().abs().t() + add.abs()
+    return f"{rows}x{inner}x{outer} {dtype} {tail}", *beyond(out, exact, magnitude, tail, inner)
+
+
+def float_convolution_case(kind: str) -> Case:
+    shape, dtype, tail = some_shape("image" if kind == "planar" else kind), float_type(), float_tail()
+    x = torch.randn(shape.batch, shape.channels, shape.height, shape.width).to(TORCH[dtype])
+    depth = shape.macs // (shape.batch * shape.filters * shape.out_height * shape.out_width)
+    weight = (torch.randn(shape.filters, shape.channels // shape.groups, *shape.kernel) / depth**0.5).to(TORCH[dtype])
+    other = torch.randn(shape.batch, shape.filters, shape.out_height, shape.out_width).to(TORCH[dtype])
+    bias = torch.randn(shape.filters)
+    planar = kind == "planar"
+    if shape.depthwise:
+        plan = plan_float.depthwise(shape, dtype, tail)
+    else:
+        plan = plan_float.convolution(shape, dtype, tail, "sm_90", planar)
+    packed = torch.from_numpy(plan_float.pack_convolution(shape, weight.float().numpy())).to(TORCH[dtype])
+    residual = [lanes(other)] if tail.residual else []
+    out = launched(plan, [x if planar else lanes(x), *residual, packed, plan_float.pack_bias(shape.filters, bias.numpy())])
+    arguments = shape.stride, shape.padding, shape.dilation, shape.groups
+    add = bias.double()[:, None, None] + (other.double() if tail.residual else 0)
+    exact = torch.nn.functional.conv2d(x.double(), weight.double(), None, *arguments) + add
+    magnitude = torch.nn.functional.conv2d(x.double().abs(), weight.double().abs(), None, *arguments) + add.abs()
+    out = out[..., : shape.filters].permute(0, 3, 1, 2)
+    return f"{kind} {shape.work} {dtype} {tail}", *beyond(out, exact, magnitude, tail, depth)
+
+
+def lanes(x: torch.Tensor) -> torch.Tensor:
+    """[N, C, H, W] -> [N, H, W, Cp]; the lanes past C hold what would spoil every sum."""
+    n, c, h, w = x.shape
+    out = torch.full((n, h, w, padded(c)), float("nan"), dtype=x.dtype)
+    out[..., :c] = x.permute(0, 2, 3, 1)
+    return out
+
+
+def float_matmul_case() -> Case:
+    batch, rows = random.randint(1, 3), random.randint(1, 40)
+    inner, columns = random.choice((16, 33, 64)), random.choice((5, 16, 50))
+    dtype, tail, transposed = float_type(), float_tail(), random.random() < 0.5
+    shapes = ((batch, rows, inner), (batch, inner, columns), (batch, rows, columns))
+    a, b, other = (torch.randn(shape).to(TORCH[dtype]) for shape in shapes)
+    a = (a.float() / inner**0.5).to(TORCH[dtype])
+    plan = plan_float.matmul(batch, rows, inner, columns, transposed, dtype, tail, "sm_90")
+    given = b.transpose(1, 2).contiguous() if transposed else b
+    out = launched(plan, [a, *([other] if tail.residual else []), given])
+    add = other.double() if tail.residual else torch.zeros(())
+    exact, magnitude = a.double() @ b.double() + add, a.double().abs() @ b.double().abs() + add.abs()
+    return f"{shapes} {transposed} {dtype} {tail}", *beyond(out, exact, magnitude, tail, inner)
+
+
+def float_attention_case() -> Case:
+    outer, heads, rows, width = random.randint(1, 2), random.randint(1, 3), random.randint(1, 40), random.choice((16, 20, 64))
+    keys, dtype = random.choice((rows, random.randint(1, 150))), float_type()
+    q, k, v = (torch.randn(outer, length, heads, width).to(TORCH[dtype]) for length in (rows, keys, keys))
+    blocked = -10000.0 * (torch.rand(outer, 1, 1, keys) < 0.3)
+    mask = random.choice((None, (torch.randn(outer, 1, 1, keys) + blocked).to(TORCH[dtype])))
+    place = lambda length: Heads(0, length * heads * width, width, heads * width, 1)  # noqa: E731
+    shape = plan_float.FloatAttention(
+        outer, heads, rows, width, keys, width, width**-0.5, place(rows), place(keys), place(keys),
+        None if mask is None else Heads(0, keys, 0, 0, 1), place(rows),
+    )  # fmt: skip
+    given = [q, k, v, *([] if mask is None else [mask])]
+    plan = plan_float.attention(shape, [tensor.numel() for tensor in given], (outer, rows, heads, width), dtype)
+    out = launched(plan, [tensor.reshape(-1) for tensor in given])
+    qd, kd, vd = (tensor.double().transpose(1, 2) for tensor in (q, k, v))
+    scores = qd @ kd.transpose(2, 3) * width**-0.5 + (0 if mask is None else mask.double())
+    exact = (torch.softmax(scores, -1) @ vd).transpose(1, 2)
+    # Scores off by 2^-20, probabilities rounded to the type of the values, one rounding more of the result.
+    bound = (2.0**-19 + 2 * EPSILON[dtype]) * (torch.softmax(scores, -1) @ vd.abs()).transpose(1, 2)
+    kept = (out.double() - exact).abs() <= bound
+    return f"{q.shape} {keys} keys {dtype} {mask is not None}", torch.where(kept, exact, out.double()), exact
+
+
 CASES = {
+    "float-linear": float_linear_case,
+    "float-matmul": float_matmul_case,
+    "float-attention": float_attention_case,
+    **{f"float-{k}": (lambda k=k: float_convolution_case(k)) for k in ("dense", "grouped", "depthwise", "planar")},
     "attention": attention_case,
     "linear": linear_case,
     "matmul": matmul_case,

@@ -15,14 +15,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ...backends.tvm.cuda.kernels import plan_int8
+from ...backends.tvm.cuda.kernels import plan_float, plan_int8
 from ...backends.tvm.cuda.kernels.blocks import Block, Problem, choose, space
 from ...backends.tvm.cuda.kernels.plans import Plan, function_of, run
 from ...backends.tvm.kernels.base import Convolution, Tail
@@ -162,36 +162,43 @@ LARGE = [
 
 
 def gemm(size: int = 4096) -> None:
-    """int8 at size^3: ours with and without a rescale, s8 and u8, beside `torch._int_mm`."""
+    """size^3: int8 with and without a rescale, of s8 and u8, beside `torch._int_mm`; float16 beside cuBLAS."""
     compiler = Compiler()
+    half = plan_float.FloatTail()
     plans: list[tuple[str, Block, Plan]] = []
-    for dtype, tail in (("int8", Tail("none", "int32")), ("int8", TAIL), ("uint8", TAIL)):
-        for block in LARGE:
-            if plan_fits(block):
-                name = f"{dtype} {tail.kind}"
-                plans.append((name, block, plan_int8.linear(size, size, size, dtype, tail, LEVEL, block)))
+    for block in LARGE:
+        if plan_fits(block):
+            for dtype, tail in (("int8", Tail("none", "int32")), ("int8", TAIL), ("uint8", TAIL)):
+                plan = plan_int8.linear(size, size, size, dtype, tail, LEVEL, block)
+                plans.append((f"{dtype} {tail.kind}", block, plan))
+            halved = replace(block, depth=block.depth // 2)
+            plans.append(("float16", halved, plan_float.linear(size, size, size, "float16", half, LEVEL, halved)))
     futures = [compiler.start(plan) for _, _, plan in plans]
     a, b = (torch.randint(-128, 128, (size, size), device="cuda", dtype=torch.int32).to(torch.int8) for _ in range(2))
-    operations = 2.0 * size**3
-    reference = microseconds(lambda: torch._int_mm(a, b.t()), 5)
-    say(what="torch._int_mm", size=size, microseconds=reference, tops=operations / reference / 1e6)
+    c, d = (torch.randn(size, size, device="cuda").half() for _ in range(2))
+    expected = {"int8 none": torch._int_mm(a, b.t()), "float16": c @ d.t()}
+    reference = {"int8": microseconds(lambda: torch._int_mm(a, b.t()), 5), "float16": microseconds(lambda: c @ d.t(), 5)}
+    for name, taken in reference.items():
+        say(what=f"torch {name}", size=size, microseconds=taken, tops=2e-6 * size**3 / taken)
     best: dict[str, dict[str, Any]] = {}
     for (name, block, plan), future in zip(plans, futures, strict=True):
         error = future.result()
         taken = float("inf")
         if not error:
             tensors = operands(plan)
-            tensors[0] = a if plan.buffers[0][2] == "int8" else a.view(torch.uint8)
-            tensors[1] = b
+            given = {"int8": (a, b), "uint8": (a.view(torch.uint8), b), "float16": (c, d)}[name.split()[0]]
+            tensors[:2] = given
             tensors[2].zero_()
             taken, error = timed(plan, tensors)
-            if not error and name == "int8 none" and not torch.equal(tensors[-1], torch._int_mm(a, b.t())):
-                error = "wrong"
+            if not error and name in expected:
+                off = (tensors[-1].double() - expected[name].double()).abs().max().item()
+                error = f"off by {off}" if off > (0 if name == "int8 none" else 1.0) else ""
         row = {"what": f"gemm {name}", "block": asdict(block), "microseconds": taken, "error": error}
         if error:
             say(**row)
         elif taken < best.get(name, {"microseconds": float("inf")})["microseconds"]:
-            best[name] = row | {"tops": operations / taken / 1e6, "of_int_mm": reference / taken}
+            torch_s = reference["float16" if name == "float16" else "int8"]
+            best[name] = row | {"tops": 2e-6 * size**3 / taken, "of_torch": torch_s / taken}
     for row in best.values():
         say(**row)
     compiler.close()

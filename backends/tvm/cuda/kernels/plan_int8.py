@@ -173,7 +173,7 @@ def channels_read(shape: Convolution, quantized: bool = False) -> int:
     return next((few for few in (4, 8) if shape.channels <= few), padded(shape.channels))
 
 
-def _band_start(shape: Convolution, first: int) -> int:
+def band_start(shape: Convolution, first: int) -> int:
     """First channel that the column tile whose first filter is `first` reads."""
     inputs, outputs = shape.channels // shape.groups, shape.filters // shape.groups
     return first // outputs * inputs // 16 * 16
@@ -185,7 +185,7 @@ def _band(shape: Convolution) -> int:
     widest = 0
     for first in range(0, shape.filters, BAND_COLUMNS):
         last = min(first + BAND_COLUMNS, shape.filters) - 1
-        widest = max(widest, padded((last // outputs + 1) * inputs) - _band_start(shape, first))
+        widest = max(widest, padded((last // outputs + 1) * inputs) - band_start(shape, first))
     return widest
 
 
@@ -218,12 +218,12 @@ def image_constants(shape: Convolution) -> dict[str, Constant]:
     }
 
 
-def fitted(block: Block, shape: Convolution) -> Block:
+def fitted(block: Block, shape: Convolution, least: int = LEAST_DEPTH) -> Block:
     """The block with a depth that divides the channels, where one does, and a grouped convolution's fixed columns."""
     columns = BAND_COLUMNS if shape.groups > 1 else block.columns
     channels = channels_read(shape)
     depth = block.depth
-    while channels % depth and depth > LEAST_DEPTH:
+    while channels % depth and depth > least:
         depth //= 2
     return Block(block.rows, columns, depth if channels % depth == 0 else block.depth, block.warps, block.stages, block.group)
 
@@ -310,6 +310,23 @@ def depthwise_space(shape: Convolution) -> list[Block]:
     ]
 
 
+def spread(shape: Convolution, weight: np.ndarray) -> np.ndarray:
+    """(O, C / groups, KH, KW) -> [O, taps, channels read], zeros where a tile reads channels of other groups."""
+    filters, taps, channels = shape.filters, prod(shape.kernel), channels_read(shape)
+    inputs, outputs = shape.channels // shape.groups, filters // shape.groups
+    view = np.zeros((filters, taps, channels), weight.dtype)
+    by_tap = weight.reshape(filters, -1, taps).transpose(0, 2, 1)
+    tile = BAND_COLUMNS if shape.groups > 1 else filters
+    for first in range(0, filters, tile):
+        start = min(band_start(shape, first), padded(shape.channels) - channels) if shape.groups > 1 else 0
+        last = min(first + tile, filters)
+        for group in range(first // outputs, (last - 1) // outputs + 1):
+            some = slice(max(first, group * outputs), min(last, (group + 1) * outputs))
+            at = group * inputs - start
+            view[some, :, at : at + inputs] = by_tap[some]
+    return view
+
+
 def pack_convolution(
     shape: Convolution,
     dtype: str,
@@ -336,17 +353,7 @@ def pack_convolution(
     if quantized:
         packed[:filters, : taps * channels] = weight.reshape(filters, -1)
     else:
-        view = np.zeros((filters, taps, channels), np.int8)
-        by_tap = weight.reshape(filters, -1, taps).transpose(0, 2, 1)
-        inputs, outputs = shape.channels // shape.groups, filters // shape.groups
-        for first in range(0, filters, BAND_COLUMNS if shape.groups > 1 else filters):
-            start = min(_band_start(shape, first), padded(shape.channels) - channels) if shape.groups > 1 else 0
-            last = min(first + BAND_COLUMNS, filters) if shape.groups > 1 else filters
-            for group in range(first // outputs, (last - 1) // outputs + 1):
-                some = slice(max(first, group * outputs), min(last, (group + 1) * outputs))
-                at = group * inputs - start
-                view[some, :, at : at + inputs] = by_tap[some]
-        packed[:filters, : taps * channels] = view.reshape(filters, -1)
+        packed[:filters, : taps * channels] = spread(shape, weight).reshape(filters, -1)
     return packed, fold_bias(weight, bias, zero_point - 128 * flip_of(dtype), filters), *vectors
 
 

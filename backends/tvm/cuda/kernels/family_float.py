@@ -1,0 +1,18 @@
+"""What the float families share: from `FloatSpec` to the tail, the type and the precision of a plan."""
+
+from __future__ import annotations
+
+from ...kernels.float_base import FloatSpec
+from .plan_float import FloatTail
+
+#: float32 is multiplied as float32.
+PRECISION = "ieee"
+
+
+def tail_of(spec: FloatSpec) -> FloatTail:
+    activation = spec.activation
+    return FloatTail(spec.residual, activation.function, activation.low, activation.high)
+
+
+def dtype_of(spec: FloatSpec) -> str:
+    return getattr(spec, "dtype", "float32")

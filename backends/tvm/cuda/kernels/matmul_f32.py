@@ -1,0 +1,15 @@
+"""Float batched product of two activations: A [B, M, K], (R), B [B, K, N] or, transposed, [B, N, K], Y [B, M, N]."""
+
+from __future__ import annotations
+
+from tvm import tirx
+
+from ...kernels.float_base import PLAIN, FloatSpec, MatrixProduct
+from . import plan_float
+from .family import function
+from .family_float import dtype_of, tail_of
+
+
+def matmul(shape: MatrixProduct, spec: FloatSpec = PLAIN) -> tirx.PrimFunc:
+    sizes = shape.batch, shape.rows, shape.inner, shape.columns
+    return function(plan_float.matmul(*sizes, shape.transposed, dtype_of(spec), tail_of(spec), spec.level))
