@@ -392,7 +392,8 @@ def main() -> None:
             try:
                 text, out, expected = CASES[group]()
             except Exception as error:  # one kernel that does not compile must not hide the others
-                print(json.dumps({"group": group, "case": f"seed {seed + index}", "error": repr(error)[:2000]}), flush=True)
+                cause = f"{error} {error.__cause__ or ''}"[-2000:]
+                print(json.dumps({"group": group, "case": f"seed {seed + index}", "error": cause}), flush=True)
                 continue
             wrong = int((out != expected).sum()) if out.shape == expected.shape else -1
             row = {"group": group, "case": text, "wrong": wrong, "values": len(expected.unique())}

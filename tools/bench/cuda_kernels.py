@@ -44,6 +44,11 @@ def say(**row: Any) -> None:
 # -- compiling and timing ----------------------------------------------------------------------------------------------------
 
 
+def cause_of(error: BaseException) -> str:
+    """The end of what was said, where Triton names the cause."""
+    return f"{type(error).__name__}: {error} {error.__cause__ or ''}"[-600:]
+
+
 def compile_plan(plan: Plan) -> str:
     """Compiles into Triton's cache, in a worker; returns what went wrong."""
     try:
@@ -56,7 +61,7 @@ def compile_plan(plan: Plan) -> str:
         options = {"num_warps": plan.warps, "num_stages": plan.stages, "enable_fp_fusion": False}
         function.warmup(*given, **constants, **options, grid=plan.grid)
     except Exception as error:  # a block may not fit the chip: that is a result of tuning
-        return repr(error)[:500]
+        return cause_of(error)
     return ""
 
 
@@ -146,7 +151,7 @@ def timed(plan: Plan, tensors: list[torch.Tensor]) -> tuple[float, str]:
     try:
         return microseconds(lambda: run(plan, tensors)), ""
     except Exception as error:  # out of shared memory shows at the launch
-        return float("inf"), repr(error)[:500]
+        return float("inf"), cause_of(error)
 
 
 # -- large products ----------------------------------------------------------------------------------------------------------

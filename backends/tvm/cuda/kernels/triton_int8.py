@@ -69,7 +69,7 @@ def linear(
         else:
             left = tl.load(x_at, mask=k[None, :] < K - start, other=0)
             right = tl.load(w_at, mask=k[:, None] < W_PITCH - start, other=0)
-        acc = tl.dot(signed(left, FLIP), right, acc)
+        acc = tl.dot(signed(left, FLIP), right, acc, out_dtype=tl.int32)
         x_at += BK
         w_at += BK
     acc += tl.load(bias + column)[None, :]
@@ -175,7 +175,7 @@ def convolution(
             # Outside the image stands the real value 0, whose code is the zero point.
             codes = (tl.where(inside, round_even(real), 0) + (X_ZERO_POINT - 128 * FLIP)).to(tl.int8)
             right = tl.load(w_at, mask=k[:, None] < W_PITCH - start, other=0)
-            acc = tl.dot(codes, right, acc)
+            acc = tl.dot(codes, right, acc, out_dtype=tl.int32)
             w_at += BK
     elif CHANNELS % BK == 0:
         # A k block lies inside one tap: its place is a scalar.
@@ -190,7 +190,7 @@ def convolution(
             inside = (top + down >= 0) & (top + down < HEIGHT) & (left + along >= 0) & (left + along < WIDTH)
             codes = tl.load(x_at + offset, mask=inside[:, None], other=X_ZERO_POINT)
             right = tl.load(w_at)
-            acc = tl.dot(signed(codes, FLIP), right, acc)
+            acc = tl.dot(signed(codes, FLIP), right, acc, out_dtype=tl.int32)
             w_at += BK
     else:
         origin = x + ((image * HEIGHT + top) * WIDTH + left) * X_PITCH
@@ -205,7 +205,7 @@ def convolution(
             inside = (y_in >= 0) & (y_in < HEIGHT) & (x_in >= 0) & (x_in < WIDTH) & (depth[None, :] < TAPS * CHANNELS)
             codes = tl.load(origin[:, None] + offset[None, :], mask=inside, other=X_ZERO_POINT)
             right = tl.load(w_at, mask=k[:, None] < W_PITCH - start, other=0)
-            acc = tl.dot(signed(codes, FLIP), right, acc)
+            acc = tl.dot(signed(codes, FLIP), right, acc, out_dtype=tl.int32)
             w_at += BK
     acc += tl.load(bias + column)[None, :]
     offsets = row[:, None] * N + columns[None, :]
@@ -346,7 +346,7 @@ def matmul(
         else:
             left = tl.load(a_at, mask=k[None, :] < K - start, other=0)
             right = tl.load(b_at, mask=k[:, None] < K - start, other=0)
-        acc = tl.dot(signed(left, FLIP), right, acc)
+        acc = tl.dot(signed(left, FLIP), right, acc, out_dtype=tl.int32)
         if OFFSET != 0:
             sums += tl.sum(right.to(tl.int32), axis=0)
         a_at += BK
