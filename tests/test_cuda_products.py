@@ -30,7 +30,11 @@ from graphwright.backends.tvm.kernels.base import Convolution, Tail
 from graphwright.backends.tvm.kernels.convolution_int8 import ConvolutionInt8
 from graphwright.backends.tvm.kernels.float_base import FloatSpec
 from graphwright.backends.tvm.kernels.linear_int8 import LinearInt8
+from graphwright.backends.tvm.kernels.quantize_image import Quantize
+from graphwright.backends.tvm.tuning import TuningDatabase, TuningRow
+from graphwright.backends.tvm.tuning.families import FAMILIES, tuned
 from graphwright.ir.errors import OptionError
+from graphwright.tools.bench.cuda_shapes import SHAPES
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -148,3 +152,26 @@ def test_an_empty_output_and_a_float_image_with_groups_are_refused():
     quantize = plan_int8.ImageQuantize(1.0, 0, 255)
     with pytest.raises(OptionError, match="only dense"):
         plan_int8.convolution(Convolution(1, 8, 9, 9, 8, (3, 3), groups=2), "uint8", 0, TAIL, "sm_90", None, quantize)
+
+
+def test_a_database_row_decides_how_a_product_is_cut():
+    spec = (LinearInt8(128, 384, 1536, "uint8", 0), TAIL, "sm_90")
+    choice = {"rows": 64, "columns": 32, "depth": 128, "warps": 4, "stages": 3, "group": 8}
+    row = TuningRow("linear_int8 uint8 128x384 -> 128x1536", "sm_90", choice, 2.0, 3.0, 1, "a GPU", "2026-11-23")
+    found, key = tuned(linear_int8.build, spec, TuningDatabase([row]))
+    assert key == row.key and found[3] == Block(64, 32, 128, 4, 3, 8)
+    call = triton_call(linear_int8.build(*found))
+    assert call is not None and call.grid == (2 * 48, 1, 1) and dict(call.constants)["BK"] == 128
+    assert len(FAMILIES[linear_int8.build].space(spec)) > 8
+
+
+@pytest.mark.parametrize("index", [0, 2, 24, 120])
+def test_shapes_that_are_measured_are_named_as_lowering_looks_them_up(index):
+    product = SHAPES[index]
+    quantize = Quantize(0.02, 114, 0, 255, "uint8") if product.image else None
+    if isinstance(product.shape, Convolution):
+        spec, build = ConvolutionInt8(product.shape, product.dtype, 0, quantize), convolution_int8.build
+    else:
+        rows, inner, outer = product.shape
+        spec, build = LinearInt8(rows, inner, outer, product.dtype, 0), linear_int8.build
+    assert FAMILIES[build].key((spec, TAIL, "sm_90")) == product.key

@@ -7,6 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from math import ceil, prod
 from typing import Any
 
+from ..cuda.kernels import blocks, plan_int8
+from ..cuda.kernels import convolution_int8 as cuda_convolution
+from ..cuda.kernels import linear_int8 as cuda_linear
+from ..cuda.kernels import matmul_int8 as cuda_matmul
 from ..kernels import convolution_f32, convolution_int8, linear_f32, linear_int8, matmul_f32, matmul_int8
 from ..kernels.base import LANES, Convolution, padded
 from ..kernels.convolution_int8 import ConvolutionInt8
@@ -106,6 +110,36 @@ def _int8_family(name: str, work: Callable[[Specification], str | None]) -> Fami
     return Family(name, lambda spec: spec[2], lambda spec: len(spec) > 3 and spec[3] is not None, on_registers, _cuts, chosen)
 
 
+# -- int8 products on a GPU --------------------------------------------------------------------------------------------------
+
+
+def _cuda_convolution(spec: Specification) -> str:
+    operation: ConvolutionInt8 = spec[0]
+    return f"{operation.dtype} {'' if operation.quantize is None else 'image '}{operation.work}"
+
+
+def _blocks(spec: Specification) -> list[Choice]:
+    operation, _, level = spec[:3]
+    if isinstance(operation, ConvolutionInt8):
+        if operation.shape.depthwise:
+            return [asdict(block) for block in plan_int8.depthwise_space(operation.shape)]
+        problem = plan_int8.convolution_problem(operation.shape, operation.quantize is not None)
+    elif isinstance(operation, LinearInt8):
+        problem = plan_int8.linear_problem(operation.rows, operation.inner, operation.outer)
+    else:
+        problem = plan_int8.matmul_problem(operation.batch, operation.rows, operation.inner, operation.columns)
+    return [asdict(block) for block in blocks.space(problem, level)]
+
+
+def _cuda_family(name: str, work: Callable[[Specification], str | None]) -> Family:
+    """A generator of (operation, tail, level, block)."""
+
+    def chosen(spec: Specification, choice: Choice) -> Specification:
+        return (*spec[:3], blocks.Block(**choice))
+
+    return Family(name, lambda spec: spec[2], lambda spec: len(spec) > 3 and spec[3] is not None, work, _blocks, chosen)
+
+
 # -- float products ----------------------------------------------------------------------------------------------------------
 
 
@@ -169,6 +203,9 @@ def _tiles(level: Level, columns: int, groups: int) -> list[Tile]:
 
 
 FAMILIES: dict[Any, Family] = {
+    cuda_convolution.build: _cuda_family("convolution_int8", _cuda_convolution),
+    cuda_linear.build: _cuda_family("linear_int8", _linear_int8),
+    cuda_matmul.build: _cuda_family("matmul_int8", _matmul_int8),
     convolution_int8.build: _int8_family("convolution_int8", _convolution_int8),
     linear_int8.build: _int8_family("linear_int8", _linear_int8),
     matmul_int8.build: _int8_family("matmul_int8", _matmul_int8),

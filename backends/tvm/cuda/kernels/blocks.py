@@ -90,7 +90,8 @@ def candidates(problem: Problem, level: str) -> Iterator[Block]:
             for depth in (least, 2 * least, 4 * least, 8 * least):
                 if depth > max(least, power_of_two(problem.depth)):
                     continue
-                warps = 8 if rows * columns >= 128 * 128 else 4 if rows * columns > 32 * 32 else 2
+                # One warpgroup holds 128 x 128 sums in its registers, and is faster there than two.
+                warps = 8 if rows * columns > 128 * 128 else 4 if rows * columns > 32 * 32 else 2
                 for stages in (3, 4, 5):
                     block = Block(rows, columns, depth, warps, stages)
                     if shared_bytes(block, problem.unit) <= SHARED_BYTES[level] - 4096:

@@ -6,6 +6,9 @@ singled out by adding zeros, which is exact, and chunks are added in order. Ever
 (`enable_fp_fusion=False`), the division is the correctly rounded one.
 """
 
+# Triton compiles these functions: constants and ranges are not the Python objects that type checkers take them for.
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false, reportCallIssue=false
+
 from __future__ import annotations
 
 import triton

@@ -5,6 +5,9 @@ asked for. Lanes past the last channel may hold anything, so they are masked: ze
 `triton_int8`: all shapes are compile-time constants, absent pointers are None.
 """
 
+# Triton compiles these functions: constants and ranges are not the Python objects that type checkers take them for.
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import triton

@@ -9,6 +9,9 @@ All shapes are compile-time constants. Every kernel takes its pointers first: in
 output; those it has not are None. Constants of the tail are those of `triton_tails.finish`.
 """
 
+# Triton compiles these functions: constants and ranges are not the Python objects that type checkers take them for.
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import triton

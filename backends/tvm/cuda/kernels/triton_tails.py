@@ -4,6 +4,9 @@ Needs `enable_fp_fusion=False`: a product and the addition after it round one by
 these kernels can be interpreted, compiled ahead of time, and measured on a machine that has only Triton.
 """
 
+# Triton compiles these functions: constants and ranges are not the Python objects that type checkers take them for.
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import triton
