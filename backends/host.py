@@ -19,11 +19,17 @@ X86_FLAGS: dict[str, frozenset[str]] = {
     "avx2": frozenset({"avx2", "fma", "f16c", "bmi1", "bmi2", "abm", "movbe"}),
 }
 
-#: The same for ARM cores: what a compiler may use when it is told the core.
+_ARMV8 = frozenset({"fp", "asimd", "crc32"})
+_DOT_PRODUCT = _ARMV8 | {"atomics", "asimdrdm", "fphp", "asimdhp", "lrcpc", "asimddp"}
+
+#: The same for ARM cores, best first: what a compiler may use when it is told the core, without SVE and cryptography.
 ARM64_FLAGS: dict[str, frozenset[str]] = {
-    "cortex-a76": frozenset({"fp", "asimd", "crc32", "atomics", "asimdrdm", "fphp", "asimdhp", "lrcpc", "asimddp"}),
-    "cortex-a72": frozenset({"fp", "asimd", "crc32"}),
-    "cortex-a53": frozenset({"fp", "asimd", "crc32"}),
+    "neoverse-v1": _DOT_PRODUCT | {"ilrcpc", "flagm", "jscvt", "fcma", "asimdfhm", "bf16", "i8mm"},
+    "cortex-x1": _DOT_PRODUCT,
+    "neoverse-n1": _DOT_PRODUCT,
+    "cortex-a76": _DOT_PRODUCT,
+    "cortex-a72": _ARMV8,
+    "cortex-a53": _ARMV8,
     "generic": frozenset({"fp", "asimd"}),
 }
 
@@ -71,7 +77,7 @@ def host_processor() -> str:
 def host_level() -> str:
     """The best instruction-set level of this machine."""
     if host_arch() == "arm64":
-        return "cortex-a76" if "asimddp" in host_flags() else "generic"
+        return next(level for level in ("neoverse-v1", "cortex-a76", "generic") if ARM64_FLAGS[level] <= host_flags())
     for level, needed in X86_FLAGS.items():
         if needed <= host_flags():
             return level

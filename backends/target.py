@@ -9,10 +9,13 @@ from ..ir.errors import TargetError, UnknownNameError
 #: Instruction-set levels of a target, best first. `native` picks the best one this machine has.
 LEVELS: dict[str, tuple[str, ...]] = {
     "x86": ("avx512-amx", "avx512-vnni", "avx512", "avx2"),
-    "arm64": ("cortex-a76", "cortex-a72", "cortex-a53", "generic"),
+    "arm64": ("neoverse-v1", "cortex-x1", "neoverse-n1", "cortex-a76", "cortex-a72", "cortex-a53", "generic"),
     "cuda": ("sm_90", "sm_89", "sm_86", "sm_80"),
     "onnx": ("qdq",),
 }
+
+#: The level of an architecture named alone on another machine, where the best one is rarer than what most boards have.
+USUAL_LEVELS = {"arm64": "cortex-a76"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Target:
                 return cls(arch, host_level())
             if level == "native":
                 raise TargetError(f"target '{text}': this machine is {host_arch()}; name a level: {', '.join(LEVELS[arch])}")
-            return cls(arch, LEVELS[arch][0])
+            return cls(arch, USUAL_LEVELS.get(arch, LEVELS[arch][0]))
         if level not in LEVELS[arch]:
             raise UnknownNameError(f"level of target {arch}", level, LEVELS[arch])
         return cls(arch, level)

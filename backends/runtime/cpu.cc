@@ -37,11 +37,13 @@ std::set<std::string> HostFlags() {
   static constexpr struct {
     unsigned long bit;
     const char* name;
-  } kFlags[] = {{HWCAP_FP, "fp"},           {HWCAP_ASIMD, "asimd"},     {HWCAP_AES, "aes"},
-                {HWCAP_PMULL, "pmull"},     {HWCAP_SHA1, "sha1"},       {HWCAP_SHA2, "sha2"},
-                {HWCAP_CRC32, "crc32"},     {HWCAP_ATOMICS, "atomics"}, {HWCAP_FPHP, "fphp"},
+  } kFlags[] = {{HWCAP_FP, "fp"},           {HWCAP_ASIMD, "asimd"},       {HWCAP_AES, "aes"},
+                {HWCAP_PMULL, "pmull"},     {HWCAP_SHA1, "sha1"},         {HWCAP_SHA2, "sha2"},
+                {HWCAP_CRC32, "crc32"},     {HWCAP_ATOMICS, "atomics"},   {HWCAP_FPHP, "fphp"},
                 {HWCAP_ASIMDHP, "asimdhp"}, {HWCAP_ASIMDRDM, "asimdrdm"}, {HWCAP_LRCPC, "lrcpc"},
-                {HWCAP_ASIMDDP, "asimddp"}, {HWCAP_ASIMDFHM, "asimdfhm"}, {HWCAP_SVE, "sve"}},
+                {HWCAP_JSCVT, "jscvt"},     {HWCAP_FCMA, "fcma"},         {HWCAP_ILRCPC, "ilrcpc"},
+                {HWCAP_FLAGM, "flagm"},     {HWCAP_ASIMDDP, "asimddp"},   {HWCAP_ASIMDFHM, "asimdfhm"},
+                {HWCAP_SVE, "sve"}},
     kFlags2[] = {{HWCAP2_SVE2, "sve2"}, {HWCAP2_I8MM, "i8mm"}, {HWCAP2_BF16, "bf16"}};
   std::set<std::string> flags;
   for (const auto& flag : kFlags) {

@@ -13,7 +13,7 @@ from tvm.target import codegen
 
 from ...ir.errors import TargetError
 from .. import nvidia
-from ..host import X86_FLAGS, host_arch, host_flags, host_threads, required_flags
+from ..host import ARM64_FLAGS, host_arch, host_flags, host_threads, required_flags
 from ..target import LEVELS, Target, TargetInfo
 from ..tiles import request_tiles
 from .cuda.nvcc import missing_nvcc
@@ -28,10 +28,7 @@ PROCESSORS = {
     "x86:avx512-vnni": "cascadelake",
     "x86:avx512": "skylake-avx512",
     "x86:avx2": "haswell",
-    "arm64:cortex-a76": "cortex-a76",
-    "arm64:cortex-a72": "cortex-a72",
-    "arm64:cortex-a53": "cortex-a53",
-    "arm64:generic": "generic",
+    **{f"arm64:{core}": core for core in LEVELS["arm64"]},
 }
 
 #: Features a level asks for beyond its processor's defaults.
@@ -40,7 +37,8 @@ FEATURES = {
     "x86:avx512-amx": ("+amx-tile", "+amx-int8", "-prefer-256-bit"),
     "x86:avx512-vnni": ("-prefer-256-bit",),
     "x86:avx512": ("-prefer-256-bit",),
-    "arm64:cortex-a76": ("+dotprod",),
+    # Kernels are written for q registers, of which this core's SVE unit has no more: machines with i8mm and no SVE run it too.
+    "arm64:neoverse-v1": ("-sve",),
 }
 
 
@@ -74,6 +72,9 @@ def kernel_levels(target: Target) -> tuple[str, str]:
     """Levels of the (int8, float) designed kernels for a target."""
     if target.arch == "cuda":
         return target.level, target.level
+    if target.arch == "arm64":
+        flags = ARM64_FLAGS[target.level]
+        return "i8mm" if "i8mm" in flags else "dotprod" if "asimddp" in flags else "neon", "portable"
     int8 = target.level if target.level in ("avx512-amx", "avx512-vnni") else "portable"
     return int8, "avx512" if target.level.startswith("avx512") else "portable"
 
@@ -102,12 +103,8 @@ def missing_to_run(target: Target) -> str:
         return nvidia.missing_to_run(target.level)
     if target.arch != host_arch():
         return f"this machine is {host_arch()}"
-    if target.arch == "x86":
-        absent = X86_FLAGS[target.level] - host_flags()
-        return f"this processor lacks {', '.join(sorted(absent))}" if absent else ""
-    if target.level == "cortex-a76" and "asimddp" not in host_flags():
-        return "this processor lacks asimddp (the dot product instructions)"
-    return ""
+    absent = required_flags(target) - host_flags()
+    return f"this processor lacks {', '.join(sorted(absent))}" if absent else ""
 
 
 def target_rows() -> list[TargetInfo]:

@@ -188,12 +188,12 @@ def _dense(spec: ConvolutionInt8, tail: Tail, isa: Isa, tiling: Tiling | None) -
 def pad_image(shape: Convolution, x: Any, zero_point: int, pitch: int, isa: Isa) -> Any:
     """Copies the image into a scratch [N, framed height, framed width, pitch] whose border holds the zero point.
 
-    pitch <= padded(C) drops the padding lanes; on levels whose dot instruction reads u8, s8 values become x + 128.
+    pitch <= padded(C) drops the padding lanes; values become what the level's dot instruction reads.
     """
     pad_y, pad_x = shape.padding
     height, width = shape.framed_height, shape.framed_width
     shift = isa.shift(str(x.dtype))
-    dtype = "uint8" if isa.vnni else str(x.dtype)
+    dtype = isa.operand or str(x.dtype)
     scratch = T.alloc_buffer((shape.batch * height * width * pitch,), dtype)
     source = padded(shape.channels)
     lanes = next(size for size in (64, 32, 16, 8, 4, 2, 1) if pitch % size == 0)
@@ -214,9 +214,10 @@ def pad_image(shape: Convolution, x: Any, zero_point: int, pitch: int, isa: Isa)
             kind = str(x.dtype) if lanes == 1 else f"{x.dtype}x{lanes}"
             value = x.vload([(row * shape.width + column) * source + c * lanes], kind)
             if shift:
-                flipped = T.reinterpret(kind.replace("int8", "uint8"), value)
+                bits = value if x.dtype == "uint8" else T.reinterpret(kind.replace("int8", "uint8"), value)
                 mask = T.uint8(128) if lanes == 1 else T.Broadcast(T.uint8(128), lanes)
-                value = flipped ^ mask
+                value = bits ^ mask
+                value = value if dtype == "uint8" else T.reinterpret(kind.replace("uint8", "int8"), value)
             put(offset + column * pitch + c * lanes, value)
 
     work = shape.batch * height * width * pitch / 20_000

@@ -20,8 +20,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .base import LANES
-from .emit import accumulator, bind, clamp_start, loop, parallel_kind, prefetch, store
+from .emit import bind, clamp_start, loop, parallel_kind, prefetch
 from .isa import Isa, T
+from .register_tile import Broadcast, register_tile
 
 #: Fewer patches of rows are one block: the second one's first tile reads all weights anew.
 LEAST_PATCHES = 8
@@ -171,25 +172,24 @@ class Product:
         where = [(r // segment.width, r % segment.width) for r in range(segment.height * segment.width)]
         sources = [r * pixels.x_row + c * pixels.x_column for r, c in where]
         targets = [(r * pixels.width + c) * pixels.pitch for r, c in where]
-        acc = [[accumulator() for _ in range(segment.panels)] for _ in where]
+        tile = register_tile(self.isa, len(where), segment.panels)
         for p in range(segment.panels):
-            start = bind(self.bias.vload([bias_start + image * pixels.bias_image + (panel + p) * LANES], f"int32x{LANES}"))
-            for row in acc:
-                store(row[p], 0, start)
+            first = bias_start + image * pixels.bias_image + (panel + p) * LANES
+            tile.start(p, lambda first=first: self.bias.vload([first], f"int32x{LANES}"))
         weight_base, panel_size = self._panel(image, panel)
         if self.streams and self.isa.vnni and not tiling.rows_outer and not pixels.weight_image:
             self.ahead = self._ahead(tiling, segment, place, weight_base, panel_size)
-        self._accumulate(acc, sources, x_base, weight_base, panel_size)
+        self._accumulate(tile, sources, x_base, weight_base, panel_size)
         if self.tail.narrow and segment.panels in (2, 4):
             self._finish_side_by_side(
-                acc, [self.tail.load((panel + p) * LANES) for p in range(segment.panels)], targets, y_base, panel
+                tile, [self.tail.load((panel + p) * LANES) for p in range(segment.panels)], targets, y_base, panel
             )
             return
         for p in range(segment.panels):
             lane = (panel + p) * LANES
             parameters = self.tail.load(lane)
             valid = min(LANES, pixels.valid - (segment.start + p) * LANES) if segment.tiles == 1 else LANES
-            values = [bind(row[p].vload([0], f"int32x{LANES}")) for row in acc]
+            values = [tile.value(row, p) for row in range(tile.rows)]
             offsets = [y_base + target + lane for target in targets]
             self._finish(values, parameters, offsets, valid)
 
@@ -215,14 +215,14 @@ class Product:
         return bind(self.origin[1] + image * self.pixels.weight_image + panel * size), size
 
     def _finish_side_by_side(
-        self, acc: list[list[Any]], parameters: list[tuple[Any, ...]], targets: list[int], y_base: Any, panel: Any
+        self, tile: Broadcast, parameters: list[tuple[Any, ...]], targets: list[int], y_base: Any, panel: Any
     ) -> None:
         """Tails of two or four full panels: a row's vectors are neighbours in memory, so one store takes them all."""
         panels = len(parameters)
         together = 4 // panels
-        for first in range(0, len(acc), together):
-            rows = range(first, min(first + together, len(acc)))
-            values = [bind(acc[row][p].vload([0], f"int32x{LANES}")) for row in rows for p in range(panels)]
+        for first in range(0, tile.rows, together):
+            rows = range(first, min(first + together, tile.rows))
+            values = [tile.value(row, p) for row in rows for p in range(panels)]
             offsets = [y_base + targets[row] + panel * LANES for row in rows]
             missing = together - len(offsets)
             self.tail.emit_four(values + values[:panels] * missing, parameters * together, offsets + [None] * missing)
@@ -250,20 +250,32 @@ class Product:
         share = patch * (lines * panel_size)
         return lines, bind(weight_base + T.Select(share < tile, tile + share, 0))
 
-    def _accumulate(self, acc: list[list[Any]], sources: list[int], x_base: Any, weight_base: Any, panel_size: int) -> None:
+    def _accumulate(self, tile: Broadcast, sources: list[int], x_base: Any, weight_base: Any, panel_size: int) -> None:
         isa = self.isa
         inner = ceil(self.channels / isa.step)
-        with loop(self.taps[0][0]) as i, loop(self.taps[1][0]) as j:
-            x_tap = bind(x_base + i * self.taps[0][1] + j * self.taps[1][1])
-            weight_tap = bind(weight_base + (i * self.taps[1][0] + j) * (inner * isa.step * LANES))
-            with loop(inner) as k:
-                at = weight_tap + k * (isa.step * LANES)
-                if self.ahead is not None:
-                    lines, start = self.ahead
-                    for line in range(lines):
-                        prefetch(self.weights, start + (at - weight_base) * lines + line * (isa.step * LANES))
-                weights = [bind(isa.weight(self.weights, at + p * panel_size)) for p in range(len(acc[0]))]
-                for row, source in zip(acc, sources, strict=True):
-                    value = bind(isa.activation(self.x, x_tap + source + k * isa.step, self.flip))
-                    for p, weight in enumerate(weights):
-                        store(row[p], 0, isa.dot(row[p].vload([0], f"int32x{LANES}"), value, weight))
+        whole, rest = divmod(inner, tile.steps)
+        for part in range(tile.passes):
+            with loop(self.taps[0][0]) as i, loop(self.taps[1][0]) as j:
+                x_tap = bind(x_base + i * self.taps[0][1] + j * self.taps[1][1])
+                weight_tap = bind(weight_base + (i * self.taps[1][0] + j) * (inner * isa.step * LANES))
+
+                def multiply(k: Any, count: int, part=part, x_tap=x_tap, weight_tap=weight_tap) -> None:
+                    size = tile.steps * isa.step
+                    at = weight_tap + k * (size * LANES)
+                    self._fetch(at - weight_base)
+                    rows = [x_tap + source + k * size for source in sources]
+                    tile.multiply(self, rows, at, panel_size, part, count)
+
+                if whole:
+                    with loop(whole) as k:
+                        multiply(k, tile.steps)
+                if rest:
+                    multiply(whole, rest)
+            tile.finish(part)
+
+    def _fetch(self, done: Any) -> None:
+        """Asks for the next panels' share of one k step, `done` elements into these."""
+        if self.ahead is not None:
+            lines, start = self.ahead
+            for line in range(lines):
+                prefetch(self.weights, start + done * lines + line * (self.isa.step * LANES))

@@ -32,6 +32,7 @@ from .emit import Argument, bind, loop, parallel_kind, prefetch, shuffle, splat,
 from .gemm_int8 import L1_BYTES, Product, Segment, Tiling
 from .gemm_tiles import SIDE, Block, Part, TileProduct, choose_blocking, product_ns
 from .isa import Isa, T
+from .register_tile import Broadcast
 from .slices import once_a_slice
 
 #: Bytes of a vector.
@@ -258,7 +259,7 @@ def emit_product(product: Product, storage: Storage, tiling: Tiling) -> None:
     work = pixels.rows * columns * (product.steps * product.isa.step / product.isa.macs_per_us + 1 / 20_000)
     kind = parallel_kind(work + storage.count * storage.stride / UNPACK_BYTES)
     patches = max(_patches(product, segment) for segment in tiling.segments)
-    if patches <= FEW_PATCHES and product.taps[0][0] == product.taps[1][0] == 1:
+    if patches <= FEW_PATCHES and product.isa.neon is None and product.taps[0][0] == product.taps[1][0] == 1:
         InRegisters(**vars(product), storage=storage).emit(tiling, kind)
     elif kind == "parallel" and storage.count * storage.stride <= L1_BYTES:
         OnceATask(**vars(product), storage=storage).emit(tiling, kind)
@@ -336,10 +337,11 @@ class InRegisters(Unpacked):
     def _panel(self, image: Any, panel: Any) -> tuple[Any, int]:
         return bind(panel * self.storage.unit_bytes), self.storage.unit_bytes
 
-    def _accumulate(self, acc: list[list[Any]], sources: list[int], x_base: Any, weight_base: Any, panel_size: int) -> None:
+    def _accumulate(self, tile: Broadcast, sources: list[int], x_base: Any, weight_base: Any, panel_size: int) -> None:
         storage, isa, packing = self.storage, self.isa, self.storage.packing
         assert packing is not None
-        starts = [bind(weight_base + p * panel_size) for p in range(len(acc[0]))]
+        acc = tile.acc
+        starts = [bind(weight_base + p * panel_size) for p in range(tile.panels)]
         lowest = [storage.lowest(self.weights, start) for start in starts]
         steps = VECTOR // (isa.step * LANES)  # of a vector
 

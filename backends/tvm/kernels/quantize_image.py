@@ -90,7 +90,7 @@ def framed_words(shape: Convolution, x: Any, quantize: Quantize, isa: Isa) -> An
     """
     shift = isa.shift(quantize.dtype)
     pitch, height, width = word_pitch(shape.channels), shape.framed_height, shape.framed_width
-    scratch = T.alloc_buffer((shape.batch * height * width * pitch + SLACK,), "uint8" if isa.vnni else quantize.dtype)
+    scratch = T.alloc_buffer((shape.batch * height * width * pitch + SLACK,), isa.operand or quantize.dtype)
     pixels = shape.height * shape.width
 
     def blank(offset: Any, columns: int) -> None:

@@ -46,7 +46,7 @@ def tiling(cut: Cut, pixels: Pixels, columns: int, isa: Isa) -> Tiling:
     """The whole product cut so: full tiles, then narrower ones, then the ragged last panel of a dense output."""
     ragged = pixels.valid < columns
     total = columns // LANES - ragged
-    widest = max(1, min(cut.panels, isa.registers - 2))
+    widest = max(1, min(cut.panels, isa.panels))
     segments, start = [], 0
     while start < total:
         panels = min(widest, total - start)
@@ -60,7 +60,7 @@ def tiling(cut: Cut, pixels: Pixels, columns: int, isa: Isa) -> Tiling:
 
 def most_rows(panels: int, isa: Isa, limit: int = MOST_ROWS) -> int:
     """Rows of a tile that leave registers for the weights of one step and one activation."""
-    return max(1, min(limit, (isa.registers - 1 - panels) // panels))
+    return max(1, min(limit, isa.most_rows(panels)))
 
 
 def _segment(cut: Cut, start: int, tiles: int, panels: int, pixels: Pixels, isa: Isa) -> Segment:
@@ -75,7 +75,7 @@ def choose_tiling(pixels: Pixels, columns: int, steps: int, isa: Isa) -> Tiling:
     many streams of weights as memory serves at once. Another shape is taken where it wastes less on the borders: 28 columns are
     five tiles of 6, which compute 30, or two of 14 with two panels.
     """
-    widest = 4 if isa.vnni else 1
+    widest = 4 if isa.vnni else min(len(isa.rows) or 1, columns // LANES)
     rows = most_rows(widest, isa, 24)
     if pixels.height == 1 or pixels.width >= rows:
         usual = Cut(widest, 1, balanced(pixels.width, rows), True)
@@ -123,7 +123,7 @@ def cuts(pixels: Pixels, columns: int, steps: int, isa: Isa, most: int = 12) -> 
 
 def _shapes(pixels: Pixels, columns: int, isa: Isa) -> Iterator[Cut]:
     for panels in PANELS:
-        if panels > max(1, columns // LANES) or panels > isa.registers - 2:
+        if panels > max(1, columns // LANES) or panels > isa.panels:
             return
         rows = most_rows(panels, isa)
         for height in range(1, min(rows, pixels.height) + 1):
