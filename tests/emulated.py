@@ -1,7 +1,7 @@
 """Kernels for AArch64 without a board: many of them in one library, run once by gw-run under qemu.
 
-    cases = [Case(function, arrays, expected), ...]
-    outputs = emulate(cases, "cortex-a76", tmp_path, cpu="cortex-a76")
+cases = [Case(function, arrays, expected), ...]
+outputs = emulate(cases, "cortex-a76", tmp_path, cpu="cortex-a76")
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Case:
 
 
 def emulate(cases: list[Case], level: str, folder: Path, cpu: str) -> list[np.ndarray]:
-    """Outputs of all cases on an emulated CPU. level: of target arm64."""
+    """Outputs of all cases (two or more) on an emulated CPU. level: of target arm64."""
     path = folder / f"{level}.gw"
     if not path.exists():
         library(cases, level).save(path)
@@ -48,8 +48,7 @@ def emulate(cases: list[Case], level: str, folder: Path, cpu: str) -> list[np.nd
     command = [*QEMU, "-cpu", cpu, str(build_runner("aarch64")), str(path), "--input", str(folder / "x.npy")]
     done = subprocess.run([*command, "--output", str(folder / "out")], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    outputs = [np.load(folder / f"out.{i}.npy") for i in range(len(cases))] if len(cases) > 1 else [np.load(folder / "out.npy")]
-    return outputs
+    return [np.load(folder / f"out.{i}.npy") for i in range(len(cases))]
 
 
 def finished(function: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:

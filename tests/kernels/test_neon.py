@@ -109,9 +109,7 @@ def lowest(level: str) -> Wanted:
     """Products of the lowest values, two of which pass s16."""
     x, weight = np.full((3, 48), -128, np.int8), np.full((20, 48), -128, np.int8)
     spec, tail = linear_int8.LinearInt8(3, 48, 20, "int8", 0), Tail("none", "int32")
-    case = Case(
-        linear_int8.build(spec, tail, level), [x, *linear_int8.pack(spec, tail, level, weight, None)], ((3, 20), "int32")
-    )
+    case = Case(linear_int8.build(spec, tail, level), [x, *linear_int8.pack(spec, tail, level, weight, None)], ((3, 20), "int32"))
     return Wanted("lowest values", case, lambda y: y, np.full((3, 20), 48 * 128 * 128, np.int32))
 
 
@@ -183,7 +181,8 @@ def cases(level: str) -> Iterator[Wanted]:
     for index, (name, shape, kind, residual) in enumerate(CONVOLUTIONS):
         yield convolution(rng, level, name, shape, index, kind, residual)
         yield convolution(rng, level, name, shape, index + 3, "rescale")
-    yield convolution(rng, level, "packed", Convolution(1, 24, 9, 9, 40, (3, 3), (1, 1), (1, 1)), 1, "rescale", packing=Packing(4))
+    shape = Convolution(1, 24, 9, 9, 40, (3, 3), (1, 1), (1, 1))
+    yield convolution(rng, level, "packed", shape, 1, "rescale", packing=Packing(4))
     yield image(rng, level, Convolution(1, 3, 12, 21, 24, (3, 3), (2, 2), (1, 1)), "uint8", 131, (0, 255))
     yield image(rng, level, Convolution(2, 5, 7, 9, 16, (5, 3), (1, 1), (2, 0), (1, 2)), "int8", -3, (-127, 100))
     for index, (sizes, kind, residual, packing) in enumerate(LINEAR):

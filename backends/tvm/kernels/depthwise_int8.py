@@ -1,6 +1,6 @@
 """u8/s8 depthwise convolution, channels in lanes.
 
-portable: one output vector at a time, widen and multiply each tap.
+portable, neon: one output vector at a time, widen and multiply each tap. dotprod, i8mm: see `depthwise_neon`.
 
 avx512-vnni, 8-bit output, no dilation: vpdpbusd sums four taps of one channel in an s32 lane. The four are a quad: 2 x 2
 neighbouring pixels at even rows and columns of the padded image. A task first rearranges its band of input rows into quads, four
@@ -27,8 +27,10 @@ from typing import Any
 
 import numpy as np
 
+from . import depthwise_neon
 from .base import LANES, Convolution, Tail, padded
 from .emit import accumulator, balanced, bind, loop, parallel_kind, shuffle, splat, store
+from .frame import pad_image
 from .isa import Isa, T
 from .packed import Packing, Storage
 from .tail import TailCode, declare, interleaved_order, pack_tail
@@ -155,7 +157,9 @@ def pack(
     full = np.zeros((pitch, *shape.kernel), np.int8)
     full[: shape.channels] = weight[:, 0]
     if plan is None:
-        flat = storage(shape, plan, packing).pack(np.ascontiguousarray(full.transpose(1, 2, 0)).reshape(-1))
+        neon = depthwise_neon.pack_weight(shape, full) if _by_dots(isa) else None
+        flat = np.ascontiguousarray(full.transpose(1, 2, 0)).reshape(-1) if neon is None else neon
+        flat = storage(shape, plan, packing, isa).pack(flat)
         return flat, wide, *pack_tail(tail, shape.channels, **values)
     down, across = plan.reach(0), plan.reach(1)
     quads = np.zeros((plan.parities(0), plan.parities(1), pitch, 2 * down, 2 * across), np.int8)
@@ -163,13 +167,19 @@ def pack(
         quads[y, x, :, y : y + shape.kernel[0], x : x + shape.kernel[1]] = full
     quads = quads.reshape(*quads.shape[:2], pitch, down, 2, across, 2).transpose(2, 0, 1, 3, 5, 4, 6)
     lanes = quads.reshape(*quads.shape[:5], TAPS)[plan.order]  # [blocks][4][LANES][row parity][column parity][down][across][4]
-    packed = storage(shape, plan, packing).pack(np.ascontiguousarray(lanes.transpose(0, 3, 5, 4, 6, 1, 2, 7)).reshape(-1))
+    packed = storage(shape, plan, packing, isa).pack(np.ascontiguousarray(lanes.transpose(0, 3, 5, 4, 6, 1, 2, 7)).reshape(-1))
     order = plan.order.reshape(-1)
     return packed, wide[order], *pack_tail(tail, shape.channels, order, **values)
 
 
-def storage(shape: Convolution, plan: Plan | None, packing: Packing | None) -> Storage:
+def _by_dots(isa: Isa) -> bool:
+    return isa.neon in ("sdot", "smmla")  # i8mm comes with the dot product instructions
+
+
+def storage(shape: Convolution, plan: Plan | None, packing: Packing | None, isa: Isa) -> Storage:
     """The weights of all channels together, or those of each block of a plan."""
+    if plan is None and _by_dots(isa):
+        return Storage(depthwise_neon.weight_size(shape), 1, packing)
     if plan is None:
         return Storage(padded(shape.channels) * shape.kernel[0] * shape.kernel[1], 1, packing)
     return Storage(plan.parities(0) * plan.parities(1) * plan.reach(0) * plan.reach(1) * TAPS * BYTES, plan.blocks, packing)
@@ -179,12 +189,16 @@ def emit(shape: Convolution, dtype: str, zero_point: int, tail: Tail, isa: Isa, 
     """Emits the function's arguments and body; see `convolution_int8` for the buffers."""
     plan, pitch = choose_plan(shape, tail, isa), padded(shape.channels)
     lanes = pitch if plan is None else plan.blocks * BYTES
-    stored = storage(shape, plan, packing)
+    stored = storage(shape, plan, packing, isa)
     image = ("X", (shape.batch, shape.height, shape.width, pitch), dtype)
     out_shape = (shape.batch, shape.out_height, shape.out_width, pitch)
     packed = [stored.argument, ("B", (lanes,), "int32")]
     (x, weights, bias), code = declare(tail, isa, lanes, [image], packed, out_shape)
-    if plan is None:
+    if plan is None and _by_dots(isa):
+        if shape.bordered or isa.shift(dtype):
+            x = pad_image(shape, x, zero_point, pitch, isa)
+        depthwise_neon.emit(shape, isa, x, stored.shared(weights), bias, code)
+    elif plan is None:
         _portable(shape, zero_point, isa, x, stored.shared(weights), bias, code)
     else:
         Quads(plan, isa, zero_point, x, weights, bias, code, stored).emit()

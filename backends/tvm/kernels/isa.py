@@ -6,7 +6,7 @@ them all; `register_tile` says how a tile of them lies in registers:
     avx512-amx   avx512-vnni, and a tile unit that dense products use where it pays (`gemm_tiles`).
     avx512-vnni  step 4: vpdpbusd, u8 x s8 -> s32. s8 activations are read as u8 (x ^ 0x80, that is, x + 128).
     i8mm         step 8: smmla and usmmla, two rows by two columns by eight k: AArch64 with FEAT_I8MM.
-    dotprod      step 4: sdot by element, s8 x s8 -> s32: FEAT_DotProd. u8 activations are read as s8 (x ^ 0x80, that is, x - 128).
+    dotprod      step 4: sdot by element, s8 x s8 -> s32: FEAT_DotProd. u8 activations are read as s8 (x ^ 0x80, or x - 128).
     neon         step 16: smull and sadalp, sums of neighbouring products, s8 x s8: every AArch64 core.
     portable     step 1: widen and multiply; LLVM chooses the instructions (AVX2, AVX-512, NEON).
 

@@ -1,13 +1,13 @@
 """How a tile of rows x panels of s32 sums lies in registers, and what one k step does to it.
 
-    Broadcast   a vector of LANES sums for each row and panel; a step broadcasts `step` bytes of a row to all lanes
-    Dot         sdot: four vectors of 4 columns for each row; bytes [4 s, 4 s + 4) of 16 loaded ones are an operand by element
-    Matrix      smmla: eight 2 x 2 blocks for each two rows; a step zips eight bytes of both into one operand
-    Pairs       smull: a vector of partial sums for each row and column, which meet at the end; half a panel at a time
+Broadcast   a vector of LANES sums for each row and panel; a step broadcasts `step` bytes of a row to all lanes
+Dot         sdot: four vectors of 4 columns for each row; bytes [4 s, 4 s + 4) of 16 loaded ones are an operand by element
+Matrix      smmla: eight 2 x 2 blocks for each two rows; a step zips eight bytes of both into one operand
+Pairs       smull: a vector of partial sums for each row and column, which meet at the end; half a panel at a time
 
-    16 k of one panel        Dot                  Matrix                      Pairs
-    instructions a row       16 sdot + flip       8 smmla + 1 zip             16 (smull, smull2, 2 sadalp) + flip
-    products each            16                   32 (two rows)               8, and their sum
+16 k of one panel        Dot                  Matrix                      Pairs
+instructions a row       16 sdot + flip       8 smmla + 1 zip             16 (smull, smull2, 2 sadalp) + flip
+products each            16                   32 (two rows)               8, and their sum
 """
 
 from __future__ import annotations
@@ -78,16 +78,16 @@ class Dot(Broadcast):
 
     def __init__(self, isa: Isa, rows: int, panels: int) -> None:
         self.isa, self.rows, self.panels = isa, rows, panels
-        self.acc = [[_quarters(QUARTERS) for _ in range(panels)] for _ in range(rows)]
+        self.acc = [[quarters(QUARTERS) for _ in range(panels)] for _ in range(rows)]
 
     def start(self, panel: int, bias: Callable[[], Any]) -> None:
         value = bind(bias())
         for row in self.acc:
-            for q, quarter in enumerate(row[panel]):
-                store(quarter, 0, _quarter(value, q), WORDS)
+            for q, place in enumerate(row[panel]):
+                store(place, 0, quarter(value, q), WORDS)
 
     def value(self, row: int, panel: int) -> Any:
-        return _joined([quarter.vload([0], _Q32) for quarter in self.acc[row][panel]])
+        return joined([place.vload([0], _Q32) for place in self.acc[row][panel]])
 
     def multiply(self, product: Product, rows: list[Any], at: Any, panel_size: int, part: int, count: int) -> None:
         whole = count == self.steps
@@ -109,7 +109,7 @@ class Matrix(Broadcast):
 
     def __init__(self, isa: Isa, rows: int, panels: int) -> None:
         self.isa, self.rows, self.panels = isa, rows, panels
-        self.acc = [[_quarters(2 * QUARTERS) for _ in range(panels)] for _ in range(ceil(rows / 2))]
+        self.acc = [[quarters(2 * QUARTERS) for _ in range(panels)] for _ in range(ceil(rows / 2))]
 
     def start(self, panel: int, bias: Callable[[], Any]) -> None:
         value = bind(bias())
@@ -122,7 +122,7 @@ class Matrix(Broadcast):
         blocks = [bind(block.vload([0], _Q32)) for block in self.acc[row // 2][panel]]
         first = row % 2 * 2
         order = [first, first + 1, WORDS + first, WORDS + first + 1]
-        return _joined([shuffle(blocks[i : i + 2], order) for i in range(0, len(blocks), 2)])
+        return joined([shuffle(blocks[i : i + 2], order) for i in range(0, len(blocks), 2)])
 
     def multiply(self, product: Product, rows: list[Any], at: Any, panel_size: int, part: int, count: int) -> None:
         size = 8 * count
@@ -152,8 +152,8 @@ class Pairs(Broadcast):
     def __init__(self, isa: Isa, rows: int, panels: int) -> None:
         self.isa, self.rows, self.panels = isa, rows, panels
         self.half = LANES // self.passes
-        self.acc = [_quarters(self.half * panels) for _ in range(rows)]
-        self.sums = [[_quarters(QUARTERS) for _ in range(panels)] for _ in range(rows)]
+        self.acc = [quarters(self.half * panels) for _ in range(rows)]
+        self.sums = [[quarters(QUARTERS) for _ in range(panels)] for _ in range(rows)]
         self.bias: list[Callable[[], Any]] = []
 
     def start(self, panel: int, bias: Callable[[], Any]) -> None:
@@ -163,7 +163,7 @@ class Pairs(Broadcast):
                 store(row[panel * self.half + column], 0, splat(T.int32(0), WORDS), WORDS)
 
     def value(self, row: int, panel: int) -> Any:
-        return bind(_joined([quarter.vload([0], _Q32) for quarter in self.sums[row][panel]]) + self.bias[panel]())
+        return bind(joined([place.vload([0], _Q32) for place in self.sums[row][panel]]) + self.bias[panel]())
 
     def multiply(self, product: Product, rows: list[Any], at: Any, panel_size: int, part: int, count: int) -> None:
         loaded = [_row(product, row) for row in rows]
@@ -199,16 +199,19 @@ def register_tile(isa: Isa, rows: int, panels: int) -> Broadcast:
     return TILES[isa.neon](isa, rows, panels)
 
 
-def _quarters(count: int) -> list[Any]:
+def quarters(count: int) -> list[Any]:
+    """`count` variables of one q register."""
     return [accumulator(lanes=WORDS) for _ in range(count)]
 
 
-def _quarter(vector: Any, index: int) -> Any:
+def quarter(vector: Any, index: int) -> Any:
+    """WORDS lanes of a vector."""
     return shuffle([vector], list(range(index * WORDS, (index + 1) * WORDS)))
 
 
-def _joined(quarters: list[Any]) -> Any:
-    return bind(shuffle(quarters, list(range(len(quarters) * WORDS))))
+def joined(parts: list[Any]) -> Any:
+    """One vector of the lanes of q registers."""
+    return bind(shuffle(parts, list(range(len(parts) * WORDS))))
 
 
 def _half(vector: Any, end: int) -> Any:
