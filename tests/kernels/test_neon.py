@@ -42,7 +42,7 @@ class Wanted:
     want: np.ndarray
 
 
-def random_tail(rng: np.random.Generator, channels: int, kind: str, residual: bool = False) -> TailCase:
+def random_tail(rng: np.random.Generator, channels: int, kind: Any, residual: bool = False) -> TailCase:
     """A tail whose scales put most results inside the range."""
     scale = (rng.uniform(0.2, 4.0, rng.choice([1, channels])) / rng.choice([300.0, 3000.0])).astype(np.float32)
     if kind == "none":

@@ -98,7 +98,7 @@ _PORTABLE = Isa("portable", step=1, registers=6, macs_per_us=20_000)
 # whose two rows are zipped together, 1 of smull).
 _NEON = {
     "i8mm": Isa("i8mm", step=8, registers=8, macs_per_us=150_000, rows=(6,), neon="smmla"),
-    "dotprod": Isa("dotprod", step=4, registers=8, macs_per_us=50_000, rows=(5, 3), operand="int8", neon="sdot"),
+    "dotprod": Isa("dotprod", step=4, registers=8, macs_per_us=50_000, rows=(5,), operand="int8", neon="sdot"),
     "neon": Isa("neon", step=16, registers=8, macs_per_us=12_000, rows=(2,), operand="int8", neon="smull"),
 }
 
