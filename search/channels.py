@@ -26,6 +26,7 @@ from ..passes.prune.cut import cut
 from ..passes.prune.group import Group
 from ..passes.prune.prune_channels import PruneChannels, kept_positions, lowest, rounded
 from ..passes.prune.reconstruct import Settings, reconstruct
+from ..passes.rules import matching
 from .cost.bops import PRODUCTS, WEIGHTED, products
 from .store import Store
 
@@ -267,5 +268,7 @@ def distortion(program: Program) -> Callable[[Sequence[torch.Tensor], Sequence[t
 
 
 def free_groups(program: Program, ignore: Sequence[str] = ()) -> tuple[Group, ...]:
-    """The groups that can be cut."""
-    return tuple(group for group in coupled_groups(program) if not group.pinned and group.name not in ignore)
+    """The groups that can be cut, but those whose names (or globs) `ignore` holds. Raises UnknownNameError for a name of none."""
+    groups = coupled_groups(program)
+    ignored = set(matching(ignore, [group.name for group in groups], "'ignore' of prune-channels"))
+    return tuple(group for group in groups if not group.pinned and group.name not in ignored)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import abc
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 from torch import fx
@@ -16,7 +15,10 @@ from ...ir.program import Program, Stage, origin_of, shape_of
 from ..base import LOSSY, Pass, PassContext, PassResult
 from ..fold.layer import Layer, layer_of
 from ..fold.match import aten
+from ..rules import matching, values_by_name
 from .decomposition import Decomposition, Part, Rank, parse_rank, rank_text
+
+_FORM = 'LAYER=RANK, such as "fc1=64", or "conv=32x16" (outputs x inputs) for Tucker'
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,11 @@ class Factorize(Pass):
 
     def run(self, program: Program, context: PassContext) -> PassResult:
         layers, whole = self.layers(program)
-        rules = self._rules(layers)
+        option = f"'ranks' of {self.name}"
+        rules = values_by_name(self.ranks, [origin_of(layer.node) for layer in layers], option, _FORM, _rank)
         if rules:
-            whole |= {origin_of(x.node): "no rule in 'ranks'" for x in layers if not _matches(rules, origin_of(x.node))}
-            layers = [layer for layer in layers if _matches(rules, origin_of(layer.node))]
+            whole |= {origin_of(x.node): "no rule in 'ranks'" for x in layers if origin_of(x.node) not in rules}
+            layers = [layer for layer in layers if origin_of(layer.node) in rules]
         taken: dict[fx.Node, Rank] = {}
         made: list[tuple[Layer, tuple[Part, ...]]] = []
         stats: dict[str, Any] = {"layers": 0, "weights": 0, "weights_before": 0, "ranks": {}, "errors": {}, "whole": whole}
@@ -97,30 +100,13 @@ class Factorize(Pass):
         """The layers that can be factorized, and for the others why not (by origin)."""
         found, whole = factorizable(program)
         origins = [*(origin_of(layer.node) for layer in found), *whole]
-        for pattern in self.skip:
-            if not any(fnmatchcase(origin, pattern) for origin in origins):
-                raise OptionError(f"skip pattern '{pattern}' of {self.name} matches no layer of '{program.name}'")
-        skipped = {origin for origin in origins if any(fnmatchcase(origin, pattern) for pattern in self.skip)}
+        skipped = set(matching(self.skip, origins, f"'skip' of {self.name}"))
         return [x for x in found if origin_of(x.node) not in skipped], whole | dict.fromkeys(skipped, "skipped")
 
-    def _rules(self, layers: Sequence[Layer]) -> list[tuple[str, Rank]]:
-        rules = []
-        origins = [origin_of(layer.node) for layer in layers]
-        for text in self.ranks:
-            pattern, _, number = text.rpartition("=")
-            rank = parse_rank(number)
-            if not pattern or rank is None:
-                raise OptionError(f"'{text}' in 'ranks' of {self.name} is no rule; write ORIGIN=RANK, such as \"fc1=64\"")
-            if not any(fnmatchcase(origin, pattern) for origin in origins):
-                known = ", ".join(origins[:6]) + (", ..." if len(origins) > 6 else "")
-                raise OptionError(f"'{text}' in 'ranks' of {self.name} matches no layer it factorizes; there are: {known}")
-            rules.append((pattern, rank))
-        return rules
-
-    def _choose(self, found: Decomposition, rules: Sequence[tuple[str, Rank]]) -> Rank | str:
+    def _choose(self, found: Decomposition, rules: Mapping[str, Rank]) -> Rank | str:
         """A rank, or why there is none."""
         if rules:
-            rank = _matches(rules, origin_of(found.layer.node))[-1]
+            rank = rules[origin_of(found.layer.node)]
             found.check(rank)
         elif self.ratio is not None:
             most = self.ratio * found.parameters()
@@ -134,8 +120,11 @@ class Factorize(Pass):
         return rank if found.saves(rank) else f"rank {rank_text(rank)} saves no weights or no multiply-accumulates"
 
 
-def _matches(rules: Sequence[tuple[str, Rank]], origin: str) -> list[Rank]:
-    return [rank for pattern, rank in rules if fnmatchcase(origin, pattern)]
+def _rank(text: str) -> Rank:
+    rank = parse_rank(text)
+    if rank is None:
+        raise ValueError(text)
+    return rank
 
 
 def factorizable(program: Program) -> tuple[list[Layer], dict[str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import torch
@@ -17,6 +16,7 @@ from ..layerwise import LayerRows, Layerwise
 from ..quantize.codebooks import CodebookFormat
 from ..quantize.formats import parse_format
 from ..quantize.observers import weight_observer
+from ..rules import matching
 from .base import chain, factorizable
 from .calibrated import Moments, damped
 from .decomposition import Part, pointwise
@@ -98,11 +98,9 @@ class Eora(Pass):
 
     def _layers(self, program: Program) -> tuple[set[object], dict[str, str]]:
         found, whole = factorizable(program)
-        origins = [origin_of(layer.node) for layer in found]
-        for pattern in self.layers:
-            if not any(fnmatchcase(origin, pattern) for origin in (*origins, *whole)):
-                raise OptionError(f"pattern '{pattern}' in 'layers' of {self.name} matches no layer of '{program.name}'")
-        chosen = [x for x in found if any(fnmatchcase(origin_of(x.node), pattern) for pattern in self.layers)]
+        origins = [*(origin_of(layer.node) for layer in found), *whole]
+        asked = set(matching(self.layers, origins, f"'layers' of {self.name}"))
+        chosen = [x for x in found if origin_of(x.node) in asked]
         for layer in chosen:
             full = min(layer.weight.flatten(1).shape)
             if self.rank > full:

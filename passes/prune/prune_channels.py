@@ -9,10 +9,11 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from ...ir.errors import OptionError, PassError, UnknownNameError
+from ...ir.errors import OptionError, PassError
 from ...ir.program import Program, Stage, shape_of
 from ..base import LOSSY, Pass, PassContext, PassResult, register
 from ..fold.match import is_tensor
+from ..rules import matching, values_by_name
 from .coupling import coupled_groups
 from .criteria import Criterion, parse_criterion
 from .criteria.base import Importance
@@ -40,12 +41,13 @@ class PruneChannels(Pass):
         ratio: share of each group's atoms that goes, rounded down. none: 0.5 without `keep`, 0 for the groups that `keep` leaves
             out.
         criterion: what ranks atoms, with its options in quotes: `taylor`, "thinet{samples=64}".
-        keep: `GROUP=COUNT` items: so many atoms of a group stay, whatever `ratio` is. A plan is written out this way.
+        keep: `GROUP=COUNT` items: so many atoms of a group stay, whatever `ratio` is; a group may be a glob and the last match
+            counts. A plan is written out this way.
         scope: `group` takes the same share of every group; `global` ranks the atoms of all groups together, each by its share of
             the group's mean importance, and takes `ratio` of them all. One atom of a group always stays.
         round_to: counts that stay are rounded to multiples of this, up.
         reconstruct: see above; false leaves the sliced weights, and then needs no calibration unless the criterion does.
-        ignore: groups that stay whole.
+        ignore: groups (or globs) that stay whole.
         samples: calibration samples for the reconstruction at most.
         rows: output positions of a layer used at most.
         damping: how strongly weights are held at what they were, relative to the mean square of their inputs.
@@ -90,7 +92,7 @@ class PruneChannels(Pass):
         groups = {group.name: group for group in coupled_groups(program)}
         named = counts_of(self.keep, groups)
         share = self.ratio if self.ratio is not None else 0.0 if named else RATIO
-        ignored = set(checked_names(self.ignore, groups))
+        ignored = set(matching(self.ignore, groups, f"'ignore' of {self.name}"))
         both = sorted(ignored & set(named))
         if both:
             raise OptionError(f"group '{both[0]}' stands in 'keep' and in 'ignore' of {self.name}; leave it out of one")
@@ -150,28 +152,14 @@ def counts_of(items: Sequence[str], groups: Mapping[str, Group]) -> dict[str, in
         OptionError: no such form, or a count that is not 1 .. size. UnknownNameError: no such group.
         PassError: a group that is pinned.
     """
-    found: dict[str, int] = {}
-    for item in items:
-        name, equals, number = item.rpartition("=")
-        if not equals or not number.isdigit():
-            raise OptionError(f"'keep' takes GROUP=COUNT items such as layer1.conv=24, not '{item}'")
-        checked_names([name], groups)
-        group, count = groups[name], int(number)
+    found = values_by_name(items, groups, f"'keep' of {PruneChannels.name}", "GROUP=COUNT, such as layer1.conv=24", int)
+    for name, count in found.items():
+        group = groups[name]
         if not 1 <= count <= group.size:
             raise OptionError(f"group '{name}' has {group.size} atoms, so 1 to {group.size} can stay, not {count}")
         if group.pinned and count < group.size:
             raise PassError(f"group '{name}' cannot be cut: {group.pinned}")
-        if name in found:
-            raise OptionError(f"group '{name}' stands twice in 'keep'")
-        found[name] = count
     return found
-
-
-def checked_names(names: Sequence[str], groups: Mapping[str, Group]) -> Sequence[str]:
-    for name in names:
-        if name not in groups:
-            raise UnknownNameError("group of channels", name, groups)
-    return names
 
 
 def kept_positions(program: Program, groups: Iterable[Group], removed: Mapping[str, Sequence[int]]) -> Kept:

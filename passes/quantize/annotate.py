@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,10 +14,11 @@ from ...ir.dialect import gw
 from ...ir.errors import OptionError, PassError
 from ...ir.program import Program, Stage, origin_of
 from ..base import LOSSY, Pass, PassContext, PassResult, register
+from ..rules import matching, split_rule
 from . import operators as ops
 from .codebooks import Codebook, CodebookFormat, insert_fake_codebook, is_fake_codebook, read_codebook
 from .encoding import Encoding, for_range, insert_fake_quantize, is_fake_quantize, read_encoding
-from .formats import Allocation, IntegerFormat, Rule, WeightFormat
+from .formats import RULE, IntegerFormat, WeightFormat, formats_of, parse_format
 from .histogram import Histogram
 from .observers import Grid, activation_observer, weight_observer
 from .regions import Placement, Regions, find_regions
@@ -57,7 +57,7 @@ class Quantize(Pass):
     weight in dB.
 
     Raises:
-        OptionError: a number out of range, or a `skip` pattern or a rule of `weights` that matches nothing.
+        OptionError: a number out of range. UnknownNameError: a `skip` pattern or a rule of `weights` that matches nothing.
     """
 
     name: ClassVar[str] = "quantize"
@@ -76,8 +76,10 @@ class Quantize(Pass):
     @property
     def needs_calibration(self) -> bool:  # type: ignore[override]
         """Whether some activation may be quantized."""
-        last = Rule.parse(self.weights[-1]) if self.weights else None
-        return last is None or last.pattern != "*" or not isinstance(last.format, CodebookFormat)
+        if not self.weights:
+            return True
+        pattern, text = split_rule(self.weights[-1], f"'weights' of {self.name}", RULE)
+        return pattern != "*" or not isinstance(parse_format(text), CodebookFormat)
 
     def requires(self, program: Program, context: PassContext) -> None:
         super().requires(program, context)
@@ -96,9 +98,7 @@ class Quantize(Pass):
     def run(self, program: Program, context: PassContext) -> PassResult:
         skipped = self.skipped(program)
         layers = weight_layers(program, find_regions(program, skipped))
-        allocation = Allocation(self.weights, IntegerFormat(self.weight_bits))
-        allocation.require_matches([origin_of(layer) for layer in layers], self.name)
-        formats = {layer: allocation.of(origin_of(layer)) for layer in layers}
+        formats = formats_of(self.weights, layers, IntegerFormat(self.weight_bits), self.name)
         decoded = {layer: form for layer, form in formats.items() if isinstance(form, CodebookFormat)}
         regions = find_regions(program, [*skipped, *(decoded if len(decoded) < len(layers) else _all_layers(program, layers))])
         if not regions.layers and not decoded:
@@ -120,15 +120,10 @@ class Quantize(Pass):
         return PassResult(program, True, stats)
 
     def skipped(self, program: Program) -> list[fx.Node]:
-        """The nodes that `skip` keeps float. Raises OptionError where a pattern matches nothing."""
+        """The nodes that `skip` keeps float. Raises UnknownNameError where a pattern matches nothing."""
         nodes = [n for n in program.nodes if n.op == "call_function"]
-        skipped = []
-        for pattern in self.skip:
-            matches = [n for n in nodes if fnmatchcase(origin_of(n), pattern)]
-            if not matches:
-                raise OptionError(f"skip pattern '{pattern}' of {self.name} matches no origin in '{program.name}'")
-            skipped.extend(matches)
-        return skipped
+        skipped = set(matching(self.skip, [origin_of(n) for n in nodes], f"'skip' of {self.name}"))
+        return [n for n in nodes if origin_of(n) in skipped]
 
     def _activation_encodings(self, program: Program, regions: Regions, context: PassContext) -> dict[fx.Node, Encoding]:
         observer = activation_observer(self.activation_observer)

@@ -13,11 +13,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
+from torch import fx
 
 from ...ir.errors import OptionError
+from ...ir.program import origin_of
+from ..rules import values_by_name
 from .codebooks import CodebookFormat, parse_codebook
 from .encoding import SMALLEST_SCALE, Encoding, code_range, symmetric
 from .observers import WeightObserver
@@ -76,39 +78,15 @@ def parse_integer_format(text: str) -> IntegerFormat:
     return found
 
 
-@dataclass(frozen=True)
-class Rule:
-    """One entry of an allocation: every layer whose origin matches `pattern` has its weights in `format`."""
-
-    pattern: str
-    format: WeightFormat
-
-    @classmethod
-    def parse(cls, text: str) -> Rule:
-        pattern, separator, name = text.rpartition("=")
-        if not separator or not pattern:
-            raise OptionError(f"'{text}' is no weight rule; write ORIGIN=FORMAT, such as \"blocks.*.conv1=int4\"")
-        return cls(pattern, parse_format(name))
+#: How one entry of an allocation is written.
+RULE = 'LAYER=FORMAT, such as "blocks.*.conv1=int4"'
 
 
-class Allocation:
-    """The format of every layer: the last rule that matches its origin, or the default.
+def formats_of(rules: Sequence[str], layers: Sequence[fx.Node], default: WeightFormat, who: str) -> dict[fx.Node, WeightFormat]:
+    """The format of every layer: that of the last rule that matches its origin, or the default.
 
-    Args:
-        rules: entries `ORIGIN=FORMAT`; an origin may be a glob.
+    Raises:
+        OptionError: no rule, or no format. UnknownNameError: a rule that names no layer.
     """
-
-    def __init__(self, rules: Sequence[str], default: WeightFormat) -> None:
-        self.rules = tuple(Rule.parse(text) for text in rules)
-        self.default = default
-
-    def of(self, origin: str) -> WeightFormat:
-        matches = [rule.format for rule in self.rules if fnmatchcase(origin, rule.pattern)]
-        return matches[-1] if matches else self.default
-
-    def require_matches(self, origins: Sequence[str], who: str) -> None:
-        """Raises OptionError where a rule names no layer."""
-        for rule in self.rules:
-            if not any(fnmatchcase(origin, rule.pattern) for origin in origins):
-                known = ", ".join(origins[:6]) + (", ..." if len(origins) > 6 else "")
-                raise OptionError(f"rule '{rule.pattern}={rule.format}' of {who} matches no quantized layer; there are: {known}")
+    named = values_by_name(rules, [origin_of(layer) for layer in layers], f"'weights' of {who}", RULE, parse_format)
+    return {layer: named.get(origin_of(layer), default) for layer in layers}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import torch
@@ -12,6 +11,7 @@ from torch import fx
 from ...ir.errors import OptionError
 from ...ir.program import Program, origin_of
 from ..base import EXACT, Pass, PassContext, PassResult, register
+from ..rules import matching
 from . import operators as ops
 
 aten = torch.ops.aten
@@ -56,10 +56,8 @@ class SplitQuant(Pass):
 
     def run(self, program: Program, context: PassContext) -> PassResult:
         found = [n for n in program.nodes if _splits(program, n)]
-        for pattern in self.layers:
-            if found and not any(fnmatchcase(origin_of(n), pattern) for n in found):
-                raise OptionError(f"pattern '{pattern}' in 'layers' of {self.name} matches no layer of '{program.name}'")
-        chosen = [n for n in found if any(fnmatchcase(origin_of(n), pattern) for pattern in self.layers)]
+        asked = set(matching(self.layers, [origin_of(n) for n in found], f"'layers' of {self.name}")) if found else ()
+        chosen = [n for n in found if origin_of(n) in asked]
         split = sum(_split(program, layer, self.clusters) for layer in chosen)
         program.sweep()
         return PassResult(program, split > 0, {"layers": split})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import torch
@@ -15,6 +14,7 @@ from ...ir.dialect.sparse import compressed
 from ...ir.errors import OptionError
 from ...ir.program import Program, origin_of
 from ..base import EXACT, Pass, PassContext, PassResult, register
+from ..rules import matching
 from . import operators as ops
 from .codebooks import CodebookFormat
 from .formats import parse_format
@@ -96,10 +96,8 @@ class Spqr(Pass):
         """The linear layers asked for whose weight is a parameter of their own."""
         linear = [n for n in program.nodes if n.target is ops.LINEAR and program.parameter(n.args[1]) is not None]
         linear = [n for n in linear if len(n.args[1].users) == 1]  # type: ignore[union-attr]
-        for pattern in self.layers:
-            if linear and not any(fnmatchcase(origin_of(n), pattern) for n in linear):
-                raise OptionError(f"pattern '{pattern}' in 'layers' of {self.name} matches no linear layer of '{program.name}'")
-        return [n for n in linear if any(fnmatchcase(origin_of(n), pattern) for pattern in self.layers)]
+        asked = set(matching(self.layers, [origin_of(n) for n in linear], f"'layers' of {self.name}")) if linear else ()
+        return [n for n in linear if origin_of(n) in asked]
 
 
 def _energies(

@@ -13,19 +13,20 @@ import abc
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from math import prod
 from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
-from ...ir.errors import OptionError, PassError, UnknownNameError
+from ...ir.errors import OptionError, PassError
 from ...ir.program import Program, Stage, origin_of
 from ..base import LOSSY, Pass, PassContext, PassResult
 from ..fold.layer import Layer, layer_of, set_parameters
 from ..layerwise import LayerRows, Layerwise
+from ..rules import values_by_name
 
+_FORM = 'LAYER=SPARSITY, such as "*.fc1=0.7" or "*.fc1=2:4"'
 _PATTERN = re.compile(r"(\d+):(\d+)")
 
 
@@ -142,16 +143,9 @@ class Sparsify(Pass):
         origins = [origin_of(layer.node) for layer in layers]
         default = Level.parse(self.pattern or str(self.sparsity), f"option of {self.name}")
         found = {layer.node: default for layer in layers}
-        for text in self.layers:
-            glob, separator, value = text.rpartition("=")
-            if not separator or not glob:
-                raise OptionError(f"'{text}' in 'layers' of {self.name} is no rule; write LAYER=SPARSITY, such as \"*.fc1=0.7\"")
-            level = Level.parse(value, f"'{text}' in 'layers' of {self.name}")
-            matches = [layer.node for layer, origin in zip(layers, origins, strict=True) if fnmatchcase(origin, glob)]
-            if not matches:
-                raise UnknownNameError("layer", glob, origins)
-            found.update(dict.fromkeys(matches, level))
-        return found
+        option = f"'layers' of {self.name}"
+        named = values_by_name(self.layers, origins, option, _FORM, lambda text: Level.parse(text, f"'{text}' in {option}"))
+        return found | {x.node: named[origin] for x, origin in zip(layers, origins, strict=True) if origin in named}
 
     def run(self, program: Program, context: PassContext) -> PassResult:
         layers = sparse_layers(program)

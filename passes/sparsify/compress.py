@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import torch
@@ -12,9 +11,9 @@ from torch import fx
 
 from ...ir.dialect import gw
 from ...ir.dialect.sparse import to_bitmask
-from ...ir.errors import UnknownNameError
 from ...ir.program import Program, Stage, origin_of
 from ..base import EXACT, Pass, PassContext, PassResult, register
+from ..rules import matching
 
 aten = torch.ops.aten
 
@@ -67,10 +66,8 @@ class CompressSparse(Pass):
     def _weights(self, program: Program) -> Iterator[tuple[fx.Node, fx.Node]]:
         """Each weight that only layers asked for read, and the first of them."""
         layers = [n for n in program.nodes if n.target in LAYERS]
-        for pattern in self.layers:
-            if layers and not any(fnmatchcase(origin_of(n), pattern) for n in layers):
-                raise UnknownNameError("layer", pattern, {origin_of(n) for n in layers})
-        asked = {n for n in layers if any(fnmatchcase(origin_of(n), pattern) for pattern in self.layers)}
+        names = set(matching(self.layers, [origin_of(n) for n in layers], f"'layers' of {self.name}")) if layers else ()
+        asked = {n for n in layers if origin_of(n) in names}
         seen: set[fx.Node] = set()
         for layer in layers:
             weight: fx.Node = layer.args[1]  # type: ignore[assignment]

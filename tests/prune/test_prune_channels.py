@@ -167,7 +167,6 @@ def test_any_ratio_leaves_a_network_that_runs(ratio, seed, round_to):
         ('keep=["wide=13"]', OptionError, "1 to 12 can stay, not 13"),
         ('keep=["wide=0"]', OptionError, "1 to 12 can stay, not 0"),
         ('keep=["wide"]', OptionError, "GROUP=COUNT"),
-        ('keep=["wide=4","wide=5"]', OptionError, "stands twice"),
         ('keep=["wide=4"],ignore=["wide"]', OptionError, "in 'keep' and in 'ignore'"),
         ('keep=["head=3"]', PassError, "'head' cannot be cut: it reaches the network's output"),
         ("criterion=tailor", UnknownNameError, "did you mean 'taylor'"),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from graphwright.ir.errors import OptionError
-from graphwright.passes.quantize.formats import Allocation, IntegerFormat, parse_format
+from graphwright.passes.quantize.formats import IntegerFormat, parse_format
 from graphwright.passes.quantize.observers import weight_observer
 
 
@@ -34,20 +34,3 @@ def test_asymmetric_codes_use_the_whole_range_of_a_one_sided_weight():
     weight = torch.rand(4, 16, generator=torch.Generator().manual_seed(0)) + 0.01
     steps = {a: IntegerFormat(4, a).encoding(weight, weight_observer("min-max")).scale for a in (False, True)}
     assert bool((steps[True] < 0.6 * steps[False]).all())
-
-
-def test_the_last_matching_rule_counts():
-    allocation = Allocation(["*=int4", "stem.*=int8", "head=uint2"], IntegerFormat(6))
-    assert [str(allocation.of(o)) for o in ("body.0", "stem.conv", "head")] == ["int4", "int8", "uint2"]
-    assert str(Allocation([], IntegerFormat(6)).of("anything")) == "int6"
-
-
-@pytest.mark.parametrize("text", ["int4", "=int4", "layer", "layer=int99"])
-def test_a_broken_rule_is_refused(text):
-    with pytest.raises(OptionError):
-        Allocation([text], IntegerFormat(8))
-
-
-def test_a_rule_without_a_layer_is_refused():
-    with pytest.raises(OptionError, match="matches no quantized layer"):
-        Allocation(["missing=int4"], IntegerFormat(8)).require_matches(["conv1", "fc"], "quantize")

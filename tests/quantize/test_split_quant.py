@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from graphwright.ir.errors import OptionError
+from graphwright.ir.errors import OptionError, UnknownNameError
 from graphwright.passes.quantize import operators as ops
 from graphwright.passes.quantize.split_quant import clusters_of
 from hypothesis import given, settings
@@ -56,7 +56,7 @@ def test_helps_at_two_bits():
 def test_layers_are_chosen_by_origin():
     program, context = prepare(ConvNet(), (2, 3, 16, 16), samples=1)
     assert run(program, 'split-quant{layers=["head"]}', context).certificate[0].stats["layers"] == 1
-    with pytest.raises(OptionError, match="matches no layer"):
+    with pytest.raises(UnknownNameError, match="name in 'layers' of split-quant"):
         run(program, 'split-quant{layers=["nothing"]}', context)
 
 

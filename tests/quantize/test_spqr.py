@@ -11,7 +11,7 @@ from graphwright.backends.target import Target
 from graphwright.backends.tvm.backend import TVMBackend
 from graphwright.backends.tvm.executor import load_bytes
 from graphwright.ir.dialect import gw
-from graphwright.ir.errors import OptionError
+from graphwright.ir.errors import OptionError, UnknownNameError
 from graphwright.passes.manager import parameter_bytes
 from graphwright.passes.quantize.spqr import choose_outliers
 from hypothesis import given, settings
@@ -78,7 +78,7 @@ def test_the_artifact_equals_the_reference_and_stays_small():
 def test_layers_are_chosen_by_origin():
     program, context = prepare(heavy(), (3, 128), samples=1)
     assert run(program, 'spqr{layers=["2"]}', context).certificate[0].stats["layers"] == 1
-    with pytest.raises(OptionError, match="matches no linear layer"):
+    with pytest.raises(UnknownNameError, match="name in 'layers' of spqr"):
         run(program, 'spqr{layers=["nothing"]}', context)
 
 

@@ -11,7 +11,7 @@ from graphwright.backends.tvm.executor import load_bytes
 from graphwright.ir.capture import capture
 from graphwright.ir.data import Calibration
 from graphwright.ir.dialect import gw
-from graphwright.ir.errors import CalibrationError, OptionError, PassError
+from graphwright.ir.errors import CalibrationError, PassError, UnknownNameError
 from graphwright.ir.onnx_export import export_onnx
 from graphwright.ir.program import Stage
 from graphwright.passes.base import PassContext
@@ -111,7 +111,7 @@ def test_a_shared_weight_is_stored_once():
 
 
 def test_a_rule_without_a_layer_is_refused():
-    with pytest.raises(OptionError, match="matches no quantized layer"):
+    with pytest.raises(UnknownNameError, match="unknown name in 'weights' of quantize: 'nothing'"):
         run(Mixed(), IMAGE, 'canonicalize,quantize{weights=["nothing=int4g64","*=pot4"]}')
 
 

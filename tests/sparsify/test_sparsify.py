@@ -107,7 +107,7 @@ def test_a_pattern_runs_along_the_channels_of_one_tap():
         ('pattern="2:4"', OptionError, "3 input channels of 'stem'.*stem=0"),
         ('layers=["steam=0.5"]', UnknownNameError, "did you mean 'stem'"),
         ('layers=["stem"]', OptionError, "no rule"),
-        ('layers=["stem=1.5"]', OptionError, "stem=1.5"),
+        ('layers=["stem=1.5"]', OptionError, "'1.5' in 'layers'"),
     ],
 )
 @pytest.mark.parametrize("name", ["sparsify-magnitude", "sparsify-wanda"])
