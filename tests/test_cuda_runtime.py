@@ -6,7 +6,6 @@ programs of them give the reference's bits through the real runtime; each runs i
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import subprocess
@@ -28,26 +27,37 @@ from graphwright.backends.tvm.cuda import tir
 from graphwright.ir.dialect import gw
 from graphwright.ir.errors import TargetError
 from graphwright.ir.program import Program
-from integer_graphs import codes, normal, program
+from integer_graphs import codes, normal, program, scales
 
 U8 = torch.uint8
 SM90 = Target("cuda", "sm_90")
 
-#: Runs a library of the folder in argv[1] on arrays in.*.npy, and prints what it was told to.
+#: Runs the library of the folder in argv[1] twice on its in*.npy, and prints a profile; before that, what goes wrong under each
+#: of the settings in argv[2].
 CHILD = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 import numpy as np
 from graphwright.backends.tvm.executor import load_library, to_tvm
-folder = Path(sys.argv[1])
+folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
 run = load_library(folder / "model.so")
 inputs = [np.load(p) for p in sorted(folder.glob("in*.npy"))]
+messages = []
+for name, value in settings:
+    os.environ[name] = value
+    try:
+        run(*inputs)
+    except Exception as error:
+        messages.append(f"{type(error).__name__}: {error}")
+    del os.environ[name]
+Path(os.environ["FAKE_CUDA_LOG"]).unlink(missing_ok=True)
 for _ in range(2):
     outputs = run(*inputs)
 for index, array in enumerate(outputs):
     np.save(folder / f"out{index}.npy", array)
-if sys.argv[2] == "profile":
-    print(json.dumps(run.profile([to_tvm(x) for x in inputs], [to_tvm(y) for y in run.empty_outputs()])))
+log = Path(os.environ["FAKE_CUDA_LOG"]).read_text().splitlines()
+times = run.profile([to_tvm(x) for x in inputs], [to_tvm(y) for y in run.empty_outputs()])
+print(json.dumps([messages, log, times]))
 """
 
 
@@ -59,7 +69,9 @@ def driver(tmp_path_factory) -> Path:
 class Machine:
     """A folder with one program, and the process that runs it beside the driver of these tests."""
 
-    def __init__(self, folder: Path, driver: Path, graph: Program, monkeypatch: pytest.MonkeyPatch, *inputs: torch.Tensor) -> None:
+    def __init__(
+        self, folder: Path, driver: Path, graph: Program, monkeypatch: pytest.MonkeyPatch, *inputs: torch.Tensor
+    ) -> None:
         self.folder, self.graph, self.inputs = folder, graph, inputs
         self.environment = {"FAKE_CUDA_LOG": str(folder / "log"), "LD_LIBRARY_PATH": str(driver.parent)}
         monkeypatch.setattr(tir, "compile_cubin", self._emulate)
@@ -73,28 +85,35 @@ class Machine:
         self.environment["FAKE_CUDA_KERNELS"] = str(cuda_emulation.emulate(source, self.folder))
         return b"\x7fELF" + arch.encode()
 
-    def run(self, mode: str = "run", **changed: object) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, **self.environment, "PYTHONPATH": ".link", **{k: str(v) for k, v in changed.items()}}
-        command = [sys.executable, "-c", CHILD, str(self.folder), mode]
+    def run(self, *settings: tuple[str, str], **changed: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, **self.environment, "PYTHONPATH": ".link", **changed}
+        command = [sys.executable, "-c", CHILD, str(self.folder), json.dumps(settings)]
         return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=runner.ROOT)
 
-    def check(self) -> None:
-        done = self.run()
+    def check(self, *settings: tuple[str, str]) -> tuple[list[str], list[str], list[float]]:
+        """Compares with the reference. Returns what went wrong under each setting, the log of two runs, and a profile."""
+        done = self.run(*settings)
         assert done.returncode == 0, done.stderr
         for index, expected in enumerate(self.graph(*self.inputs)):
             np.testing.assert_array_equal(np.load(self.folder / f"out{index}.npy"), expected.numpy())
-
-    def log(self) -> list[str]:
-        return (self.folder / "log").read_text().splitlines()
-
-
-@pytest.fixture
-def machine(tmp_path, driver, monkeypatch):
-    return functools.partial(_machine, tmp_path, driver, monkeypatch)
+        messages, log, times = json.loads(done.stdout)
+        return messages, log, times
 
 
-def _machine(folder: Path, driver: Path, monkeypatch: pytest.MonkeyPatch, function, *inputs: torch.Tensor) -> Machine:
-    return Machine(folder, driver, program(function, *inputs), monkeypatch, *inputs)
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory, driver):
+    """Makes machines; nvcc is not needed for what they run."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def made(function, *inputs: torch.Tensor, **parameters: torch.Tensor) -> Machine:
+            return Machine(tmp_path_factory.mktemp("machine"), driver, program(function, *inputs, **parameters), patch, *inputs)
+
+        yield made
+
+
+@pytest.fixture(scope="module")
+def pool(machine) -> Machine:
+    return machine(pooled, normal(2, 3, 9, 11) * 4)
 
 
 def pooled(_, x):
@@ -105,85 +124,75 @@ def pooled(_, x):
 # -- kernels -------------------------------------------------------------------------------------------------------------------
 
 
-def test_windows_and_layouts_have_the_references_bits(machine):
-    machine(pooled, normal(2, 3, 9, 11) * 4).check()
-
-
 def test_sums_tables_and_movements_have_the_references_bits(machine):
-    table = codes(256)
-
-    def graph(_, x):
+    def graph(p, x):
         q = gw.quantize(x, 0.03, 120, 0, 255, U8)
-        looked = gw.lookup(q, table.to(q.device))
+        looked = gw.lookup(q, p.table)
         total = gw.sum(looked, [2, 3], False, 7)
         rows = looked.flatten(2).transpose(1, 2)[:, 1:]
         both = gw.add(looked, q, 3, 5, 4, 7, 120, 100, 0, 255, U8)
-        return gw.scale(total, torch.full((20,), 0.125), -1), gw.dequantize(rows, 0.1, 7), torch.cat([both, q], 1)
+        return gw.scale(total, p.scale, -1), gw.dequantize(rows, 0.1, 7), torch.cat([both, q], 1)
 
-    machine(graph, normal(2, 20, 5, 7) * 3).check()
+    machine(graph, normal(2, 20, 5, 7) * 3, table=codes(256), scale=scales(20, 0.1)).check()
 
 
 def test_dyadic_rescales_of_odd_shapes_have_the_references_bits(machine):
-    def graph(_, x):
+    def graph(p, x):
         q = gw.quantize(x, 0.02, 0, -128, 127, torch.int8)
         total = gw.sum(q, [1], True, 0)
-        done = gw.rescale_dyadic(total, torch.tensor([1103515245]), torch.tensor([36]), 5, -128, 127, torch.int8, 0)
+        done = gw.rescale_dyadic(total, p.multiplier, p.shift, 5, -128, 127, torch.int8, 0)
         return gw.dequantize(done, 0.5, 5)
 
-    machine(graph, normal(3, 13, 7)).check()
+    constants = {"multiplier": torch.tensor([1103515245], dtype=torch.int32), "shift": torch.tensor([36], dtype=torch.int32)}
+    machine(graph, normal(3, 13, 7), **constants).check()
 
 
 # -- the runtime ---------------------------------------------------------------------------------------------------------------
 
 
-def test_the_driver_is_asked_once_and_every_run_is_one_graph(machine):
-    here = machine(pooled, normal(1, 3, 8, 8))
-    here.check()
-    names = [row.name for row in here.compiled.kernels]
-    log = here.log()
-    first, run = log.index("alloc " + log[1].split()[1]), ["upload 768", f"launch {len(names)}", "download 192", "synchronize"]
-    assert log[:first] == ["module 1"] and [line.split()[1] for line in log if line.startswith("capture")] == names
-    start = log.index(f"instantiate {len(names)}") + 1
-    assert log[start : start + 8] == run + run and log[start + 8 :] == ["free", "unload", "release"]
+#: What to set, and what the run then says.
+FAILURES = {
+    ("FAKE_CUDA_DEVICES", "0"): "(sm_90); device 0 is wanted and 0 are visible",
+    ("FAKE_CUDA_CAPABILITY", "80"): "sm_90, and device 0 (Fake GPU 0) is sm_80: build it for target cuda:sm_80",
+    ("FAKE_CUDA_MEMORY", "100"): "bytes of device memory (64 of them weights); device 0 (Fake GPU 0) has 1000 of 2000 free",
+    ("FAKE_CUDA_BROKEN", "max_pool2d"): "kernel 'max_pool2d', fails: invalid argument (CUDA_ERROR_INVALID_VALUE, CUDA error 1)",
+}
 
 
-def test_a_profile_times_every_launch(machine):
-    done = machine(pooled, normal(1, 3, 8, 8)).run("profile")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [1000.0] * 4  # the driver's clock ticks once an event
+def test_failures_are_named_then_every_run_is_one_graph(pool):
+    """The program recovers from each failure; then its windows and layouts have the reference's bits."""
+    messages, log, times = pool.check(*FAILURES)
+    for message, expected in zip(messages, FAILURES.values(), strict=True):
+        assert expected in message
+    assert messages[0].startswith("RuntimeError: ") and messages[2].startswith("MemoryError: ")
+    names = [row.name for row in pool.compiled.kernels]
+    run = ["upload 2376", f"launch {len(names)}", "download 720", "synchronize"]
+    assert log[0] == "module 1" and log[1].startswith("alloc ") and log[2:4] == ["upload 64", "synchronize"]
+    assert [line.split()[1] for line in log if line.startswith("capture")] == names
+    assert log[log.index(f"instantiate {len(names)}") + 1 :] == run + run
+    assert times == [1000.0] * len(names)  # the driver's clock ticks once an event
+    assert (pool.folder / "log").read_text().splitlines()[-3:] == ["free", "unload", "release"]
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"LD_LIBRARY_PATH": ""}, "this machine has no NVIDIA driver: libcuda.so.1 does not load"),
-        ({"FAKE_CUDA_DEVICES": 0}, "device 0 is wanted and 0 are visible"),
-        ({"FAKE_CUDA_CAPABILITY": 80}, "for sm_90, and device 0 (Fake GPU 0) is sm_80: build it for target cuda:sm_80"),
-        ({"FAKE_CUDA_MEMORY": 100}, "bytes of device memory (64 of them weights); device 0 (Fake GPU 0) has 1000 of 2000 free"),
-        ({"FAKE_CUDA_BROKEN": "max_pool2d"}, "kernel 'max_pool2d', fails: invalid argument (CUDA_ERROR_INVALID_VALUE"),
-    ],
-)
-def test_what_goes_wrong_is_named(machine, changed, message):
-    done = machine(pooled, normal(1, 3, 8, 8)).run(**changed)
-    assert done.returncode != 0 and message in done.stderr, done.stderr
+def test_a_machine_without_a_driver_is_told_so(pool):
+    done = pool.run(LD_LIBRARY_PATH="")
+    assert done.returncode != 0 and "this machine has no NVIDIA driver: libcuda.so.1 does not load" in done.stderr
 
 
-def test_gw_run_runs_the_artifact(machine, driver, monkeypatch):
-    x = normal(1, 3, 8, 8)
-    here = machine(pooled, x)
-    path = here.folder / "model.gw"
+def test_gw_run_runs_the_artifact(pool, tmp_path, monkeypatch):
+    here, path = pool, tmp_path / "model.gw"
     Artifact.build(here.graph, [here.compiled]).save(path)
     done = runner.gw_run(path, "--info")
     assert "cuda:sm_90: does not run here: this machine has no NVIDIA driver" in done.stdout
-    done = runner.gw_run(path, "--input", here.folder / "in0.npy", "--output", here.folder / "out.npy")
+    done = runner.gw_run(path, "--input", here.folder / "in0.npy", "--output", tmp_path / "out.npy")
     assert done.returncode == 4 and "cuda:sm_90 needs a GPU, and this machine has no NVIDIA driver" in done.stderr
     for name, value in here.environment.items():
         monkeypatch.setenv(name, value)
-    done = runner.gw_run(path, "--input", here.folder / "in0.npy", "--output", here.folder / "out.npy", "--repeat", 2, "--profile")
+    done = runner.gw_run(path, "--input", here.folder / "in0.npy", "--output", tmp_path / "out.npy", "--repeat", 2, "--profile")
     assert done.returncode == 0 and "1000.00 us  max_pool2d" in done.stdout, done.stderr
-    np.testing.assert_array_equal(np.load(here.folder / "out.npy"), here.graph(x)[0].numpy())
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), here.graph(*here.inputs)[0].numpy())
     monkeypatch.setenv("FAKE_CUDA_CAPABILITY", "89")
-    done = runner.gw_run(path, "--input", here.folder / "in0.npy", "--output", here.folder / "out.npy")
+    done = runner.gw_run(path, "--input", here.folder / "in0.npy", "--output", tmp_path / "out.npy")
     assert done.returncode == 4 and "this machine's GPU (Fake GPU 0) is sm_89" in done.stderr
 
 
