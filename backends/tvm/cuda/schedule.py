@@ -27,10 +27,7 @@ WIDTH = 4
 
 WARP = 32
 
-#: The most threads of a block that cuts its loop without a rest.
-MOST_THREADS = 256
-
-#: Threads of a block that does not, and of one that shares a sum.
+#: Threads of a block, and the most of one that shares a sum.
 THREADS = 128
 
 #: Fewer outputs than this leave most of a GPU idle; each is then worth a block where its sum has enough terms.
@@ -108,8 +105,8 @@ def _bind(schedule: Any, block: Any) -> set[str]:
         if _belongs_to(schedule, producer, block):
             _bind_sum(schedule, producer, block)
             return settled | {schedule.get(producer).name_hint}
-    rows, lane = _rows_and_lane(schedule, block)
-    _spread(schedule, rows)
+    loops, lane = _loops_and_lane(schedule, block)
+    _spread(schedule, _fused(schedule, loops))
     if lane is not None:
         schedule.vectorize(lane)
     return settled
@@ -130,14 +127,17 @@ def _loops(schedule: Any, block: Any) -> tuple[list[Any], list[Any]]:
     return spatial, [loop for loop, kind in pairs if kind != tirx.IterVar.DataPar]
 
 
-def _rows_and_lane(schedule: Any, block: Any) -> tuple[Any, Any | None]:
-    """All loops of a map as one, and WIDTH neighbours of its last axis apart where they are neighbours in memory."""
+def _loops_and_lane(schedule: Any, block: Any) -> tuple[list[Any], Any | None]:
+    """All loops of a map, and WIDTH neighbours of its last axis apart where they are neighbours in memory."""
     loops = list(schedule.get_loops(block)) or [schedule.add_unit_loop(block)]
-    lane = None
-    if int(schedule.get(loops[-1]).extent) % WIDTH == 0 and _contiguous(schedule.get(block)):
-        chunk, lane = schedule.split(loops[-1], [None, WIDTH])
-        loops = [*loops[:-1], chunk]
-    return (schedule.fuse(*loops) if len(loops) > 1 else loops[0]), lane
+    if int(schedule.get(loops[-1]).extent) % WIDTH or not _contiguous(schedule.get(block)):
+        return loops, None
+    chunk, lane = schedule.split(loops[-1], [None, WIDTH])
+    return [*loops[:-1], chunk], lane
+
+
+def _fused(schedule: Any, loops: list[Any]) -> Any:
+    return schedule.fuse(*loops) if len(loops) > 1 else loops[0]
 
 
 def _contiguous(block: Any) -> bool:
@@ -159,19 +159,12 @@ def _mentions(expression: Any, variable: Any, simplified: bool = False) -> bool:
     return any(variable.same_as(other) for other in found)
 
 
-def _spread(schedule: Any, rows: Any) -> Any:
-    """Binds a loop to blocks of threads; returns the loop over the threads of one block."""
+def _spread(schedule: Any, rows: Any) -> None:
+    """Binds a loop to blocks of threads."""
     count = int(schedule.get(rows).extent)
-    threads = _even_threads(count) or min(THREADS, -(-count // WARP) * WARP)
-    block, thread = schedule.split(rows, [None, threads])
+    block, thread = schedule.split(rows, [None, min(THREADS, -(-count // WARP) * WARP)])
     schedule.bind(block, "blockIdx.x")
     schedule.bind(thread, "threadIdx.x")
-    return thread
-
-
-def _even_threads(count: int) -> int | None:
-    """Threads of a block so that blocks cut `count` without a rest; None where none of a useful size do."""
-    return next((threads for threads in range(MOST_THREADS, WARP - 1, -1) if count % threads == 0), None)
 
 
 def _bind_sum(schedule: Any, total: Any, reader: Any) -> None:
@@ -181,35 +174,34 @@ def _bind_sum(schedule: Any, total: Any, reader: Any) -> None:
     if outputs < FEW_OUTPUTS and product(extents(schedule, reduced)) >= LONG_SUM:
         _share_sum(schedule, total, reader)
         return
-    rows, lane = _rows_and_lane(schedule, reader)
-    even = _even_threads(int(schedule.get(rows).extent)) is not None
-    schedule.compute_at(total, _spread(schedule, rows))
+    loops, lane = _loops_and_lane(schedule, reader)
+    # Before the loops become one: then TVM still sees that each step of them is an output of its own.
+    schedule.compute_at(total, loops[-1])
     schedule.set_scope(total, 0, "local")
+    inside = schedule.get_loops(total)[len(loops) :]  # the lane, then the reduced loops of more than one step
+    whole = len(inside) == len(reduced) + (lane is not None)
+    if lane is not None and whole:
+        inside = [*inside[1:], inside[0]]
+        schedule.reorder(*inside)
+        schedule.vectorize(inside[-1])
     if lane is not None:
         schedule.vectorize(lane)
-    if not even:
-        return  # the last block is not full, and TVM cannot tell which of its sums exist: they keep the order they were given
-    reduced = schedule.get_loops(total)[-len(reduced) :]
-    if lane is not None:
-        inner = schedule.get_loops(total)[-len(reduced) - 1]
-        schedule.reorder(*reduced, inner)
-        schedule.vectorize(inner)
-    init = schedule.decompose_reduction(total, reduced[0])
-    if lane is not None:
-        schedule.vectorize(schedule.get_loops(init)[-1])
+    _spread(schedule, _fused(schedule, loops))
+    if whole:  # with loops of one step left out, TVM loses sight of the sum; its start then stays inside its loops
+        init = schedule.decompose_reduction(total, inside[0])
+        if lane is not None:
+            schedule.vectorize(schedule.get_loops(init)[-1])
 
 
 def _share_sum(schedule: Any, total: Any, reader: Any) -> None:
     """One block an output: its threads add their terms and then one another's."""
-    loops = list(schedule.get_loops(reader)) or [schedule.add_unit_loop(reader)]
-    rows = schedule.fuse(*loops) if len(loops) > 1 else loops[0]
+    rows = _fused(schedule, list(schedule.get_loops(reader)) or [schedule.add_unit_loop(reader)])
     schedule.bind(rows, "blockIdx.x")
     _, reduced = _loops(schedule, total)
     schedule.compute_at(total, rows)
     schedule.set_scope(total, 0, "shared")
     reduced = schedule.get_loops(total)[-len(reduced) :]
-    terms = schedule.fuse(*reduced) if len(reduced) > 1 else reduced[0]
-    _, thread = schedule.split(terms, [None, THREADS])
+    _, thread = schedule.split(_fused(schedule, reduced), [None, THREADS])
     schedule.bind(thread, "threadIdx.x")
     # One thread writes the result.
     _, thread = schedule.split(schedule.add_unit_loop(reader), [None, THREADS])
