@@ -15,6 +15,7 @@ import pytest
 import triton
 from graphwright.backends.tvm.cuda.kernels import (
     blocks,
+    coded_f32,
     convolution_f32,
     convolution_int8,
     depthwise_f32,
@@ -27,8 +28,9 @@ from graphwright.backends.tvm.cuda.kernels.plan_float import FloatTail
 from graphwright.backends.tvm.cuda.kernels.plans import Plan, function_of
 from graphwright.backends.tvm.cuda.launch import triton_call
 from graphwright.backends.tvm.kernels.base import Convolution, Tail
+from graphwright.backends.tvm.kernels.coded_f32 import Coded, Minifloat
 from graphwright.backends.tvm.kernels.convolution_int8 import ConvolutionInt8
-from graphwright.backends.tvm.kernels.float_base import FloatSpec
+from graphwright.backends.tvm.kernels.float_base import FloatSpec, MatrixProduct
 from graphwright.backends.tvm.kernels.linear_int8 import LinearInt8
 from graphwright.backends.tvm.kernels.quantize_image import Quantize
 from graphwright.backends.tvm.tuning import TuningDatabase, TuningRow
@@ -40,6 +42,7 @@ from triton.compiler import ASTSource
 
 INTEGER = ("linear", "matmul", "dense", "grouped", "depthwise", "image", "attention")
 FLOAT = tuple(f"float-{name}" for name in ("linear", "matmul", "dense", "grouped", "depthwise", "planar", "attention"))
+CODED = ("coded-linear", "coded-decode")
 CASES_EACH = 3
 TYPES = {"uint8": "*u8", "int8": "*i8", "int32": "*i32", "float32": "*fp32", "float16": "*fp16"}
 TAIL = Tail("rescale", "uint8", 0, 0, 255)
@@ -55,7 +58,7 @@ def interpreted() -> list[dict]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("group", (*INTEGER, *FLOAT))
+@pytest.mark.parametrize("group", (*INTEGER, *FLOAT, *CODED))
 def test_kernels_give_what_their_ops_mean(interpreted, group):
     rows = [row for row in interpreted if row["group"] == group]
     assert len(rows) == CASES_EACH
@@ -110,6 +113,16 @@ def test_float_functions_declare_the_buffers_that_their_packers_fill(kernel):
     packed = family.pack_weight(shape, np.ones((20, 20 // shape.groups, 3, 3), np.float32))
     assert (x, residual, y) == ((1, 20, 9, 9) if kernel == "planar" else (1, 9, 9, 32), (1, 9, 9, 32), (1, 9, 9, 32))
     assert (weight, bias) == (packed.shape, (32,)) and packed.sum() == 20 * 9 * (20 // shape.groups)
+
+
+def test_coded_functions_declare_the_buffers_that_every_target_packs():
+    coded = Coded(24, 36, 4, 12, 16, None, zero=True, taps=9)
+    decoded = [(tuple(int(d) for d in p.shape), str(p.dtype)) for p in coded_f32.decode(coded, "sm_90").params]
+    assert decoded[:-1] == [(shape, dtype) for _, shape, dtype in coded.arguments()]
+    assert decoded[-1][0] == convolution_f32.packed_weight_shape(Convolution(1, 4, 9, 9, 24, (3, 3)))
+    flat = Coded(24, 64, 4, 16, 15, Minifloat(7, 1, -3))
+    function = coded_f32.linear(MatrixProduct(2, 64, 24), flat, FloatSpec(level="sm_90"))
+    assert [tuple(int(d) for d in p.shape) for p in function.params] == [(2, 64), (2, 32, 16), (2, 4, 16), (32,), (2, 24)]
 
 
 def test_functions_declare_the_buffers_that_pack_fills():

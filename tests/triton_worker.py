@@ -18,13 +18,13 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from graphwright.backends.tvm.cuda.kernels import plan_float, plan_int8
+from graphwright.backends.tvm.cuda.kernels import plan_coded, plan_float, plan_int8
 from graphwright.backends.tvm.cuda.kernels.blocks import Block
 from graphwright.backends.tvm.cuda.kernels.plan_attention import Heads, IntegerAttention, attention
 from graphwright.backends.tvm.cuda.kernels.plan_float import FloatTail
 from graphwright.backends.tvm.cuda.kernels.plans import Plan, run
 from graphwright.backends.tvm.kernels.base import Convolution, FloatAdd, ResidualAdd, Tail, padded
-from graphwright.ir.dialect import gw
+from graphwright.ir.dialect import codebook, gw
 
 DEVICE = "cpu" if "TRITON_INTERPRET" in os.environ else "cuda"
 TORCH = {name: getattr(torch, name) for name in ("uint8", "int8", "int32", "float32", "float16", "bfloat16")}
@@ -371,7 +371,72 @@ def float_attention_case() -> Case:
     return f"{q.shape} {keys} keys {dtype} {mask is not None}", torch.where(kept, exact, out.double()), exact
 
 
+# -- codes of a table ----------------------------------------------------------------------------------------------------------
+
+
+def some_codes(rows: int, taps: int, channels: int) -> tuple[plan_coded.Codes, list[torch.Tensor], torch.Tensor]:
+    """A weight of rows x (channels, taps), its buffers, and its values by `gw.decode`."""
+    rule, bits = random.choice(("integers", "minifloat", "table")), random.choice((2, 3, 4, 4, 5, 8))
+    entries = (1 << bits) - (rule == "minifloat")
+    table, numbers = torch.randn(entries), {}
+    if rule == "integers":
+        table, numbers = torch.arange(entries).float() - 3, {"first": -3}
+    if rule == "minifloat":  # one mantissa bit; entry n on either side of `origin`
+        origin = entries // 2
+        sizes = [(n & 1) + 2 * (n >= 2) for n in range(origin + 1)]
+        positive = [size * 2.0 ** (max(n >> 1, 1) - 1 - 4) for n, size in enumerate(sizes)][1:]
+        table = torch.tensor([-v for v in reversed(positive)] + [0.0, *positive])
+        numbers = {"origin": origin, "mantissa": 1, "lowest": -4}
+    count = taps * channels
+    group = random.choice((count, 8, 32))
+    groups = -(-count // group)
+    with_zero = random.random() < 0.5
+    shape = plan_coded.Codes(rows, count, bits, group, groups, entries, with_zero, taps, rule, **numbers)
+    codes = torch.randint(0, entries, (rows, count), dtype=torch.uint8)
+    scale = torch.rand(rows, groups) + 0.5
+    zero = torch.randint(0, 4, (rows, groups)).float() if with_zero else None
+    value = gw.decode(codebook.pack(codes, bits), bits, [rows, count], table, scale, group, zero)
+    order = torch.arange(count).reshape(channels, taps).t().reshape(-1)
+    full = torch.zeros(padded(rows), count, dtype=torch.uint8)
+    full[:rows] = codes[:, order]
+    stream = codebook.pack(full, bits).reshape(shape.panels, 16, -1).transpose(1, 2).contiguous()
+    grouped = [torch.nn.functional.pad(t, (0, 0, 0, padded(rows) - rows)) for t in (scale, zero) if t is not None]
+    grouped = [t.reshape(shape.panels, 16, groups).transpose(1, 2).contiguous() for t in grouped]
+    tables = [torch.nn.functional.pad(table, (0, padded(entries) - entries))] if rule == "table" else []
+    return shape, [stream, *grouped, *tables], value
+
+
+def coded_linear_case() -> Case:
+    rows, inner, outer = random.randint(1, 4), random.choice((24, 64, 200, 1000)), random.choice((5, 16, 40))
+    dtype, tail = float_type(), float_tail()
+    shape, buffers, weight = some_codes(outer, 1, inner)
+    x, other, bias = torch.randn(rows, inner) / inner**0.5, torch.randn(rows, outer), torch.randn(outer)
+    x, other, weight = x.to(TORCH[dtype]), other.to(TORCH[dtype]), weight.double() / 8
+    buffers[1] = buffers[1] / 8
+    plan = plan_coded.linear(rows, shape, dtype, tail)
+    out = launched(plan, [x, *([other] if tail.residual else []), *buffers, plan_float.pack_bias(outer, bias.numpy())])
+    add = bias.double() + (other.double() if tail.residual else 0)
+    exact, magnitude = x.double() @ weight.t() + add, x.double().abs() @ weight.abs().t() + add.abs()
+    return f"{rows}x{inner}x{outer} {shape} {dtype} {tail}", *beyond(out, exact, magnitude, tail, inner)
+
+
+def coded_decode_case() -> Case:
+    """What decoding gives is what packing the decoded weight gives."""
+    kernel, channels = random.choice(((1, 1), (3, 3))), random.choice((1, 3, 20, 32))
+    outer, taps = random.choice((5, 16, 40)), kernel[0] * kernel[1]
+    channels = max(channels, 2) if taps == 1 else channels
+    groups = outer if channels == 1 else 1
+    shape, buffers, weight = some_codes(outer, taps, channels)
+    out = launched(plan_coded.decode(shape), buffers)
+    image = Convolution(1, outer if groups > 1 else channels, 9, 9, outer, kernel, groups=groups)
+    values = weight.reshape(outer, channels, *kernel).numpy()
+    expected = plan_float.pack_convolution(image, values) if taps > 1 else plan_float.pack_linear(weight.numpy())
+    return f"{outer}x{channels}x{kernel} {shape}", out, torch.from_numpy(expected)
+
+
 CASES = {
+    "coded-linear": coded_linear_case,
+    "coded-decode": coded_decode_case,
     "float-linear": float_linear_case,
     "float-matmul": float_matmul_case,
     "float-attention": float_attention_case,

@@ -1,6 +1,7 @@
 """Measures and tunes the Triton kernels on a GPU; needs torch, Triton and the kernels' own files, no TVM.
 
     python -m graphwright.tools.bench.cuda_kernels gemm               rates of large products beside torch's, JSON lines
+    python -m graphwright.tools.bench.cuda_kernels gemv               layers of one row with weights of 16, 8 and 4 bits
     python -m graphwright.tools.bench.cuda_kernels tune OUT SECONDS   rows of the tuning database for the shapes of the zoo
 
 A kernel is timed as the product runs it: launches of one CUDA graph, one after another, operands in the second-level cache. All
@@ -16,13 +17,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ...backends.tvm.cuda.kernels import plan_float, plan_int8
+from ...backends.tvm.cuda.kernels import plan_coded, plan_float, plan_int8
 from ...backends.tvm.cuda.kernels.blocks import Block, Problem, choose, space
 from ...backends.tvm.cuda.kernels.plans import Plan, function_of, run
 from ...backends.tvm.kernels.base import Convolution, Tail
@@ -213,6 +215,57 @@ def gemm(size: int = 4096) -> None:
     compiler.close()
 
 
+# -- one row -----------------------------------------------------------------------------------------------------------------
+
+#: (inputs, outputs): the layers of gpt-small and its classifier, then those of a 7B model.
+ROWS_OF_ONE = ((768, 768), (768, 2304), (768, 3072), (3072, 768), (768, 50257), (4096, 4096), (4096, 11008), (11008, 4096))
+
+#: Copies of a weight together exceed this, so that every launch finds its own in memory and not in the second-level cache.
+COLD_BYTES = 160 << 20
+
+
+def copied(tensors: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """Copies of a launch's tensors, enough to empty the cache between two uses of one."""
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return [[tensor.clone() for tensor in tensors] for _ in range(max(1, min(64, COLD_BYTES // size)))]
+
+
+def rotating(calls: list[Callable[[], Any]]) -> float:
+    """Microseconds of one of `calls`, run in turn inside one graph."""
+
+    def once() -> None:
+        for call in calls:
+            call()
+
+    return microseconds(once, max(1, LAUNCHES // len(calls))) / len(calls)
+
+
+def gemv() -> None:
+    """Weight-only int8 and int4 (groups of 64) with float16 activations beside float16, ours and cuBLAS's, and the roofline: the
+    time that the bytes of the weights take at the bandwidth of a large copy."""
+    big = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    bandwidth = 2 * big.numel() / microseconds(lambda: big.clone(), 3) * 1e6
+    say(what="bandwidth", bytes_a_second=bandwidth)
+    for inputs, outputs in ROWS_OF_ONE:
+        plans = {"float16": plan_float.linear(1, inputs, outputs, "float16", plan_float.FloatTail(), LEVEL)}
+        for bits in (8, 4):
+            codes = plan_coded.Codes(outputs, inputs, bits, 64, inputs // 64, 1 << bits, rule="integers", first=-(1 << bits - 1))
+            plans[f"int{bits} g64"] = plan_coded.linear(1, codes, "float16", plan_float.FloatTail())
+        x, w = torch.randn(1, inputs, device="cuda").half(), torch.randn(outputs, inputs, device="cuda").half()
+        cublas = rotating([lambda pair=pair: torch.nn.functional.linear(*pair) for pair in copied([x, w])])
+        say(what="gemv", layer=f"{inputs} -> {outputs}", weights="torch float16", microseconds=cublas)
+        for name, plan in plans.items():
+            try:
+                taken = rotating([lambda one=one, plan=plan: run(plan, one) for one in copied(operands(plan))])
+            except Exception as error:  # the other kernels are worth their time
+                say(what="gemv", layer=f"{inputs} -> {outputs}", weights=name, error=cause_of(error))
+                continue
+            read = sum(prod(shape) * torch_type(dtype).itemsize for _, shape, dtype in plan.buffers[1:-1])
+            floor = read / bandwidth * 1e6
+            row = {"microseconds": taken, "floor": floor, "of_floor": floor / taken, "faster_than_torch": cublas / taken}
+            say(what="gemv", layer=f"{inputs} -> {outputs}", weights=name, **row)
+
+
 def plan_fits(block: Block) -> bool:
     return (block.rows + block.columns) * block.depth * block.stages <= 227 * 1024
 
@@ -309,6 +362,8 @@ def tune(path: Path, seconds: float, most: int = 14) -> None:
 def main() -> None:
     if sys.argv[1] == "gemm":
         gemm()
+    elif sys.argv[1] == "gemv":
+        gemv()
     elif sys.argv[1] == "tune":
         tune(Path(sys.argv[2]), float(sys.argv[3]))
     else:

@@ -1,0 +1,109 @@
+"""Launches of the kernels that read weights as codes of a table, from plain numbers: no TVM here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from ...kernels.base import padded
+from .blocks import power_of_two
+from .plan_float import FloatTail
+from .plans import Buffer, Constant, Plan
+
+#: Bytes (or weights) of a row that a step of the linear layer takes: with 16 rows, 32 bytes for each of 128 threads.
+STEP_BYTES = 256
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A weight (rows, count) as `kernels/coded_f32.Coded` packs it.
+
+    rule: "integers" with `first`, "minifloat" with origin, mantissa and lowest, or "table" of `entries`.
+    """
+
+    rows: int
+    count: int
+    bits: int
+    group: int
+    groups: int
+    entries: int
+    zero: bool = False
+    taps: int = 1
+    rule: str = "table"
+    first: int = 0
+    origin: int = 0
+    mantissa: int = 0
+    lowest: int = 0
+
+    @property
+    def row_bytes(self) -> int:
+        return -(-self.count * self.bits // 8)
+
+    @property
+    def panels(self) -> int:
+        return padded(self.rows) // 16
+
+    @property
+    def channels(self) -> int:
+        """Channels that a tap has in the decoded weight; as `plan_int8.channels_read`."""
+        present = self.count // self.taps
+        return present if self.taps == 1 else next((few for few in (4, 8) if present <= few), padded(present))
+
+    def buffers(self) -> list[Buffer]:
+        grid = (self.panels, self.groups, 16)
+        zero = [("zero", grid, "float32")] if self.zero else []
+        table = [("table", (padded(self.entries),), "float32")] if self.rule == "table" else []
+        return [("codes", (self.panels, self.row_bytes, 16), "uint8"), ("scale", grid, "float32"), *zero, *table]
+
+    @property
+    def constants(self) -> dict[str, Constant]:
+        missing = ([] if self.zero else ["zero"]) + ([] if self.rule == "table" else ["table"])
+        return {
+            "BITS": self.bits,
+            "GROUP": self.group,
+            "GROUPS": self.groups,
+            "ROW_BYTES": self.row_bytes,
+            "RULE": self.rule,
+            "FIRST": self.first,
+            "ORIGIN": self.origin,
+            "MANTISSA": self.mantissa,
+            "LOWEST": self.lowest,
+            "ZEROS": self.zero,
+            **dict.fromkeys(missing),
+        }
+
+
+def linear(rows: int, codes: Codes, dtype: str, tail: FloatTail) -> Plan:
+    """Y [rows, N] = act(X [rows, K] W^T + bias + residual); every row decodes for itself, so rows are few."""
+    each = 8 // codes.bits if 8 % codes.bits == 0 else 1
+    length = codes.row_bytes if 8 % codes.bits == 0 else codes.count
+    chunk = min(STEP_BYTES, power_of_two(length))
+    if codes.groups > 1:
+        while chunk > 1 and codes.group % (chunk * each):
+            chunk //= 2
+    chunks = max(1, min(STEP_BYTES, power_of_two(length)) // chunk)
+    residual = [("R", (rows, codes.rows), dtype)] if tail.residual else []
+    buffers = (
+        ("X", (rows, codes.count), dtype),
+        *residual,
+        *codes.buffers(),
+        ("bias", (padded(codes.rows),), "float32"),
+        ("Y", (rows, codes.rows), dtype),
+    )
+    constants = {"N": codes.rows, "K": codes.count, "CHUNK": chunk, "CHUNKS": chunks} | codes.constants | tail.constants
+    return Plan("triton_coded:linear", constants, (codes.panels, rows, 1), buffers, 4, 3)
+
+
+def decode(codes: Codes, dtype: str = "float32") -> Plan:
+    """The weight as the float kernels of a GPU read it: [N padded, k padded], or [taps, N padded] where a tap has one channel."""
+    depthwise = codes.taps > 1 and codes.count == codes.taps
+    channels = 1 if depthwise else codes.channels
+    depth = codes.taps if depthwise else padded(codes.taps * channels)
+    wide = padded(codes.rows)
+    steps = (1, wide) if depthwise else (depth, 1)
+    block = min(64, power_of_two(depth))
+    constants: dict[str, Constant] = {"COUNT": codes.count, "TAPS": codes.taps, "CHANNELS": channels, "DEPTH": depth, "BK": block}
+    constants |= {"ROW_STEP": steps[0], "INNER_STEP": steps[1]} | codes.constants
+    shape = (codes.taps, wide) if depthwise else (wide, depth)
+    grid = (codes.panels, ceil(depth / block), 1)
+    return Plan("triton_coded:decode", constants, grid, (*codes.buffers(), ("W", shape, dtype)), 4, 1)
