@@ -13,7 +13,7 @@ from .....ir.errors import OptionError
 from ...kernels.attention_f32 import Attention, Rows
 from . import plan_float
 from .family import function
-from .family_float import PRECISION
+from .family_float import PRECISION, dtype_of
 from .plan_attention import MOST_WIDTH, Heads
 
 
@@ -21,7 +21,7 @@ def _heads(rows: Rows) -> Heads:
     return Heads(rows.offset, rows.image, rows.head, rows.row, 1)
 
 
-def attention(shape: Attention, level: str = "sm_90", dtype: str = "float32") -> tirx.PrimFunc:
+def attention(shape: Attention, level: str = "sm_90") -> tirx.PrimFunc:
     """The kernel. Raises OptionError: heads of more than MOST_WIDTH numbers, which one program cannot hold."""
     if max(shape.width, shape.value_width) > MOST_WIDTH:
         raise OptionError(f"attention kernel: heads of {shape.width} and {shape.value_width}; {MOST_WIDTH} is the most")
@@ -41,4 +41,4 @@ def attention(shape: Attention, level: str = "sm_90", dtype: str = "float32") ->
         y=_heads(shape.out_rows()),
     )
     sizes = [rows.size for rows in (shape.query, shape.key, shape.value, *mask)]
-    return function(plan_float.attention(places, sizes, shape.out, dtype, PRECISION))
+    return function(plan_float.attention(places, sizes, shape.out, dtype_of(shape), PRECISION))

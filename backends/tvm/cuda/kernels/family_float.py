@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...kernels.attention_f32 import Attention
 from ...kernels.float_base import FloatSpec
 from .plan_float import FloatTail
 
@@ -14,5 +15,6 @@ def tail_of(spec: FloatSpec) -> FloatTail:
     return FloatTail(spec.residual, activation.function, activation.low, activation.high)
 
 
-def dtype_of(spec: FloatSpec) -> str:
+def dtype_of(spec: FloatSpec | Attention) -> str:
+    """float32 for specifications that name no type."""
     return getattr(spec, "dtype", "float32")
