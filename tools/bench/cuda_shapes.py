@@ -10,7 +10,8 @@ from ...backends.tvm.kernels.base import Convolution
 
 @dataclass(frozen=True)
 class Product:
-    """shape: a convolution, or (rows, inner, outer) of a linear layer. image: the convolution quantizes a float image."""
+    """shape: a convolution, or (rows, inner, outer) of a linear layer. image: the convolution quantizes a float
+    image; of half precision, it reads a planar one."""
 
     shape: Convolution | tuple[int, int, int]
     dtype: str = "uint8"
@@ -18,7 +19,16 @@ class Product:
     image: bool = False
 
     @property
+    def half(self) -> bool:
+        return self.dtype == "float16"
+
+    @property
     def key(self) -> str:
+        if self.half:
+            if isinstance(self.shape, Convolution):
+                return f"convolution_f32 {self.dtype} {self.shape.work}{', planar' if self.image else ''}"
+            rows, inner, outer = self.shape
+            return f"linear_f32 {self.dtype} {rows}x{inner} -> {rows}x{outer}"
         if isinstance(self.shape, Convolution):
             return f"convolution_int8 {self.dtype} {'image ' if self.image else ''}{self.shape.work}"
         rows, inner, outer = self.shape
@@ -84,6 +94,8 @@ def _all() -> Iterator[Product]:
         yield from transformer(128 * batch, 384, 1536)
     for batch in (1, 32):
         yield from efficientnet_lite0(batch)
+    for batch in (32, 1, 128):
+        yield from (replace(product, dtype="float16") for product in resnet50(batch))
 
 
 SHAPES: tuple[Product, ...] = tuple({product.key: product for product in _all()}.values())

@@ -7,10 +7,14 @@ from dataclasses import asdict, dataclass, replace
 from math import ceil, prod
 from typing import Any
 
-from ..cuda.kernels import blocks, plan_int8
+from ..cuda.kernels import blocks, plan_float, plan_int8
+from ..cuda.kernels import convolution_f32 as cuda_convolution_f32
 from ..cuda.kernels import convolution_int8 as cuda_convolution
+from ..cuda.kernels import linear_f32 as cuda_linear_f32
 from ..cuda.kernels import linear_int8 as cuda_linear
+from ..cuda.kernels import matmul_f32 as cuda_matmul_f32
 from ..cuda.kernels import matmul_int8 as cuda_matmul
+from ..cuda.kernels.family_float import dtype_of
 from ..kernels import convolution_f32, convolution_int8, linear_f32, linear_int8, matmul_f32, matmul_int8
 from ..kernels.base import LANES, Convolution, padded
 from ..kernels.convolution_int8 import ConvolutionInt8
@@ -140,6 +144,33 @@ def _cuda_family(name: str, work: Callable[[Specification], str | None]) -> Fami
     return Family(name, lambda spec: spec[2], lambda spec: len(spec) > 3 and spec[3] is not None, work, _blocks, chosen)
 
 
+def _typed(spec: Specification, work: str) -> str:
+    dtype = dtype_of(spec[1])
+    return work if dtype == "float32" else f"{dtype} {work}"
+
+
+def _cuda_float_convolution(spec: Specification) -> str:
+    return _typed(spec, f"{spec[0].work}{', planar' if _planar(spec) else ''}")
+
+
+def _float_blocks(spec: Specification) -> list[Choice]:
+    shape, dtype = spec[0], dtype_of(spec[1])
+    if isinstance(shape, MatrixProduct):
+        problem = blocks.Problem(shape.rows, shape.columns, shape.inner, plan_float.UNITS[dtype], shape.batch)
+    else:
+        problem = plan_float.convolution_problem(shape, dtype)
+    return [asdict(block) for block in plan_float.space(problem, spec[1].level, dtype)]
+
+
+def _cuda_float_family(name: str, work: Callable[[Specification], str]) -> Family:
+    """A generator of (shape, FloatSpec, further options)."""
+
+    def chosen(spec: Specification, choice: Choice) -> Specification:
+        return (spec[0], replace(spec[1], tile=blocks.Block(**choice)), *spec[2:])
+
+    return Family(name, lambda spec: spec[1].level, lambda spec: spec[1].tile is not None, work, _float_blocks, chosen)
+
+
 # -- float products ----------------------------------------------------------------------------------------------------------
 
 
@@ -206,6 +237,9 @@ FAMILIES: dict[Any, Family] = {
     cuda_convolution.build: _cuda_family("convolution_int8", _cuda_convolution),
     cuda_linear.build: _cuda_family("linear_int8", _linear_int8),
     cuda_matmul.build: _cuda_family("matmul_int8", _matmul_int8),
+    cuda_convolution_f32.convolution: _cuda_float_family("convolution_f32", _cuda_float_convolution),
+    cuda_linear_f32.linear: _cuda_float_family("linear_f32", lambda spec: _typed(spec, spec[0].work)),
+    cuda_matmul_f32.matmul: _cuda_float_family("matmul_f32", lambda spec: _typed(spec, spec[0].work)),
     convolution_int8.build: _int8_family("convolution_int8", _convolution_int8),
     linear_int8.build: _int8_family("linear_int8", _linear_int8),
     matmul_int8.build: _int8_family("matmul_int8", _matmul_int8),

@@ -12,7 +12,7 @@ from ...kernels.base import Convolution
 from ...kernels.float_base import PLAIN, FloatSpec
 from . import plan_float
 from .family import function
-from .family_float import dtype_of, tail_of
+from .family_float import PRECISION, block_of, dtype_of, tail_of
 from .plan_float import pack_bias, packed_weight_shape
 
 __all__ = ["convolution", "pack_bias", "pack_weight", "packed_weight_shape"]
@@ -25,4 +25,5 @@ def pack_weight(shape: Convolution, weight: np.ndarray, dtype: str = "float32") 
 
 def convolution(shape: Convolution, spec: FloatSpec = PLAIN, planar_input: bool = False) -> tirx.PrimFunc:
     """The kernel. Raises OptionError: a planar image with groups."""
-    return function(plan_float.convolution(shape, dtype_of(spec), tail_of(spec), spec.level, planar_input))
+    plan = plan_float.convolution(shape, dtype_of(spec), tail_of(spec), spec.level, planar_input, block_of(spec), PRECISION)
+    return function(plan)

@@ -9,7 +9,7 @@ from ...kernels.base import padded
 from ...kernels.float_base import PLAIN, FloatSpec, MatrixProduct
 from . import plan_float
 from .family import function
-from .family_float import dtype_of, tail_of
+from .family_float import PRECISION, block_of, dtype_of, tail_of
 from .plan_float import pack_bias
 
 __all__ = ["linear", "pack_bias", "pack_weight", "packed_weight_shape"]
@@ -25,4 +25,5 @@ def pack_weight(weight: np.ndarray, dtype: str = "float32") -> np.ndarray:
 
 
 def linear(shape: MatrixProduct, spec: FloatSpec = PLAIN) -> tirx.PrimFunc:
-    return function(plan_float.linear(shape.rows, shape.inner, shape.columns, dtype_of(spec), tail_of(spec), spec.level))
+    sizes = shape.rows, shape.inner, shape.columns
+    return function(plan_float.linear(*sizes, dtype_of(spec), tail_of(spec), spec.level, block_of(spec), PRECISION))

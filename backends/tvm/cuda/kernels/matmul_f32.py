@@ -7,9 +7,10 @@ from tvm import tirx
 from ...kernels.float_base import PLAIN, FloatSpec, MatrixProduct
 from . import plan_float
 from .family import function
-from .family_float import dtype_of, tail_of
+from .family_float import PRECISION, block_of, dtype_of, tail_of
 
 
 def matmul(shape: MatrixProduct, spec: FloatSpec = PLAIN) -> tirx.PrimFunc:
     sizes = shape.batch, shape.rows, shape.inner, shape.columns
-    return function(plan_float.matmul(*sizes, shape.transposed, dtype_of(spec), tail_of(spec), spec.level))
+    given = dtype_of(spec), tail_of(spec), spec.level, block_of(spec), PRECISION
+    return function(plan_float.matmul(*sizes, shape.transposed, *given))

@@ -13,6 +13,7 @@ import numpy as np
 
 from .....ir.errors import OptionError
 from ...kernels.base import Convolution, padded
+from . import blocks
 from .blocks import Block, Problem, choose, power_of_two
 from .plan_attention import Heads
 from .plan_int8 import channels_read, fitted, image_constants, pointwise, spread
@@ -45,6 +46,26 @@ def choose_block(problem: Problem, level: str, tensor_cores: bool) -> Block:
     while rows * columns > 32 * 32 and ceil(problem.rows / rows) * ceil(problem.columns / columns) * problem.images < 132:
         rows, columns = (rows // 2, columns) if rows >= columns else (rows, columns // 2)
     return Block(rows, columns, 16, 4, 3)
+
+
+def space(problem: Problem, level: str, dtype: str) -> list[Block]:
+    """The blocks worth measuring."""
+    if dtype != "float32":
+        return blocks.space(problem, level)
+    return [
+        Block(rows, columns, depth, 4, 3)
+        for rows in (16, 32, 64, 128)
+        for columns in (16, 32, 64, 128)
+        for depth in (16, 32)
+        if 512 <= rows * columns <= 64 * 128
+        and rows <= max(16, power_of_two(problem.rows))
+        and columns <= max(16, power_of_two(problem.columns))
+    ]
+
+
+def convolution_problem(shape: Convolution, dtype: str) -> Problem:
+    rows = shape.batch * shape.out_height * shape.out_width
+    return Problem(rows, padded(shape.filters), packed_weight_shape(shape)[1], UNITS[dtype])
 
 
 def _block(problem: Problem, level: str, dtype: str, precision: str, block: Block | None) -> Block:
@@ -119,7 +140,7 @@ def convolution(
         ("bias", (filters,), "float32"),
         ("Y", out_shape, dtype),
     )
-    chosen = _block(Problem(rows, filters, weight[1], UNITS[dtype]), level, dtype, precision, block)
+    chosen = _block(convolution_problem(shape, dtype), level, dtype, precision, block)
     if pointwise(shape) and not planar and shape.channels == pitch:
         constants: dict[str, Constant] = {"M": rows, "N": filters, "K": pitch, "X_PITCH": pitch, "W_PITCH": weight[1]}
         constants |= tail.constants | _cut(chosen, precision)
