@@ -79,10 +79,11 @@ def tune(
     Args:
         path: the database that is extended. budget: minutes; a kernel that was begun is finished. again: measure all anew.
     """
+    from ..backends.tvm.cuda.measure import machine as gpu
     from ..backends.tvm.tuning.measure import measure
 
     database = TuningDatabase.read(path)
-    machine = host_processor()
+    machine = gpu() if target.arch == "cuda" else host_processor()
     wanted = [k for k in kernels if again or not _known(database, k, threads, machine)]
     end = time.monotonic() + 60 * budget
     rows: list[TuningRow] = []

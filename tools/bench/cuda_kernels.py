@@ -11,11 +11,10 @@ cores compile kernels into Triton's cache before they are timed. Whatever does n
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
@@ -26,66 +25,21 @@ import torch
 
 from ...backends.tvm.cuda.kernels import plan_coded, plan_float, plan_int8
 from ...backends.tvm.cuda.kernels.blocks import Block, Problem, choose, space
-from ...backends.tvm.cuda.kernels.plans import Plan, function_of, run
+from ...backends.tvm.cuda.kernels.plans import Plan, run
+from ...backends.tvm.cuda.kernels.timing import LAUNCHES, Compiler, cause_of, microseconds, operands, timed, torch_type
 from ...backends.tvm.kernels.base import Convolution, Tail
 from .cuda_shapes import SHAPES, Product
 
 LEVEL = "sm_90"
 TAIL = Tail("rescale", "uint8", 0, 0, 255)
 RELU = plan_float.FloatTail(low=0.0)
-LAUNCHES = 20
-
 
 #: torch's int8 product, which it has no public name for.
 INT_MM: Any = torch._int_mm  # pyright: ignore[reportPrivateImportUsage]
 
 
-def torch_type(dtype: str) -> torch.dtype:
-    return getattr(torch, dtype)
-
-
 def say(**row: Any) -> None:
     print(json.dumps(row), flush=True)
-
-
-# -- compiling and timing ----------------------------------------------------------------------------------------------------
-
-
-def cause_of(error: BaseException) -> str:
-    """The end of what was said, where Triton names the cause."""
-    return f"{type(error).__name__}: {error} {error.__cause__ or ''}"[-600:]
-
-
-def compile_plan(plan: Plan) -> str:
-    """Compiles into Triton's cache, in a worker; returns what went wrong."""
-    try:
-        function = function_of(plan)
-        # Pointers (in lower case) come first, by place: Triton takes types in their stead only there.
-        types = iter([torch_type(dtype) for _, _, dtype in plan.buffers])
-        names = [name for name in function.arg_names if name.islower()]
-        given = [None if name in plan.constants else next(types) for name in names]
-        constants = {name: value for name, value in plan.constants.items() if name not in names}
-        options = {"num_warps": plan.warps, "num_stages": plan.stages, "enable_fp_fusion": False}
-        function.warmup(*given, **constants, **options, grid=plan.grid)
-    except Exception as error:  # a block may not fit the chip: that is a result of tuning
-        return cause_of(error)
-    return ""
-
-
-class Compiler:
-    """Workers that compile. They are forked before this process touches the GPU."""
-
-    def __init__(self) -> None:
-        count = os.cpu_count() or 1
-        self._pool = ProcessPoolExecutor(count)
-        for future in [self._pool.submit(time.sleep, 0.3) for _ in range(count)]:
-            future.result()
-
-    def start(self, plan: Plan) -> Future[str]:
-        return self._pool.submit(compile_plan, plan)
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 def checked_operands(product: Product) -> tuple[list[torch.Tensor], torch.Tensor | None]:
@@ -118,49 +72,6 @@ def checked_operands(product: Product) -> tuple[list[torch.Tensor], torch.Tensor
         acc = x @ w.t()
     real = acc.to(torch.int32).float() * float(scale[0])
     return tensors, torch.round(real.clamp(0, 255)).to(torch.uint8)
-
-
-def operands(plan: Plan) -> list[torch.Tensor]:
-    """Random inputs of a plan, in its order; the output last."""
-    made = []
-    for name, shape, dtype in plan.buffers:
-        kind = torch_type(dtype)
-        if kind.is_floating_point:
-            value = torch.rand(shape, device="cuda") * (1e-3 if name == "scale" else 1.0)
-            made.append(value.to(kind))
-        elif kind == torch.int32:
-            made.append(torch.randint(-100, 100, shape, dtype=kind, device="cuda"))
-        else:
-            low, high = (0, 256) if kind == torch.uint8 else (-128, 128)
-            made.append(torch.randint(low, high, shape, device="cuda", dtype=torch.int32).to(kind))
-    return made
-
-
-def microseconds(call: Callable[[], Any], launches: int = LAUNCHES, repeats: int = 5) -> float:
-    """Least time of one call inside a captured graph of `launches`."""
-    call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(launches):
-            call()
-    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    graph.replay()
-    best = float("inf")
-    for _ in range(repeats):
-        start.record()
-        graph.replay()
-        stop.record()
-        stop.synchronize()
-        best = min(best, start.elapsed_time(stop) * 1e3 / launches)
-    return best
-
-
-def timed(plan: Plan, tensors: list[torch.Tensor]) -> tuple[float, str]:
-    try:
-        return microseconds(lambda: run(plan, tensors)), ""
-    except Exception as error:  # out of shared memory shows at the launch
-        return float("inf"), cause_of(error)
 
 
 # -- large products ----------------------------------------------------------------------------------------------------------

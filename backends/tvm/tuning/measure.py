@@ -18,6 +18,7 @@ import tvm
 
 from ...interrupt import deferred_interrupt
 from ...target import Target
+from ..cuda import measure as cuda_measure
 from ..executor import aligned_copy, set_threads
 from ..target import require_run, tvm_target
 from . import Choice
@@ -62,11 +63,16 @@ def measure(generator: Any, spec: Specification, target: Target, threads: int) -
     """Times the guess and every choice of one kernel specification.
 
     Raises:
-        TargetError: the target does not run here. OptionError: this process cannot have that many threads.
+        TargetError: the target does not run here. OptionError: this process cannot have that many threads. TuningError: no GPU.
     """
+    family = FAMILIES[generator]
+    if target.arch == "cuda":
+        build = lambda choice: generator(*(spec if choice is None else family.chosen(spec, choice)))  # noqa: E731
+        found = cuda_measure.measure(family.space(spec), build)
+        least, guess = found.microseconds, found.guess_microseconds
+        return Measured(found.choice, least, guess, least, guess, found.candidates)
     require_run(target)
     set_threads(threads)
-    family = FAMILIES[generator]
     choices: list[Choice | None] = [None, *family.space(spec)]
     functions = [generator(*(spec if choice is None else family.chosen(spec, choice))) for choice in choices]
     named = {f"kernel{i}": f.with_attr("global_symbol", f"kernel{i}") for i, f in enumerate(functions)}
