@@ -170,8 +170,13 @@ LINEAR = [
     ((40, 36, 70), "rescale", False, Packing(3)),
 ]
 
-MATMUL = [((2, 7, 32, 40), True, "rescale"), ((1, 9, 13, 48), False, "scale"), ((3, 5, 31, 17), True, "none"),
-          ((1, 6, 48, 33), False, "dyadic")]  # fmt: skip
+MATMUL = [
+    ((2, 7, 32, 40), True, "rescale"),
+    ((2, 7, 21, 32), False, "rescale"),
+    ((1, 9, 13, 48), False, "scale"),
+    ((3, 5, 31, 17), True, "none"),
+    ((1, 6, 48, 33), False, "dyadic"),
+]
 
 PROBABILITIES = [(0, 0, 255, "uint8"), (-128, -128, 127, "int8")]
 

@@ -1,6 +1,6 @@
 """u8/s8 depthwise convolution, channels in lanes.
 
-portable, neon: one output vector at a time, widen and multiply each tap. dotprod, i8mm: see `depthwise_neon`.
+portable: one output vector at a time, widen and multiply each tap. AArch64: see `depthwise_neon`.
 
 avx512-vnni, 8-bit output, no dilation: vpdpbusd sums four taps of one channel in an s32 lane. The four are a quad: 2 x 2
 neighbouring pixels at even rows and columns of the padded image. A task first rearranges its band of input rows into quads, four
@@ -157,7 +157,7 @@ def pack(
     full = np.zeros((pitch, *shape.kernel), np.int8)
     full[: shape.channels] = weight[:, 0]
     if plan is None:
-        neon = depthwise_neon.pack_weight(shape, full) if _by_dots(isa) else None
+        neon = depthwise_neon.pack_weight(shape, full) if depthwise_neon.by_dots(isa) else None
         flat = np.ascontiguousarray(full.transpose(1, 2, 0)).reshape(-1) if neon is None else neon
         flat = storage(shape, plan, packing, isa).pack(flat)
         return flat, wide, *pack_tail(tail, shape.channels, **values)
@@ -172,13 +172,9 @@ def pack(
     return packed, wide[order], *pack_tail(tail, shape.channels, order, **values)
 
 
-def _by_dots(isa: Isa) -> bool:
-    return isa.neon in ("sdot", "smmla")  # i8mm comes with the dot product instructions
-
-
 def storage(shape: Convolution, plan: Plan | None, packing: Packing | None, isa: Isa) -> Storage:
     """The weights of all channels together, or those of each block of a plan."""
-    if plan is None and _by_dots(isa):
+    if plan is None and depthwise_neon.by_dots(isa):
         return Storage(depthwise_neon.weight_size(shape), 1, packing)
     if plan is None:
         return Storage(padded(shape.channels) * shape.kernel[0] * shape.kernel[1], 1, packing)
@@ -194,7 +190,7 @@ def emit(shape: Convolution, dtype: str, zero_point: int, tail: Tail, isa: Isa, 
     out_shape = (shape.batch, shape.out_height, shape.out_width, pitch)
     packed = [stored.argument, ("B", (lanes,), "int32")]
     (x, weights, bias), code = declare(tail, isa, lanes, [image], packed, out_shape)
-    if plan is None and _by_dots(isa):
+    if plan is None and isa.neon:
         if shape.bordered or isa.shift(dtype):
             x = pad_image(shape, x, zero_point, pitch, isa)
         depthwise_neon.emit(shape, isa, x, stored.shared(weights), bias, code)

@@ -1,4 +1,4 @@
-"""u8/s8 depthwise convolution by sdot (usdot): the four products of a lane are four rows of one channel.
+"""u8/s8 depthwise convolution on AArch64. By sdot (usdot) the four products of a lane are four rows of one channel:
 
     rows y, y + d, y + 2 d, y + 3 d of a column, 16 channels each  ── 8 zips ──►  four vectors of [4 channels][4 rows]
 
@@ -8,7 +8,9 @@ chunk whose window covers its column.
 
     3 x 3, stride 1: 40 zips and 72 dot instructions for 3 x 2 outputs of 16 channels     864 products in 112 instructions
 
-The image is first copied into a frame with its border and, where the dot instruction reads s8, its values flipped.
+Cores without them widen to s16 and multiply by smlal; a widened column serves the outputs of a chunk.
+
+The image is first copied into a frame with its border and, where the level's instruction reads s8, its values flipped.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from .base import LANES, Convolution, padded
-from .emit import bind, clamp_start, loop, parallel_kind, shuffle, store
+from .emit import bind, clamp_start, loop, parallel_kind, store
 from .isa import Isa, T
-from .register_tile import QUARTERS, WORDS, Q, joined, quarter, quarters
+from .register_tile import QUARTERS, WORDS, Q, interleaved, joined, quarter, quarters
 from .tail import TailCode
 
 #: Rows that one dot instruction takes.
@@ -30,6 +32,9 @@ TAPS = 4
 
 #: Most s32 vectors of a chunk's quarter of the channels, and most columns of zipped rows beside them.
 SUMS, COLUMNS = 6, 5
+
+#: Output columns of a chunk by smlal: four registers of sums each.
+WIDENED = 4
 
 
 @dataclass(frozen=True)
@@ -81,9 +86,17 @@ def weight_size(shape: Convolution) -> int:
     return padded(shape.channels) * chunk.groups * TAPS * chunk.rows * shape.kernel[1]
 
 
+def by_dots(isa: Isa) -> bool:
+    return isa.neon in ("sdot", "smmla")  # i8mm comes with the dot product instructions
+
+
 def emit(shape: Convolution, isa: Isa, x: Any, weights: Any, bias: Any, code: TailCode) -> None:
-    """Emits the loops. x: the framed image [N, framed height, framed width, Cp]."""
-    chunk, pitch = choose_chunk(shape), padded(shape.channels)
+    """Emits the loops. x: the framed image [N, framed height, framed width, Cp].
+
+    weights: as `pack_weight`, or [KH][KW][Cp] where there are no dot instructions.
+    """
+    chunk = choose_chunk(shape) if by_dots(isa) else Chunk(1, min(WIDENED, shape.out_width), 1)
+    pitch = padded(shape.channels)
     down, across = ceil(shape.out_height / chunk.rows), ceil(shape.out_width / chunk.columns)
     blocks = pitch // LANES
     work = shape.batch * down * across * blocks * chunk.rows * chunk.columns * (shape.kernel[1] * chunk.groups + 6) / 500
@@ -92,22 +105,34 @@ def emit(shape: Convolution, isa: Isa, x: Any, weights: Any, bias: Any, code: Ta
         top = bind(clamp_start(index, chunk.rows, shape.out_height) + T.int32(0))
         with loop(blocks) as block, loop(across) as index:
             left = bind(clamp_start(index, chunk.columns, shape.out_width) + T.int32(0))
-            _chunk(shape, chunk, isa, (x, weights, bias), code, (image, top, left, block))
+            first = bind(bias.vload([block * LANES], f"int32x{LANES}"))
+            _chunk(shape, chunk, isa, (x, weights, first), code, (image, top, left, block))
 
 
 def _chunk(shape: Convolution, chunk: Chunk, isa: Isa, buffers: tuple, code: TailCode, where: tuple) -> None:
     """One chunk of one block of channels."""
-    (x, weights, bias), (image, top, left, block) = buffers, where
-    pitch, (height, width) = padded(shape.channels), shape.kernel
-    first = bind(bias.vload([block * LANES], f"int32x{LANES}"))
+    (x, weights, first), (image, top, left, block) = buffers, where
+    pitch = padded(shape.channels)
     acc = [[quarters(QUARTERS) for _ in range(chunk.columns)] for _ in range(chunk.rows)]
     for row in acc:
         for column in row:
             for q, place in enumerate(column):
                 store(place, 0, quarter(first, q), WORDS)
-    used = height * shape.dilation[0] + (chunk.rows - 1) * shape.stride[0] - shape.dilation[0] + 1  # input rows under the chunk
     base = bind((image * shape.framed_height + top * shape.stride[0]) * (shape.framed_width * pitch) + block * LANES)
     base = bind(base + left * shape.stride[1] * pitch)
+    multiply = _dots if by_dots(isa) else _widened
+    multiply(shape, chunk, isa, x, weights, acc, base, block)
+    parameters = code.load(block * LANES)
+    for row in range(chunk.rows):
+        line = (image * shape.out_height + top + row) * shape.out_width + left
+        for column in range(chunk.columns):
+            sums = joined([place.vload([0], f"int32x{WORDS}") for place in acc[row][column]])
+            code.emit(sums, parameters, bind((line + column) * pitch + block * LANES))
+
+
+def _dots(shape: Convolution, chunk: Chunk, isa: Isa, x: Any, weights: Any, acc: Any, base: Any, block: Any) -> None:
+    pitch, (height, width) = padded(shape.channels), shape.kernel
+    used = height * shape.dilation[0] + (chunk.rows - 1) * shape.stride[0] - shape.dilation[0] + 1  # input rows under the chunk
     size = Q * chunk.rows * width
     at = bind(block * (chunk.groups * QUARTERS * size) + T.int32(0))
     users = _touched(shape, chunk.columns)
@@ -124,12 +149,26 @@ def _chunk(shape: Convolution, chunk: Chunk, isa: Isa, buffers: tuple, code: Tai
                         for column, reader in outputs:
                             if reader == tap:
                                 _add(isa, str(x.dtype), acc[row][column][q], zipped[source][q], weight)
-    parameters = code.load(block * LANES)
-    for row in range(chunk.rows):
-        line = (image * shape.out_height + top + row) * shape.out_width + left
-        for column in range(chunk.columns):
-            sums = joined([place.vload([0], f"int32x{WORDS}") for place in acc[row][column]])
-            code.emit(sums, parameters, bind((line + column) * pitch + block * LANES))
+
+
+def _widened(shape: Convolution, chunk: Chunk, _isa: Isa, x: Any, weights: Any, acc: Any, base: Any, block: Any) -> None:
+    pitch, (height, width), users = padded(shape.channels), shape.kernel, _touched(shape, chunk.columns)
+    kind = f"int32x{WORDS}"
+    with loop(height) as i:
+        line = bind(base + i * (shape.dilation[0] * shape.framed_width * pitch))
+        taps = [_wide(weights, (i * width + tap) * pitch + block * LANES) for tap in range(width)]
+        for source, outputs in users.items():
+            value = _wide(x, line + source * pitch)
+            for column, tap in outputs:
+                for q, place in enumerate(acc[0][column]):
+                    operands = quarter(value, q), quarter(taps[tap], q)
+                    product = T.call_llvm_pure_intrin(kind, "llvm.aarch64.neon.smull", *operands)
+                    store(place, 0, place.vload([0], kind) + product, WORDS)
+
+
+def _wide(buffer: Any, offset: Any) -> Any:
+    """LANES bytes as s16."""
+    return bind(T.Cast(f"int16x{LANES}", buffer.vload([offset], f"{buffer.dtype}x{LANES}")))
 
 
 def _add(isa: Isa, dtype: str, acc: Any, value: Any, weight: Any) -> None:
@@ -140,12 +179,4 @@ def _add(isa: Isa, dtype: str, acc: Any, value: Any, weight: Any) -> None:
 
 def _zipped(places: list[Any], x: Any) -> list[Any]:
     """Four rows of 16 channels -> four vectors of [4 channels][4 rows]."""
-    rows = [bind(T.reinterpret(f"int8x{Q}", x.vload([place], f"{x.dtype}x{Q}"))) for place in places]
-    pairs = [[_zip(rows[i], rows[i + 2], half) for half in (0, 1)] for i in (0, 1)]
-    return [_zip(pairs[0][half], pairs[1][half], end) for half in (0, 1) for end in (0, 1)]
-
-
-def _zip(a: Any, b: Any, half: int) -> Any:
-    """zip1 (half 0) or zip2 (half 1) of bytes."""
-    order = [source + half * Q // 2 + e for e in range(Q // 2) for source in (0, Q)]
-    return bind(shuffle([a, b], order))
+    return interleaved([bind(T.reinterpret(f"int8x{Q}", x.vload([place], f"{x.dtype}x{Q}"))) for place in places])

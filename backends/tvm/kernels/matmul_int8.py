@@ -25,6 +25,7 @@ from .gemm_int8 import Pixels, Product, Tiling
 from .gemm_tiles import Lines, Run, TileProduct, tiles_pay
 from .isa import Isa, T, isa_of
 from .linear_int8 import pad_rows
+from .register_tile import Q, column_sums, interleaved
 from .tail import TailCode, declare, pack_tail
 from .tile_unit import DEPTH
 from .tilings import choose_tiling
@@ -147,7 +148,8 @@ def pack_second(second: Second, b: Any, start: Callable[[Any], Any], isa: Isa) -
     bias = T.alloc_buffer((second.batch * panels * LANES,), "int32")
     whole_words = second.along_k == 1 and second.inner % isa.step == 0
     whole_rows = second.along_n == 1 and second.columns % LANES == 0
-    pack = _pack_words if isa.vnni and whole_words else _pack_rows if isa.vnni and whole_rows else _pack_bytes
+    vectors = isa.vnni or isa.neon
+    pack = _pack_words if vectors and whole_words else _pack_rows if vectors and whole_rows else _pack_bytes
     speed = 2_000 if pack is _pack_bytes else 10_000
     with loop(second.batch * panels, parallel_kind(second.batch * second.weight_size(isa) / speed)) as task:
         image, panel = task // panels, task % panels
@@ -177,6 +179,10 @@ def _pack_bytes(second: Second, b: Any, base: Any, panel: Any, weights: Any, tar
 
 def _add_up(weights: Any, at: Any, sums: Any, isa: Isa) -> None:
     """Adds one packed k step to the columns' sums: the dot instruction with ones."""
+    if isa.neon:
+        parts = [bind(weights.vload([at + q * Q], f"int8x{Q}")) for q in range(isa.step * LANES // Q)]
+        store(sums, 0, sums.vload([0], f"int32x{LANES}") + column_sums(isa, parts))
+        return
     ones = T.reinterpret(f"int8x{isa.step * LANES}", T.Broadcast(T.uint8(1), isa.step * LANES))
     packed = weights.vload([at], f"int8x{isa.step * LANES}")
     store(sums, 0, isa.dot(sums.vload([0], f"int32x{LANES}"), ones, packed))
@@ -199,9 +205,13 @@ def _pack_rows(second: Second, b: Any, base: Any, panel: Any, weights: Any, targ
         first = base + k * (isa.step * second.along_k) + panel * LANES
         pieces = [bind(b.vload([first + s * second.along_k], f"int8x{LANES}")) for s in range(rows)]
         pieces += [splat(T.int8(0))] * (isa.step - rows)
-        order = [s * LANES + lane for lane in range(LANES) for s in range(isa.step)]
         at = bind(target + k * (isa.step * LANES))
-        store(weights, at, shuffle(pieces, order), isa.step * LANES)
+        if isa.neon:
+            for q, part in enumerate(interleaved(pieces)):
+                store(weights, at + q * Q, part, Q)
+        else:
+            order = [s * LANES + lane for lane in range(LANES) for s in range(isa.step)]
+            store(weights, at, shuffle(pieces, order), isa.step * LANES)
         _add_up(weights, at, sums, isa)
 
     whole, rest = divmod(second.inner, isa.step)

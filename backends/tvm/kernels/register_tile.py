@@ -214,6 +214,35 @@ def joined(parts: list[Any]) -> Any:
     return bind(shuffle(parts, list(range(len(parts) * WORDS))))
 
 
+def column_sums(isa: Isa, packed: list[Any]) -> Any:
+    """The sum over k of each of LANES columns, from the q registers of one packed k step of an AArch64 level."""
+    if isa.neon == "smull":
+        parts = packed
+        for kind in ("int16x8", _Q32):
+            parts = [T.call_llvm_pure_intrin(kind, "llvm.aarch64.neon.saddlp", part) for part in parts]
+    else:
+        ones, zero = splat(T.int8(1), Q), splat(T.int32(0), WORDS)
+        parts = [T.call_llvm_pure_intrin(_Q32, "llvm.aarch64.neon.sdot", zero, part, ones) for part in packed]
+    while len(parts) > QUARTERS:
+        parts = [bind(_add_pairs(*pair)) for pair in zip(parts[::2], parts[1::2], strict=True)]
+    return joined(parts)
+
+
+def interleaved(rows: list[Any]) -> list[Any]:
+    """Vectors of Q bytes, a power of two of them -> as many whose bytes are those of lane 0 of every row, of lane 1, ..."""
+    half = len(rows) // 2
+    if not half:
+        return rows
+    for _ in range(half.bit_length()):
+        rows = [zipped(rows[i], rows[i + half], end) for i in range(half) for end in (0, 1)]
+    return rows
+
+
+def zipped(a: Any, b: Any, end: int) -> Any:
+    """zip1 (end 0) or zip2 (end 1) of bytes."""
+    return bind(shuffle([a, b], [source + end * Q // 2 + e for e in range(Q // 2) for source in (0, Q)]))
+
+
 def _half(vector: Any, end: int) -> Any:
     return shuffle([vector], list(range(end * (Q // 2), (end + 1) * (Q // 2))))
 
