@@ -147,6 +147,16 @@ def read_table_codes(program: Program, node: fx.Node) -> torch.Tensor:
     return read_codebook(program, node).quantize(weight) if chosen is None else chosen
 
 
+def write_table_codes(program: Program, node: fx.Node, codes: torch.Tensor) -> bool:
+    """Puts chosen codes behind a table; whether they are others than before."""
+    if torch.equal(read_table_codes(program, node), codes):
+        return False
+    args = [*node.args, *(None,) * (6 - len(node.args))]
+    args[5] = program.add_parameter(f"{node.args[0]}_codes", codes, before=node, origin=origin_of(node))
+    node.args = tuple(args)
+    return True
+
+
 def _integers(form: CodebookFormat, exponent: float) -> torch.Tensor:
     return torch.arange(1, 1 << (form.bits - 1), dtype=torch.float64)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,7 +11,10 @@ import torch
 from ...ir.errors import OptionError
 from ...ir.program import Program
 from ..base import PassContext, register
-from .rounding import Chosen, Following, Rounding, Rows, Steps
+from ..layerwise import LayerRows
+from .rounding import Chosen, Entries, Following, Rounding, Rows, Steps
+
+Nearest = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 @register
@@ -24,6 +28,9 @@ class Gptq(Rounding):
     inverse, column i becomes q and the columns j > i move by -(w_i - q) U_ij / U_ii. X (K, M) are the inputs that the layer reads
     in the annotated program, so activations and the layers before it are quantized already. Convolutions are unfolded, K =
     channels a group times taps; grouped and depthwise ones have one H a group.
+
+    Weights behind a table (int4g64, pot4, ...) are rounded in the same way, in whatever order; their groups of inputs keep the
+    scales that the float weight gave them.
 
     Options:
         damping: share of H's mean diagonal that is added to it.
@@ -43,6 +50,7 @@ class Gptq(Rounding):
     """
 
     name: ClassVar[str] = "gptq"
+    tables: ClassVar = True
 
     damping: float = 0.02
     order: bool = True
@@ -62,10 +70,18 @@ class Gptq(Rounding):
         weight = rows.weight.to(torch.float64)
         if self.target == "float":
             weight = weight + self._shift(rows, weight)
-        found = gptq(weight, hessian, steps, self.damping, self.order, self.block, rows.weight != 0)
+        found = gptq(weight, hessian, on_grid(steps), self.damping, self.order, self.block, rows.weight != 0)
         return Chosen(found.to(torch.float32))
 
-    def _shift(self, rows: Rows, weight: torch.Tensor) -> torch.Tensor:
+    def choose_entries(self, rows: LayerRows, entries: Entries) -> torch.Tensor:
+        inputs = rows.inputs.to(torch.float64)
+        weight = rows.weight.to(torch.float64)
+        if self.target == "float":
+            weight = weight + self._shift(rows, weight)
+        hessian = inputs.transpose(1, 2) @ inputs
+        return gptq(weight, hessian, entries.nearest, self.damping, self.order, self.block, rows.weight != 0)
+
+    def _shift(self, rows: LayerRows, weight: torch.Tensor) -> torch.Tensor:
         """From W towards the least-squares solution on the fitted rows, each channel as far as the other rows agree."""
         fit, check = slice(None, rows.fitted), slice(rows.fitted, None)
         inputs, exact = (v.to(torch.float64) for v in (rows.inputs, rows.exact_inputs))
@@ -77,6 +93,16 @@ class Gptq(Rounding):
         return (shift * share[:, None]).transpose(1, 2)
 
 
+def on_grid(steps: Steps) -> Nearest:
+    """The steps of a uniform grid are its codes."""
+
+    def nearest(column: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found = steps.nearest(column[:, :, None])[:, :, 0]
+        return found, found * steps.scale[:, :, 0]
+
+    return nearest
+
+
 def damped(hessian: torch.Tensor, damping: float) -> torch.Tensor:
     """H (G, K, K) plus a share of its mean diagonal, so that it has an inverse."""
     mean = hessian.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
@@ -86,15 +112,17 @@ def damped(hessian: torch.Tensor, damping: float) -> torch.Tensor:
 def gptq(
     weight: torch.Tensor,
     hessian: torch.Tensor,
-    steps: Steps,
+    nearest: Nearest,
     damping: float,
     order: bool,
     block: int,
     kept: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Steps (G, O, K) for a weight (G, O, K) and X X^T (G, K, K), all float64; algorithm 1 with all groups at once.
+    """Codes (G, O, K) for a weight (G, O, K) and X X^T (G, K, K), all float64; algorithm 1 with all groups at once.
 
-    kept: which weights may have another step than 0; None: all.
+    Args:
+        nearest: codes and values of one column, (G, O), whose places among the inputs are (G,).
+        kept: which weights may have another value than 0; None: all.
     """
     groups, outputs, size = weight.shape
     hessian = damped(hessian, damping)
@@ -111,8 +139,8 @@ def gptq(
         end = min(start + block, size)
         errors = torch.zeros(groups, outputs, end - start, dtype=torch.float64)
         for i in range(start, end):
-            chosen[:, :, i] = steps.nearest(work[:, :, i : i + 1])[:, :, 0] * kept[:, :, i]
-            error = (work[:, :, i] - chosen[:, :, i] * steps.scale[:, :, 0]) / factor[:, None, i, i]
+            chosen[:, :, i], value = nearest(work[:, :, i] * kept[:, :, i], places[:, i])
+            error = (work[:, :, i] - value) / factor[:, None, i, i]
             work[:, :, i:end] -= error[:, :, None] * factor[:, None, i, i:end]
             errors[:, :, i - start] = error
         work[:, :, end:] -= errors @ factor[:, start:end, end:]

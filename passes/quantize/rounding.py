@@ -20,8 +20,9 @@ from ..base import LOSSY, Pass, PassContext, PassResult
 from ..layerwise import LayerRows, gather_rows
 from . import operators as ops
 from .annotate import bias_on_grid
-from .encoding import Encoding, read_codes, read_encoding, write_codes
-from .side_by_side import SideBySide
+from .codebooks import Codebook, read_codebook, read_table_codes, write_table_codes
+from .encoding import Encoding, is_fake_quantize, read_codes, read_encoding, write_codes
+from .side_by_side import SideBySide, is_quantized_layer
 
 aten = torch.ops.aten
 
@@ -58,6 +59,34 @@ class Steps:
 
 
 @dataclass(frozen=True)
+class Entries:
+    """What a weight (G, O, K) behind a table may be: (table[code] - zero) * scale, with one scale and zero for `group` inputs.
+
+    Attributes:
+        table: sorted, (T,). scale, zero: (G, O, parts); all float64.
+    """
+
+    table: torch.Tensor
+    scale: torch.Tensor
+    zero: torch.Tensor
+    group: int
+
+    @classmethod
+    def of(cls, codebook: Codebook, weight: torch.Tensor) -> Entries:
+        shape = (*weight.shape[:2], -1)
+        scale = codebook.scale.to(torch.float64).reshape(shape)
+        zero = torch.zeros_like(scale) if codebook.zero is None else codebook.zero.to(torch.float64).reshape(shape)
+        return cls(codebook.table.to(torch.float64), scale, zero, codebook.group)
+
+    def nearest(self, column: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes and values nearest to the weights (G, O) of one input, whose place in each group of channels is `places` (G,)."""
+        part = (places // self.group)[:, None, None].expand(*column.shape, 1)
+        scale, zero = (v.gather(2, part)[:, :, 0] for v in (self.scale, self.zero))
+        codes = torch.bucketize(column / scale + zero, (self.table[1:] + self.table[:-1]) / 2)
+        return codes.to(torch.float64), (self.table[codes] - zero) * scale
+
+
+@dataclass(frozen=True)
 class Chosen:
     """What a pass chose for a layer: the step of every weight (G, O, K), and a new scale (G, O, 1) or bias (G, 1, O) if any."""
 
@@ -76,6 +105,8 @@ class Rounding(Pass):
     #: Calibration samples, and output positions of a layer, used at most.
     samples: int
     rows: int
+    #: Whether `choose_entries` chooses codes of tables.
+    tables: ClassVar[bool] = False
     #: Further options that must be above 0.
     above_zero: ClassVar[tuple[str, ...]] = ()
 
@@ -92,6 +123,10 @@ class Rounding(Pass):
     def choose(self, rows: Rows, steps: Steps, following: Following | None, generator: torch.Generator) -> Chosen:
         """The step of every weight: whole numbers within the limits of `steps`."""
 
+    def choose_entries(self, rows: LayerRows, entries: Entries) -> torch.Tensor:
+        """The code of every weight (G, O, K) of a layer whose codes are of a table; of passes with `tables`."""
+        raise NotImplementedError(self.name)
+
     def run(self, program: Program, context: PassContext) -> PassResult:
         samples = context.require_calibration(self.name).samples[: self.samples]
         both = SideBySide(program, samples, context.progress, self.name)
@@ -100,10 +135,17 @@ class Rounding(Pass):
         errors: dict[str, list[float]] = {}
         changed = total = 0
         modified = False
-        for layer in both.layers():
+        if not self.tables:
+            self._refuse_tables(program)
+        for layer in both.layers(self.tables):
             if layer.args[1] in done:
                 continue
             done.add(layer.args[1])  # type: ignore[arg-type]
+            if not is_fake_quantize(layer.args[1]):  # type: ignore[arg-type]
+                moved, count, pair = self._round_table(program, layer, both, generator)
+                modified, changed, total = modified or moved > 0, changed + moved, total + count
+                errors[origin_of(layer)] = [round(error, 6) for error in pair]
+                continue
             rows = gather(program, layer, both, self.rows, generator)
             before = read_codes(program, layer.args[1])  # type: ignore[arg-type]
             encoding = read_encoding(program, layer.args[1])  # type: ignore[arg-type]
@@ -122,6 +164,27 @@ class Rounding(Pass):
             errors[origin_of(layer)] = [round(error, 6) for error in pair]
         program.sweep()
         return PassResult(program, modified, {"layers": len(errors), "changed": changed / max(total, 1), "errors": errors})
+
+    def _round_table(
+        self, program: Program, layer: fx.Node, both: SideBySide, generator: torch.Generator
+    ) -> tuple[int, int, tuple[float, float]]:
+        """Codes that changed, codes, and the layer's relative errors before and after."""
+        quantized: fx.Node = layer.args[1]  # type: ignore[assignment]
+        rows = layer_rows(program, layer, both, self.rows, generator)
+        codebook, before = read_codebook(program, quantized), read_table_codes(program, quantized)
+        after = self.choose_entries(rows, Entries.of(codebook, rows.weight)).reshape(before.shape).to(torch.uint8)
+        write_table_codes(program, quantized, after)
+        both.redo(layer)
+        values = [codebook.dequantize(codes).reshape(rows.weight.shape) for codes in (before, after)]
+        return int((after != before).sum()), before.numel(), (rows.error(values[0]), rows.error(values[1]))
+
+    def _refuse_tables(self, program: Program) -> None:
+        layers = [n for n in program.nodes if is_quantized_layer(n)]
+        if layers and not any(is_fake_quantize(n.args[1]) for n in layers):  # type: ignore[arg-type]
+            raise PassError(
+                f"{self.name} chooses codes of integers with a scale a channel, and every layer's weights are behind a table, as "
+                f"those of '{origin_of(layers[0])}'; gptq takes tables too"
+            )
 
 
 def write(program: Program, layer: fx.Node, chosen: Chosen, codes: torch.Tensor) -> bool:
@@ -166,16 +229,21 @@ def following(program: Program, layer: fx.Node) -> Following | None:
     return Following(reader, tuple(ops.number(program, a) if isinstance(a, fx.Node) else a for a in reader.args[1:]))
 
 
-def gather(program: Program, layer: fx.Node, both: SideBySide, count: int, generator: torch.Generator) -> Rows:
+def layer_rows(program: Program, layer: fx.Node, both: SideBySide, count: int, generator: torch.Generator) -> LayerRows:
     """The rows of a layer at up to `count` output positions, drawn evenly from all samples."""
     source: fx.Node = layer.args[0]  # type: ignore[assignment]
-    quantized: fx.Node = layer.args[1]  # type: ignore[assignment]
-    weight = program.parameter(quantized.args[0])
+    weight = program.parameter(layer.args[1].args[0])  # type: ignore[union-attr]
     assert weight is not None
     bias = program.parameter((*layer.args, None)[2])
-    rows = gather_rows(
+    return gather_rows(
         layer, weight, bias, both.values[source], both.exact[source], both.exact[layer], count, generator
     )  # fmt: skip
+
+
+def gather(program: Program, layer: fx.Node, both: SideBySide, count: int, generator: torch.Generator) -> Rows:
+    """`layer_rows`, with the weight as it is rounded now."""
+    quantized: fx.Node = layer.args[1]  # type: ignore[assignment]
+    rows = layer_rows(program, layer, both, count, generator)
     codes = read_codes(program, quantized)
     current = codes - along_channels(read_encoding(program, quantized).zero_point, codes)
     return Rows(**vars(rows), current=current.reshape(rows.weight.shape))

@@ -48,9 +48,9 @@ class SideBySide(TwoRuns):
     Annotation leaves the weights untouched, so bypassing it gives the float model.
     """
 
-    def layers(self) -> Iterator[fx.Node]:
-        """The layers whose weights have codes of an encoding."""
-        return (n for n in self.nodes() if is_quantized_layer(n) and is_fake_quantize(n.args[1]))  # type: ignore[arg-type]
+    def layers(self, tables: bool = False) -> Iterator[fx.Node]:
+        """The layers whose weights have codes of an encoding; with `tables` also those whose codes are of a table."""
+        return (n for n in self.nodes() if is_quantized_layer(n) and (tables or is_fake_quantize(n.args[1])))  # type: ignore[arg-type]
 
     def redo(self, layer: fx.Node) -> None:
         """Makes the annotated values of a layer anew, from the weight and bias it reads now."""

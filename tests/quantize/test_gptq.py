@@ -2,7 +2,7 @@
 
 import torch
 from graphwright.passes.quantize.encoding import symmetric
-from graphwright.passes.quantize.gptq import Gptq, damped, gptq
+from graphwright.passes.quantize.gptq import Gptq, damped, gptq, on_grid
 from graphwright.passes.quantize.rounding import Rows, Steps
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -46,7 +46,7 @@ def brain_surgeon(weight, hessian, steps, order):
 @given(seed=st.integers(0, 10**6), order=st.booleans(), block=st.sampled_from([1, 4, 128]))
 def test_equals_optimal_brain_quantization_in_the_same_order(seed, order, block):
     weight, hessian, steps = problem(seed)
-    chosen = gptq(weight, hessian, steps, 0.01, order, block)
+    chosen = gptq(weight, hessian, on_grid(steps), 0.01, order, block)
     full = damped(hessian, 0.01)[0]
     places = torch.argsort(full.diagonal(), descending=True) if order else torch.arange(6)
     assert torch.equal(chosen[0], brain_surgeon(weight[0], full, steps, places))
@@ -61,7 +61,7 @@ def test_lies_between_nearest_and_the_best_of_all_codes():
         best = torch.stack([loss(weight[:, [o]], grid[:, None, :] * steps.scale[0, o], full).min() for o in range(8)]).sum()
         chosen, nearest = (
             loss(weight, codes * steps.scale, full)[0]
-            for codes in (gptq(weight, hessian, steps, 1e-3, True, 128), steps.nearest(weight))
+            for codes in (gptq(weight, hessian, on_grid(steps), 1e-3, True, 128), steps.nearest(weight))
         )
         assert best <= chosen + 1e-9
         ratios.append((float(chosen / nearest), float(chosen / best)))
@@ -71,16 +71,16 @@ def test_lies_between_nearest_and_the_best_of_all_codes():
 
 def test_groups_do_not_meet():
     weight, hessian, steps = problem(3, groups=5)
-    together = gptq(weight, hessian, steps, 0.01, True, 128)
+    together = gptq(weight, hessian, on_grid(steps), 0.01, True, 128)
     for g in range(5):
         alone = Steps(*(v[g : g + 1] for v in (steps.scale, steps.low, steps.high)))
-        assert torch.equal(gptq(weight[g : g + 1], hessian[g : g + 1], alone, 0.01, True, 128), together[g : g + 1])
+        assert torch.equal(gptq(weight[g : g + 1], hessian[g : g + 1], on_grid(alone), 0.01, True, 128), together[g : g + 1])
 
 
 def test_inputs_that_are_never_read_keep_the_nearest_code():
     weight, hessian, steps = problem(1)
     hessian[:, 2, :] = hessian[:, :, 2] = 0
-    chosen = gptq(weight, hessian, steps, 0.01, True, 128)
+    chosen = gptq(weight, hessian, on_grid(steps), 0.01, True, 128)
     assert torch.equal(chosen[:, :, 2], steps.nearest(weight)[:, :, 2])
 
 

@@ -136,3 +136,28 @@ def test_onnx_holds_the_decoded_values():
     session = onnxruntime.InferenceSession(export_onnx(program).SerializeToString(), providers=["CPUExecutionProvider"])
     (got,) = session.run(None, {session.get_inputs()[0].name: IMAGE.numpy()})
     np.testing.assert_allclose(got, program(IMAGE)[0].numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["int3g8", "uint3g8", "pot4", "fp4e2m1g16"])
+@pytest.mark.parametrize("order", [True, False])
+def test_gptq_chooses_codes_of_tables_by_what_they_do_to_the_output(form, order):
+    text = f'canonicalize,quantize{{weights=["*={form}"]}}'
+    image = torch.randn(32, *IMAGE.shape[1:], generator=torch.Generator().manual_seed(3))
+    source = capture(Mixed().eval(), IMAGE[:1])
+    context = PassContext(calibration=Calibration.for_program(source, [image]))
+
+    def outputs(pipeline):
+        program = PassManager().run(source, parse(pipeline), context).program
+        return torch.cat([program(row[None])[0] for row in image])
+
+    exact = torch.cat([source(row[None])[0] for row in image])
+    chosen = f"{text},gptq{{order={str(order).lower()}}}"
+    nearest, rounded = (float((outputs(t) - exact).square().sum()) for t in (text, chosen))
+    assert rounded < nearest
+    # The weights are the same; torch may add products up in another order.
+    torch.testing.assert_close(outputs(f"{chosen},lower-integer"), outputs(chosen), rtol=1e-4, atol=1e-6)
+
+
+def test_rounding_passes_that_take_no_tables_say_so():
+    with pytest.raises(PassError, match="adaround chooses codes of integers .* gptq takes tables too"):
+        run(Mixed(), IMAGE, 'canonicalize,quantize{weights=["*=int4g8"]},adaround', calibrated=True)

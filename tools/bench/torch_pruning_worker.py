@@ -11,6 +11,7 @@ import importlib
 import json
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def main(folder: Path) -> None:
                 rows.append(
                     {"importance": name, "global": everywhere, "statistics": statistics, "share": share, "seconds": seconds}
                 )
-    (folder / "result.json").write_text(json.dumps({"version": tp.__version__, "rows": rows}))
+    (folder / "result.json").write_text(json.dumps({"version": version("torch-pruning"), "rows": rows}))
 
 
 if __name__ == "__main__":
