@@ -11,9 +11,12 @@ from ..ir.errors import TargetError
 from .target import Target
 
 #: CPU flags (as the Linux kernel names them) that each x86 level needs: what a compiler may use when it is told the oldest
-#: processor of the level (Cascade Lake, Skylake-X, Haswell) and the features that `backends.tvm.target` adds.
+#: processor of the level (Cooper Lake, Cascade Lake, Skylake-X, Haswell) and the features that `backends.tvm.target` adds.
 X86_FLAGS: dict[str, frozenset[str]] = {
-    "avx512-amx": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512cd", "avx512_vnni", "amx_tile", "amx_int8"}),
+    "avx512-amx": frozenset(
+        {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512cd", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8"}
+    ),
+    "avx512-bf16": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512cd", "avx512_vnni", "avx512_bf16"}),
     "avx512-vnni": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512cd", "avx512_vnni"}),
     "avx512": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512cd"}),
     "avx2": frozenset({"avx2", "fma", "f16c", "bmi1", "bmi2", "abm", "movbe"}),

@@ -8,7 +8,7 @@ from ..ir.errors import TargetError, UnknownNameError
 
 #: Instruction-set levels of a target, best first. `native` picks the best one this machine has.
 LEVELS: dict[str, tuple[str, ...]] = {
-    "x86": ("avx512-amx", "avx512-vnni", "avx512", "avx2"),
+    "x86": ("avx512-amx", "avx512-bf16", "avx512-vnni", "avx512", "avx2"),
     "arm64": ("neoverse-v1", "cortex-x1", "neoverse-n1", "cortex-a76", "cortex-a72", "cortex-a53", "generic"),
     "cuda": ("sm_90", "sm_89", "sm_86", "sm_80"),
     "onnx": ("qdq",),

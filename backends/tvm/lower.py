@@ -27,8 +27,9 @@ from ..target import Target
 from .families import family_of, generator_of
 from .kernels import layout, quantize_image
 from .kernels.base import padded
+from .kernels.half import NUMPY
 from .strided import Strided
-from .target import generating, kernel_levels
+from .target import bfloat16_level, generating, kernel_levels
 from .tuning import TuningDatabase
 from .tuning.families import tuned
 from .values import CONSTANT, DTYPES, Expr, FloatImage, Frame, Value, dtype_of_var, item_size, of_node, shape_of_var
@@ -101,6 +102,7 @@ class Lowering:
         self.program = program
         self.target = target
         self.int8_level, self.float_level = kernel_levels(target)
+        self._bfloat16_level = bfloat16_level(target)
         self.builder = relax.BlockBuilder()
         self.tunings = tunings
         self.rows: list[KernelRow] = []
@@ -174,6 +176,10 @@ class Lowering:
             return self._origin(bound.args[0])
         return var
 
+    def level(self, dtype: str) -> str:
+        """Level of the float kernels whose tensors are of `dtype`."""
+        return self._bfloat16_level if dtype == "bfloat16" else self.float_level
+
     # -- values ----------------------------------------------------------------------------------------------------------
 
     def bind(self, node: fx.Node, value: Value | list[Value]) -> None:
@@ -228,9 +234,8 @@ class Lowering:
     def constant(self, tensor: torch.Tensor | np.ndarray) -> Expr:
         if isinstance(tensor, torch.Tensor):
             tensor = tensor.detach().cpu().contiguous()
-            if tensor.dtype is torch.bfloat16:
-                raise TargetError("bfloat16 parameters have no numpy form; convert the model to float32 before compiling")
-            tensor = tensor.numpy()
+            half = tensor.dtype is torch.bfloat16
+            tensor = tensor.view(torch.int16).numpy().view(NUMPY["bfloat16"]) if half else tensor.numpy()
         return relax.const(np.ascontiguousarray(tensor))
 
     def is_channels(self, node: fx.Node) -> bool:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import tvm
-from tvm import s_tir, tirx
+from tvm import ir, s_tir, tirx
 from tvm.relax import backend, transform
 from tvm.s_tir import SBlockRealize, Schedule
 from tvm.s_tir.schedule import ScheduleError
 from tvm.tirx.build import codegen_build
 
 from .kernels.base import LANES
+from .kernels.emit import LLVM_CODE
 from .kernels.schedule import finish, product, split_for_threads, vector_width
 from .region import Region, plan_region
 from .tasks import split_tasks, take_pointers
@@ -83,6 +84,7 @@ def generate(module: tvm.IRModule, target: tvm.target.Target) -> bytes:
         tirx.transform.FP8ComputeLegalize(),
         tirx.transform.VerifyMemory(),
         raw_pointers,
+        import_llvm,
         tirx.transform.MakePackedAPI(),
         tirx.transform.FP8StorageLegalize(),
         tirx.transform.BF16StorageLegalize(),
@@ -99,6 +101,17 @@ def generate(module: tvm.IRModule, target: tvm.target.Target) -> bytes:
 @tirx.transform.prim_func_pass(opt_level=0, name="RawPointers")
 def raw_pointers(function: tirx.PrimFunc, _module: tvm.IRModule, _context: Any) -> tirx.PrimFunc:
     return take_pointers(function)
+
+
+@tvm.transform.module_pass(opt_level=0, name="ImportLLVM")
+def import_llvm(module: tvm.IRModule, _context: Any) -> tvm.IRModule:
+    """Brings in the LLVM code that kernels call (attribute LLVM_CODE), each text once; it is inlined."""
+    users = {str(f.attrs[LLVM_CODE]): v for v, f in module.functions_items() if LLVM_CODE in f.attrs}
+    for code, variable in users.items():
+        function: Any = module[variable]
+        body = tirx.AttrStmt(0, "pragma_import_llvm", ir.StringImm(code), function.body)
+        module.update_func(variable, tirx.PrimFunc(function.params, body, function.ret_type, function.attrs))
+    return module
 
 
 @tvm.transform.module_pass(opt_level=0, name="ScheduleGeneric")

@@ -18,13 +18,15 @@ from ..target import LEVELS, Target, TargetInfo
 from ..tiles import request_tiles
 from .cuda.nvcc import missing_nvcc
 from .cuda.triton_aot import missing_triton
+from .kernels.half import NATIVE
 
 TRIPLES = {"x86": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}
 LLVM_BACKENDS = {"x86": "x86_64", "arm64": "aarch64"}
 
 #: Oldest processor of each level, so that code for the level runs on every machine that has it.
 PROCESSORS = {
-    "x86:avx512-amx": "cascadelake",
+    "x86:avx512-amx": "cooperlake",
+    "x86:avx512-bf16": "cooperlake",
     "x86:avx512-vnni": "cascadelake",
     "x86:avx512": "skylake-avx512",
     "x86:avx2": "haswell",
@@ -35,6 +37,7 @@ PROCESSORS = {
 FEATURES = {
     # 256-bit preference is a power heuristic of old parts; our kernels are written for whole 512-bit registers.
     "x86:avx512-amx": ("+amx-tile", "+amx-int8", "-prefer-256-bit"),
+    "x86:avx512-bf16": ("-prefer-256-bit",),
     "x86:avx512-vnni": ("-prefer-256-bit",),
     "x86:avx512": ("-prefer-256-bit",),
     # Kernels are written for q registers, of which this core's SVE unit has no more: machines with i8mm and no SVE run it too.
@@ -75,8 +78,13 @@ def kernel_levels(target: Target) -> tuple[str, str]:
     if target.arch == "arm64":
         flags = ARM64_FLAGS[target.level]
         return "i8mm" if "i8mm" in flags else "dotprod" if "asimddp" in flags else "neon", "portable"
-    int8 = target.level if target.level in ("avx512-amx", "avx512-vnni") else "portable"
+    int8 = {"avx512-amx": "avx512-amx", "avx512-bf16": "avx512-vnni", "avx512-vnni": "avx512-vnni"}.get(target.level, "portable")
     return int8, "avx512" if target.level.startswith("avx512") else "portable"
+
+
+def bfloat16_level(target: Target) -> str:
+    """Level of the float kernels whose tensors are bfloat16."""
+    return NATIVE if target.level in ("avx512-amx", "avx512-bf16") else kernel_levels(target)[1]
 
 
 def missing_to_emit(target: Target) -> str:

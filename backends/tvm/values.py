@@ -28,6 +28,9 @@ DTYPES = {
     torch.bool: "bool",
 }
 
+#: Types that float kernels compute on -> how the names of those kernels end.
+SUFFIXES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+
 #: A Relax expression. TVM's stubs type every field of it as its base class, which knows neither shape nor dtype.
 Expr = Any
 

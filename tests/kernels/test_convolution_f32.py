@@ -21,6 +21,7 @@ from graphwright.backends.tvm.kernels.float_base import (
     level_of,
     panel_widths,
 )
+from graphwright.backends.tvm.kernels.half import NUMPY
 from graphwright.ir.errors import OptionError, UnknownNameError
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -30,6 +31,7 @@ from .float_cases import (
     ACTIVATIONS,
     AVX2,
     AVX512,
+    HALF_FORMS,
     LEVELS,
     activated,
     assembly,
@@ -45,18 +47,20 @@ EXAMPLES = settings(max_examples=8, deadline=None)
 
 def check(generator, pack, shape: Convolution, spec: FloatSpec, seed: int, **options) -> None:
     rng = np.random.default_rng(seed)
-    x = normal(rng, shape.batch, shape.channels, shape.height, shape.width)
-    w = normal(rng, shape.filters, shape.channels // shape.groups, *shape.kernel)
+    x = normal(rng, shape.batch, shape.channels, shape.height, shape.width, dtype=spec.dtype)
+    w = normal(rng, shape.filters, shape.channels // shape.groups, *shape.kernel, dtype=spec.dtype)
     bias, out = normal(rng, shape.filters), (shape.batch, shape.filters, shape.out_height, shape.out_width)
-    added = normal(rng, *out) if spec.residual else np.zeros(out, np.float32)
+    added = normal(rng, *out, dtype=spec.dtype) if spec.residual else np.zeros(out, np.float32)
+    values = [x if options.get("planar_input") else to_physical(x, rng), *([to_physical(added, rng)] if spec.residual else [])]
     inputs = (
-        x if options.get("planar_input") else to_physical(x, rng),
-        *([to_physical(added, rng)] if spec.residual else []),
-        pack(shape, w),
+        *(value.astype(NUMPY[spec.dtype]) for value in values),
+        pack(shape, w, spec.dtype),
         convolution_f32.pack_bias(shape.filters, bias),
     )
     function = generator(shape, spec, **options)
-    y = run(function, spec.level, inputs, (shape.batch, shape.out_height, shape.out_width, padded(shape.filters)))
+    y = run(
+        function, spec.level, inputs, (shape.batch, shape.out_height, shape.out_width, padded(shape.filters)), spec.dtype
+    ).astype(np.float32)
 
     def reference(x, w, bias, added):
         x, w, bias, added = (torch.from_numpy(v.astype(np.float64)) for v in (x, w, bias, added))
@@ -65,7 +69,7 @@ def check(generator, pack, shape: Convolution, spec: FloatSpec, seed: int, **opt
     exact = activated(spec.activation, reference(x, w, bias, added))
     magnitude = reference(*(np.abs(v) for v in (x, w, bias, added)))
     depth = shape.channels // shape.groups * shape.kernel[0] * shape.kernel[1] + spec.residual
-    assert_close(to_logical(y, shape.filters), exact, magnitude, depth, spec.activation)
+    assert_close(to_logical(y, shape.filters), exact, magnitude, depth, spec.activation, spec.dtype)
 
 
 @st.composite
@@ -115,6 +119,24 @@ def test_grouped(level, data, groups, activation, residual, seed):
 )
 def test_depthwise(level, shape, activation, residual, seed):
     check(depthwise_f32.depthwise, depthwise_f32.pack_weight, shape, FloatSpec(activation, residual, level), seed)
+
+
+@pytest.mark.parametrize(("dtype", "level", "dot"), HALF_FORMS)
+@EXAMPLES
+@given(data=st.data(), groups=st.sampled_from([1, 1, 3]), activation=ACTIVATIONS, residual=st.booleans(), seed=st.integers(0, 2**31))
+def test_half_precision(dtype, level, dot, data, groups, activation, residual, seed):
+    spec = FloatSpec(activation, residual, level, dtype=dtype, dot=dot)
+    shape = data.draw(convolutions(groups))
+    planar = shape.channels <= 16 and data.draw(st.booleans())
+    check(convolution_f32.convolution, convolution_f32.pack_weight, shape, spec, seed, planar_input=planar)
+
+
+@pytest.mark.parametrize(("dtype", "level", "dot"), [form for form in HALF_FORMS if not getattr(form, "values", form)[2]])
+@EXAMPLES
+@given(shape=convolutions(depthwise=True), activation=ACTIVATIONS, residual=st.booleans(), seed=st.integers(0, 2**31))
+def test_half_precision_depthwise(dtype, level, dot, shape, activation, residual, seed):
+    spec = FloatSpec(activation, residual, level, dtype=dtype, dot=dot)
+    check(depthwise_f32.depthwise, depthwise_f32.pack_weight, shape, spec, seed)
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -1,4 +1,4 @@
-"""A float function of one tensor, element by element, where no kernel before it could take it in."""
+"""A float function of one tensor, element by element, where no kernel before it could take it in; without one, a cast."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from .emit import arguments, bind, build, loop, parallel_kind
 from .float_base import Activation, load_lanes, store_lanes
 from .isa import T
 
+SINGLE = ("float32", "float32")
+
 #: Vectors of one iteration: their chains of dependent operations overlap.
 UNROLL = 4
 
@@ -19,19 +21,22 @@ UNROLL = 4
 ELEMENTS_PER_US = 4000
 
 
-def activation(size: int, function: Activation) -> tirx.PrimFunc:
-    """(X [size], Y [size]), float32. Raises OptionError for an empty extent."""
+def activation(size: int, function: Activation, dtypes: tuple[str, str] = SINGLE, level: str = "") -> tirx.PrimFunc:
+    """(X [size], Y [size]) of the two types, float32 or half precision; level: of the rounding.
+
+    Raises OptionError for an empty extent.
+    """
     if size < 1:
         raise OptionError(f"activation: the size must be at least 1, got {size}")
 
     def body() -> None:
-        x, y = arguments(("X", (size,), "float32"), ("Y", (size,), "float32"))
+        x, y = arguments(("X", (size,), dtypes[0]), ("Y", (size,), dtypes[1]))
 
         def vectors(start: Any, count: int, rest: int = LANES) -> None:
             valid = [LANES] * (count - 1) + [rest]
             values = [bind(function.emit(load_lanes(x, start + i * LANES, v))) for i, v in enumerate(valid)]
             for i, (value, v) in enumerate(zip(values, valid, strict=True)):
-                store_lanes(y, start + i * LANES, value, v)
+                store_lanes(y, start + i * LANES, value, v, level=level)
 
         blocks, rest = divmod(size, UNROLL * LANES)
         if blocks:
@@ -40,4 +45,4 @@ def activation(size: int, function: Activation) -> tirx.PrimFunc:
         if rest:
             vectors(blocks * UNROLL * LANES, -(-rest // LANES), (rest - 1) % LANES + 1)
 
-    return build("activation_f32", body)
+    return build("activation_f32", body, level)

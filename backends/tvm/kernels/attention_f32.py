@@ -8,7 +8,8 @@
 
 Operands are read where they lie, such as inside the output of one projection to queries, keys and values; Y can be written in
 the order the next projection reads. Scores are off by s = (width + 4) * 2^-23 * (scale * sum |q| |k| + |mask|) and their softmax
-as in softmax_f32, so |y - exact| <= (2 s + (keys + 24 + largest score - score) * 2^-23) * sum p |v|.
+as in softmax_f32, so |y - exact| <= (2 s + (keys + 24 + largest score - score) * 2^-23) * sum p |v|; half-precision tensors are
+widened as they are read, nothing between is rounded to half, and Y is, once.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from .base import LANES, VECTOR, padded
 from .emit import accumulator, arguments, bind, build, clamp_start, loop, parallel_kind, ramp, shuffle, splat, store
 from .exact_float import constant
 from .float_base import Level, Tile, choose_tile, fits, level_of, panel_widths, store_lanes
+from .half import is_half, widened
 from .isa import T
 from .layer_norm_f32 import add_lanes
 from .vector_math import exp_negative
@@ -50,7 +52,8 @@ class Rows:
 @dataclass(frozen=True)
 class Attention:
     """width: of a query and of a key; value_width: of a value. mask: rows of `keys` floats added to the scores; a step of 0
-    broadcasts. merged: Y is [batch, queries, heads, value_width] and not [batch, heads, queries, value_width]."""
+    broadcasts. merged: Y is [batch, queries, heads, value_width] and not [batch, heads, queries, value_width]. dtype: of every
+    tensor."""
 
     batch: int
     heads: int
@@ -64,6 +67,7 @@ class Attention:
     value: Rows
     mask: Rows | None = None
     merged: bool = False
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if min(self.batch, self.heads, self.queries, self.keys, self.width, self.value_width) < 1:
@@ -85,16 +89,16 @@ class Attention:
 
 
 def attention(shape: Attention, level: str = "avx512") -> tirx.PrimFunc:
-    """(Q [query.size], K [key.size], V [value.size], M [mask.size] if there is a mask, Y [shape.out]), float32.
+    """(Q [query.size], K [key.size], V [value.size], M [mask.size] if there is a mask, Y [shape.out]), of shape.dtype.
 
-    A row is read in whole vectors: up to 60 bytes past the end of K and V. Raises UnknownNameError for an unknown level.
+    A row is read in whole vectors: up to 60 bytes past the end of Q, K and V. Raises UnknownNameError for an unknown level.
     """
     chosen = level_of(level)
 
     def body() -> None:
-        mask = [("M", (shape.mask.size,), "float32")] if shape.mask else []
-        operands = [(n, (r.size,), "float32") for n, r in (("Q", shape.query), ("K", shape.key), ("V", shape.value))]
-        q, k, v, *m, y = arguments(*operands, *mask, ("Y", shape.out, "float32"))
+        mask = [("M", (shape.mask.size,), shape.dtype)] if shape.mask else []
+        operands = [(n, (r.size,), shape.dtype) for n, r in (("Q", shape.query), ("K", shape.key), ("V", shape.value))]
+        q, k, v, *m, y = arguments(*operands, *mask, ("Y", shape.out, shape.dtype))
         packed = T.alloc_buffer((shape.batch * shape.heads * padded(shape.keys) * shape.width,), "float32")
         _pack_keys(shape, k, packed)
         tile = choose_tile(chosen, 1, shape.queries, padded(shape.value_width) // LANES, shape.keys)
@@ -106,7 +110,7 @@ def attention(shape: Attention, level: str = "avx512") -> tirx.PrimFunc:
             row = bind(clamp_start(bind(T.floormod(task, blocks)), tile.rows, shape.queries) + T.int32(0))
             block.emit(bind(T.floordiv(head, shape.heads)), bind(T.floormod(head, shape.heads)), row)
 
-    return build("attention_f32", body)
+    return build("attention_f32", body, level)
 
 
 def transpose(rows: list[Any]) -> list[Any]:
@@ -129,7 +133,7 @@ def _pack_keys(shape: Attention, k: Any, packed: Any) -> None:
         starts = [bind(shape.key.at(image, head, key)) for key in keys]
 
         def part(d: Any, valid: int) -> None:
-            lanes = transpose([bind(k.vload([start + d], VECTOR)) for start in starts])
+            lanes = transpose([bind(widened(k, start + d)) for start in starts])
             for i, vector in enumerate(lanes[:valid]):
                 store(packed, (index * shape.width + d + i) * LANES, vector * constant(shape.scale))
 
@@ -161,12 +165,13 @@ class _Block:
         for lanes in highest:
             store(lanes, 0, constant(float("-inf")))
         widest = max(width for width in range(1, self.level.registers) if width == 1 or fits(self.level, Tile(rows, width)))
+        queries = self._queries((image, head, row))
         full, rest = divmod(shape.keys, LANES)
         for first, count, width in panel_widths(full, widest):
             with loop(count) as index:
-                self._scores(scores, highest, (image, head, row), bind(index * width + T.int32(first)), width, LANES)
+                self._scores(scores, highest, queries, (image, head, row), bind(index * width + T.int32(first)), width, LANES)
         if rest:
-            self._scores(scores, highest, (image, head, row), T.int32(full), 1, rest)
+            self._scores(scores, highest, queries, (image, head, row), T.int32(full), 1, rest)
         inverse = self._powers(scores, highest)
         for first, count, width in panel_widths(padded(shape.value_width) // LANES, self.tile.groups):
             for index in range(count):
@@ -186,23 +191,38 @@ class _Block:
                 for total, vector in zip(row, vectors, strict=True):
                     store(total, 0, total.vload([0], VECTOR) + value * vector)
 
-    def _scores(self, scores: Any, highest: list[Any], place: tuple[Any, Any, Any], panel: Any, width: int, valid: int) -> None:
+    def _queries(self, place: tuple[Any, Any, Any]) -> tuple[Any, Any, int]:
+        """The tile's queries: (buffer, offset, distance of rows). Half precision is widened into a buffer of the task."""
+        shape, (image, head, row) = self.shape, place
+        base = bind(shape.query.at(image, head, row))
+        if not is_half(self.q):
+            return self.q, base, shape.query.row
+        pitch = padded(shape.width)
+        held = T.alloc_buffer((self.tile.rows * pitch,), "float32")
+        with loop(self.tile.rows) as i, loop(pitch // LANES) as vector:
+            store(held, i * pitch + vector * LANES, widened(self.q, base + i * shape.query.row + vector * LANES))
+        return held, 0, pitch
+
+    def _scores(
+        self, scores: Any, highest: list[Any], queries: tuple[Any, Any, int], place: Any, panel: Any, width: int, valid: int
+    ) -> None:
         """Scores of the tile's queries and `width` panels of keys from `panel` on; of the last panel `valid` keys are real."""
         shape, (image, head, row), pitch = self.shape, place, padded(self.shape.keys)
         acc = [[accumulator("float32") for _ in range(width)] for _ in highest]
         panels = (image * shape.heads + head) * (pitch // LANES) + panel
-        base, keys = bind(shape.query.at(image, head, row)), bind(panels * (shape.width * LANES))
+        queries, base, step = queries
+        keys = bind(panels * (shape.width * LANES))
         self._multiply(
             acc,
             shape.width,
-            lambda i, d: self.q.vload([base + i * shape.query.row + d]),
+            lambda i, d: queries.vload([base + i * step + d]),
             lambda j, d: self.packed.vload([keys + (j * shape.width + d) * LANES], VECTOR),
         )
         for i, sums in enumerate(acc):
             for j, total in enumerate(sums):
                 value = total.vload([0], VECTOR)
                 if shape.mask is not None and self.mask is not None:
-                    value = value + self.mask.vload([shape.mask.at(image, head, row + i) + (panel + j) * LANES], VECTOR)
+                    value = value + widened(self.mask, shape.mask.at(image, head, row + i) + (panel + j) * LANES)
                 if valid < LANES:
                     value = T.Select(ramp(T.int32(0)) < splat(T.int32(valid)), value, constant(float("-inf")))
                 value = bind(value)
@@ -233,14 +253,15 @@ class _Block:
             acc,
             shape.keys,
             lambda i, key: scores.vload([i * pitch + key]),
-            lambda j, key: self.v.vload([base + key * shape.value.row + j * LANES], VECTOR),
+            lambda j, key: widened(self.v, base + key * shape.value.row + j * LANES),
         )
         rows = shape.out_rows()
         out = bind(rows.at(image, head, row) + T.int32(group * LANES))
         for i, sums in enumerate(acc):
             for j, total in enumerate(sums):
                 valid = min(LANES, shape.value_width - (group + j) * LANES)
-                store_lanes(self.y, out + i * rows.row + j * LANES, total.vload([0], VECTOR) * inverse[i], valid)
+                result = total.vload([0], VECTOR) * inverse[i]
+                store_lanes(self.y, out + i * rows.row + j * LANES, result, valid, level=self.level.name)
 
 
 def _largest(lanes: Any) -> Any:

@@ -36,7 +36,9 @@ from .float_base import (
     level_of,
     panel_widths,
 )
+from .half import NUMPY, Dotted, Weights, Widened, stored_panels, weight_step
 from .isa import T
+from .product_source import Source, Value, source_of
 from .window import Segment, column_segments, kernel_rows
 
 #: Inputs and outputs of one block of tiles, bytes: they stay in the second-level cache while the panels of weights pass by.
@@ -69,11 +71,11 @@ def band(shape: Convolution) -> tuple[int, Callable[[Any], Any]]:
     return span, start
 
 
-def packed_weight_shape(shape: Convolution) -> tuple[int, int, int]:
-    return padded(shape.filters) // LANES, shape.kernel[0] * shape.kernel[1] * band(shape)[0], LANES
+def packed_weight_shape(shape: Convolution, dtype: str = "float32") -> tuple[int, int, int]:
+    return padded(shape.filters) // LANES, shape.kernel[0] * shape.kernel[1] * padded(band(shape)[0], weight_step(dtype)), LANES
 
 
-def pack_weight(shape: Convolution, weight: np.ndarray) -> np.ndarray:
+def pack_weight(shape: Convolution, weight: np.ndarray, dtype: str = "float32") -> np.ndarray:
     """(O, C / groups, KH, KW) -> [O / LANES, KH * KW * band, LANES], zeros where a lane reads no such channel."""
     expected = (shape.filters, shape.channels // shape.groups, *shape.kernel)
     if weight.shape != expected:
@@ -90,7 +92,7 @@ def pack_weight(shape: Convolution, weight: np.ndarray) -> np.ndarray:
         for filter_ in range(shape.filters):
             first = filter_ // outputs * inputs - start(filter_ // LANES)
             packed[filter_ // LANES, :, :, first : first + inputs, filter_ % LANES] = taps[filter_]
-    return np.ascontiguousarray(packed.reshape(packed_weight_shape(shape)))
+    return stored_panels(np.ascontiguousarray(packed.reshape(packed_weight_shape(shape))), span, dtype)
 
 
 def pack_bias(filters: int, bias: np.ndarray | None) -> np.ndarray:
@@ -116,22 +118,23 @@ def convolution(shape: Convolution, spec: FloatSpec = PLAIN, planar_input: bool 
 
     def body() -> None:
         y_shape = (shape.batch, shape.out_height, shape.out_width, outputs)
-        buffers = declare(spec, x_shape, packed_weight_shape(shape), outputs, y_shape)
+        buffers = declare(spec, x_shape, packed_weight_shape(shape, spec.dtype), outputs, y_shape)
         pointwise = shape.kernel == (1, 1) == shape.stride and not shape.bordered and not planar_input
         pixels = shape.batch * shape.height * shape.width
         lines = replace(shape, batch=1, height=1, width=pixels) if pointwise else shape
         strides = (1, shape.height * shape.width) if planar_input else (padded(shape.channels), 1)
         emit_product(Product(lines, *strides, outputs, spec), buffers)
 
-    return build("convolution_f32", body)
+    return build("convolution_f32", body, spec.level)
 
 
 @dataclass(frozen=True)
 class Product:
-    """A convolution with the strides of its operands, in floats.
+    """A convolution with the strides of its operands, in elements.
 
-    x_pixel, x_channel: from one pixel, one channel of X to the next. y_row: floats of an output pixel; where it is less than
-    padded(filters), the last vector is stored in part. batched: one weight for each image, as in a batch of matrix products.
+    x_pixel, x_channel: from one pixel, one channel of X to the next. y_row: elements of an output pixel; where it is less than
+    padded(filters), the last vector is stored in part. batched: one weight for each image, as in a batch of matrix products; it
+    is float32 whatever the type of X and Y.
     """
 
     shape: Convolution
@@ -151,8 +154,20 @@ class Product:
         return pixels * self.shape.channels if self.x_channel != 1 else pixels * self.x_pixel
 
     @property
+    def weights(self) -> Weights:
+        # A planar image has no neighbouring channels.
+        if self.spec.dot and self.x_channel == 1 and not self.batched:
+            return Dotted()
+        return Widened(1 if self.batched else weight_step(self.spec.dtype))
+
+    @property
+    def tap(self) -> int:
+        """Channels of one tap, as its weights are stored."""
+        return padded(band(self.shape)[0], self.weights.step)
+
+    @property
     def depth(self) -> int:
-        return self.shape.kernel[0] * self.shape.kernel[1] * band(self.shape)[0]
+        return self.shape.kernel[0] * self.shape.kernel[1] * self.tap
 
     def tile(self) -> Tile:
         """The register tile asked for, or the best one, cut down to the shape."""
@@ -173,6 +188,7 @@ def emit_product(product: Product, buffers: Buffers) -> None:
     tiles_per_line = -(-shape.out_width // tile.rows)
     line_tiles = shape.batch * shape.out_height * tiles_per_line
     segments = column_segments(shape, tile.rows)
+    source = source_of(product, buffers.x, segments)
 
     def task(line_tile: Any, group: Any, width: int, valid: int) -> None:
         xt = bind(T.floormod(line_tile, tiles_per_line))
@@ -181,13 +197,14 @@ def emit_product(product: Product, buffers: Buffers) -> None:
         column = bind(clamp_start(xt, tile.rows, shape.out_width))
 
         def segment_code(segment: Segment) -> Callable[[], None]:
-            return lambda: _tile(product, segment, buffers, (image, oy, column, line_tile), group, Panel(tile.rows, width, valid))
+            panel = Panel(tile.rows, width, valid)
+            return lambda: _tile(product, segment, buffers, source, (image, oy, column, line_tile), group, panel)
 
         _switch(xt, [(segment.first + segment.count, segment_code(segment)) for segment in segments])
 
     floats = tile.rows * (shape.channels * shape.stride[0] * shape.stride[1] + product.y_row)
     block = max(1, BLOCK_BYTES // (4 * floats))
-    _tasks(product, line_tiles, block, tile.groups, task)
+    _tasks(product, line_tiles, block, tile.groups, task, source)
 
 
 @dataclass(frozen=True)
@@ -199,7 +216,9 @@ class Panel:
     valid: int
 
 
-def _tasks(product: Product, line_tiles: int, block: int, width: int, task: Callable[[Any, Any, int, int], None]) -> None:
+def _tasks(
+    product: Product, line_tiles: int, block: int, width: int, task: Callable[[Any, Any, int, int], None], source: Source
+) -> None:
     """One flat parallel loop over (block of tiles, panel, tile): each thread's share is contiguous and reuses its panel."""
     blocks = -(-line_tiles // min(block, line_tiles))
     block = -(-line_tiles // blocks)
@@ -215,6 +234,7 @@ def _tasks(product: Product, line_tiles: int, block: int, width: int, task: Call
     microseconds = 2 * product.shape.out_width * product.shape.out_height * product.shape.batch
     microseconds *= product.depth * product.groups * LANES / level_of(product.spec.level).flops_per_us
     with loop(blocks * panels * block, parallel_kind(microseconds)) as index:
+        source.allocate()
         panel = bind(T.floormod(T.floordiv(index, block), panels))
         line_tile = bind(T.floordiv(index, block * panels) * block + T.floormod(index, block))
 
@@ -253,7 +273,7 @@ def _ahead(product: Product, panel: Panel, line_tile: Any, weight_base: Any) -> 
     cache together, it takes the vectors of its own panel AHEAD steps on.
     """
     size = product.depth * LANES
-    if panel.width * size * 4 > PANEL_BYTES:
+    if panel.width * size * (4 if product.batched else np.dtype(NUMPY[product.spec.dtype]).itemsize) > PANEL_BYTES:
         return [weight_base + j * size + AHEAD * LANES for j in range(panel.width)]
     return [bind(weight_base + (panel.width + T.floormod(line_tile, panel.width)) * size)]
 
@@ -262,6 +282,7 @@ def _tile(
     product: Product,
     segment: Segment,
     buffers: Buffers,
+    source: Source,
     place: tuple[Any, Any, Any, Any],
     group: Any,
     panel: Panel,
@@ -285,26 +306,58 @@ def _tile(
         for i in range(panel.rows):
             for j in range(panel.width):
                 prefetch(buffers.residual, out + (i * product.y_row + j * LANES))
-    ahead = _ahead(product, panel, line_tile, weight_base) if panel.rows > 1 and product.spec.level == "avx512" else None
+    vectors = product.spec.level.startswith("avx512")
+    ahead = _ahead(product, panel, line_tile, weight_base) if panel.rows > 1 and vectors else None
+    steps = _Steps(product, buffers.w, acc, weight_base, ahead)
     low, high = kernel_rows(shape, oy)
     with loop(shape.kernel[0]) if isinstance(low, int) else T.serial(low, high) as ky:
         line = (oy * shape.stride[0] + ky * shape.dilation[0] - shape.padding[0]) * shape.width
         for first_kx, taps, rows in segment.runs():
-            with loop(taps) as tap:
+
+            def base(tap: Any, line: Any = line, first_kx: int = first_kx) -> Any:
                 pixel = line + column * shape.stride[1] + ((first_kx + tap) * shape.dilation[1] - shape.padding[1])
-                x_base = bind(image * product.x_image + pixel * product.x_pixel + start(group) * product.x_channel)
-                w_base = bind(weight_base + (ky * shape.kernel[1] + first_kx + tap) * (span * LANES))
-                with loop(span) as c:
-                    vectors = [w_base + c * LANES + j * (product.depth * LANES) for j in range(panel.width)]
-                    weights = [bind(buffers.w.vload([vector], VECTOR)) for vector in vectors]
-                    if ahead is not None:
-                        for vector in ahead:
-                            prefetch(buffers.w, vector + (w_base - weight_base) + c * LANES)
-                    for i in rows:
-                        value = splat(buffers.x.vload([x_base + c * product.x_channel + i * (shape.stride[1] * product.x_pixel)]))
-                        for j, weight in enumerate(weights):
-                            store(acc[i][j], 0, acc[i][j].vload([0], VECTOR) + value * weight)
+                return image * product.x_image + pixel * product.x_pixel + start(group) * product.x_channel
+
+            for first, channels in source.chunks(span):
+                read = source.read(base, taps, rows, first, channels)
+                with loop(taps) as tap:
+                    value = read(tap)
+                    w_base = bind(weight_base + (ky * shape.kernel[1] + first_kx + tap) * (product.tap * LANES) + first * LANES)
+                    steps.emit(value, rows, w_base, channels)
     for i, row in enumerate(acc):
         for j, sums in enumerate(row):
             valid = panel.valid if j == panel.width - 1 else LANES
             buffers.finish(product.spec, sums.vload([0], VECTOR), out + (i * product.y_row + j * LANES), valid)
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The inner loop over channels: acc[i][j] += value(i, channel) * W[j][channel]."""
+
+    product: Product
+    w: Any
+    acc: list[list[Any]]
+    weight_base: Any
+    ahead: list[Any] | None
+
+    def emit(self, value: Value, rows: list[int], w_base: Any, channels: int) -> None:
+        step = self.product.weights.step
+        full, rest = divmod(channels, step)
+        if full:
+            with loop(full) as index:
+                self._step(value, rows, w_base, index * step, step)
+        if rest:
+            self._step(value, rows, w_base, full * step, rest)
+
+    def _step(self, value: Value, rows: list[int], w_base: Any, channel: Any, channels: int) -> None:
+        """channels: how many of a vector of weights count."""
+        unit, size = self.product.weights, self.product.depth * LANES
+        vectors = [w_base + channel * LANES + j * size for j in range(len(self.acc[0]))]
+        weights = [unit.load(self.w, vector, channels) for vector in vectors]
+        for vector in self.ahead or ():
+            prefetch(self.w, vector + (w_base - self.weight_base) + channel * LANES)
+        for factor in range(len(weights[0])):
+            for i in rows:
+                x = value(i, channel + factor, channels)
+                for j, weight in enumerate(weights):
+                    store(self.acc[i][j], 0, unit.add(self.acc[i][j].vload([0], VECTOR), x, weight[factor]))

@@ -21,6 +21,7 @@ from .base import LANES, VECTOR, Convolution, padded
 from .convolution_f32 import pack_bias
 from .emit import accumulator, bind, build, clamp_start, loop, parallel_kind, store
 from .float_base import CACHED_BYTES, PLAIN, FloatSpec, Level, declare, level_of
+from .half import NUMPY, is_half, widened
 from .isa import T
 from .window import Segment, column_segments, kernel_rows
 
@@ -31,14 +32,14 @@ def packed_weight_shape(shape: Convolution) -> tuple[int, int, int]:
     return padded(shape.filters) // LANES, shape.kernel[0] * shape.kernel[1], LANES
 
 
-def pack_weight(shape: Convolution, weight: np.ndarray) -> np.ndarray:
+def pack_weight(shape: Convolution, weight: np.ndarray, dtype: str = "float32") -> np.ndarray:
     """(C, 1, KH, KW) -> [C / LANES, KH * KW, LANES], zeros in the padding."""
     expected = (shape.filters, 1, *shape.kernel)
     if weight.shape != expected:
         raise OptionError(f"depthwise weight: expected shape {expected}, got {weight.shape}")
     full = np.zeros((padded(shape.filters), shape.kernel[0] * shape.kernel[1]), np.float32)
     full[: shape.filters] = weight.reshape(shape.filters, -1)
-    return np.ascontiguousarray(full.reshape(-1, LANES, full.shape[1]).transpose(0, 2, 1))
+    return np.ascontiguousarray(full.reshape(-1, LANES, full.shape[1]).transpose(0, 2, 1).astype(NUMPY[dtype]))
 
 
 def choose_rows(level: Level, shape: Convolution) -> int:
@@ -67,13 +68,13 @@ def depthwise(shape: Convolution, spec: FloatSpec = PLAIN) -> tirx.PrimFunc:
         assert bias is not None
         sweep = Sweep(
             initial=lambda group: bias.vload([group * LANES], VECTOR),
-            tap=lambda group, ky, kx: bind(w.vload([((group * taps) + ky * shape.kernel[1] + kx) * LANES], VECTOR)),
+            tap=lambda group, ky, kx: bind(widened(w, ((group * taps) + ky * shape.kernel[1] + kx) * LANES)),
             combine=lambda total, value, weight: total + value * weight,
             finish=lambda value, offset: buffers.finish(spec, value, offset),
         )
         sweep.emit(shape, rows, buffers.x, 2 * shape.macs / (level.flops_per_us / 4))
 
-    return build("depthwise_f32", body)
+    return build("depthwise_f32", body, spec.level)
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Sweep:
         with loop(shape.batch * groups * shape.out_height, parallel_kind(microseconds)) as index:
             # A small image is walked vector by vector, so that the rows a window shares are read from the first-level cache; a
             # large one streams past row by row.
-            if shape.height * shape.width * groups * LANES * 4 > CACHED_BYTES:
+            if shape.height * shape.width * groups * LANES * (2 if is_half(x) else 4) > CACHED_BYTES:
                 group, oy = T.floormod(index, groups), T.floormod(T.floordiv(index, groups), shape.out_height)
             else:
                 oy, group = T.floormod(index, shape.out_height), T.floormod(T.floordiv(index, shape.out_height), groups)
@@ -127,7 +128,7 @@ class Sweep:
                     tap = self.tap(group, ky, kx)
                     for i in rows:
                         offset = (i * shape.stride[1] + kx * shape.dilation[1]) * row_size
-                        value = self.combine(acc[i].vload([0], VECTOR), x.vload([x_base + offset], VECTOR), tap)
+                        value = self.combine(acc[i].vload([0], VECTOR), widened(x, x_base + offset), tap)
                         store(acc[i], 0, value)
         out = bind(((image * shape.out_height + oy) * shape.out_width + column) * row_size + group * LANES)
         for i, total in enumerate(acc):

@@ -11,19 +11,25 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 
 from .base import LANES
+from .half import NATIVE, NATIVE_CODE, VIEWS
 from .isa import T
 
 #: One fork and join of TVM's thread pool, microseconds (measured on two cores): a loop worth less than twice this stays serial.
 FORK_JOIN_US = 2.0
 
 
-def build(name: str, body: Callable[[], None]) -> tirx.PrimFunc:
-    """Runs `body`, which declares arguments and emits statements, as one PrimFunc."""
+#: Attribute of a function: LLVM code of the functions it calls.
+LLVM_CODE = "graphwright.llvm_code"
+
+
+def build(name: str, body: Callable[[], None], level: str = "") -> tirx.PrimFunc:
+    """Runs `body`, which declares arguments and emits statements, as one PrimFunc. level: of a kernel that may hold bfloat16."""
     builder: Any
+    code = {LLVM_CODE: NATIVE_CODE} if level == NATIVE else {}
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name(name)
-            T.func_attr({"tirx.noalias": True, "global_symbol": name})
+            T.func_attr({"tirx.noalias": True, "global_symbol": name, **code})
             body()
         return builder.get()
 
@@ -33,10 +39,12 @@ Argument = tuple[str, tuple[int, ...], str]
 
 def arguments(*specs: Argument) -> list[Any]:
     """Declares (name, shape, dtype) buffers, before any statement, and returns a flat view of each: generators compute
-    element offsets themselves."""
+    element offsets themselves. bfloat16 numbers are seen as their bits (`half`)."""
     buffers = [T.arg(name, T.buffer(shape, dtype)) for name, shape, dtype in specs]
     return [
-        buffer if len(shape) == 1 else T.decl_buffer((prod(shape),), dtype, data=buffer.data)
+        buffer
+        if len(shape) == 1 and dtype not in VIEWS
+        else T.decl_buffer((prod(shape),), VIEWS.get(dtype, dtype), data=buffer.data)
         for buffer, (_, shape, dtype) in zip(buffers, specs, strict=True)
     ]
 

@@ -2,6 +2,8 @@
 
 The float kernels promise closeness, not bits: the order of a sum and the use of fused multiply-add are free. A result differs
 from the exact one by at most (K + 2) * eps * (sum |x| |w| + |bias|), K the number of products. Activations must be finite.
+With half-precision tensors it is the same sum of the stored numbers, the residual and the activation included, and one rounding
+more, of the result: by u |y| with u = 2^-8 for bfloat16 and 2^-11 for float16 (2^-125 and 2^-25 absolute, near zero).
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ....ir.errors import OptionError, UnknownNameError
-from .base import LANES
+from .base import LANES, VECTOR
 from .emit import accumulator, arguments, bind, ramp, splat, store
+from .half import NATIVE, NUMPY, is_half, lanes_of, rounded, widened
 from .isa import T
 from .vector_math import FUNCTIONS
 
@@ -72,6 +75,8 @@ class Level:
 
 LEVELS = {
     "avx512": Level("avx512", 32, fma=0.5, load=0.5, broadcast=0.5, stream=2.5, far=4.0, latency=4, flops_per_us=80_000),
+    # For bfloat16 only: half the bytes, and one instruction more to widen a vector of weights.
+    NATIVE: Level(NATIVE, 32, fma=0.5, load=1.0, broadcast=0.5, stream=1.25, far=2.0, latency=4, flops_per_us=80_000),
     # AVX2: 16 registers of 8 lanes. AArch64's 32 of 4 lanes hold the same number of floats.
     "portable": Level("portable", 8, fma=1.0, load=1.0, broadcast=0.5, stream=2.0, far=6.0, latency=4, flops_per_us=20_000),
 }
@@ -97,12 +102,24 @@ class FloatSpec:
 
     activation: applied before the store. residual: a second tensor of the output's shape and layout (an input buffer R, after
     the others) is added before the activation. tile: the register tile; by default the one of least estimated time.
+    dtype: what X, R, W and Y are stored in, float32, bfloat16 or float16; bias and sums are float32. dot: multiply pairs of
+    bfloat16 numbers with vdpbf16ps (level "avx512-bf16"); half the rate of widening and multiplying on Sapphire Rapids and
+    Emerald Rapids, where it starts every other cycle, and twice that on cores that start one a cycle and one 512-bit
+    multiply-add: `graphwright tune` measures it.
     """
 
     activation: Activation = NO_ACTIVATION
     residual: bool = False
     level: str = "avx512"
     tile: Tile | None = None
+    dtype: str = "float32"
+    dot: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in NUMPY:
+            raise UnknownNameError("float type of a kernel", self.dtype, NUMPY)
+        if self.dot and (self.dtype, self.level) != ("bfloat16", NATIVE):
+            raise OptionError(f"vdpbf16ps multiplies bfloat16 at level {NATIVE}, not {self.dtype} at level {self.level}")
 
 
 #: Neither residual nor activation, at the best level.
@@ -150,16 +167,17 @@ class Buffers:
         """Adds the residual at `offset` of the output, applies the activation, and stores the first `valid` lanes."""
         if self.residual is not None:
             value = value + load_lanes(self.residual, offset, valid)
-        store_lanes(self.y, offset, spec.activation.emit(value), valid)
+        store_lanes(self.y, offset, spec.activation.emit(value), valid, level=spec.level)
 
 
 def declare(
     spec: FloatSpec, x: tuple[int, ...], w: tuple[int, ...], bias: int, y: tuple[int, ...], names: tuple[str, str] = ("X", "W")
 ) -> Buffers:
     """Declares X, then R if the spec has a residual, W, bias [bias] if it is not 0, and Y, of these shapes."""
-    residual = [("R", y, "float32")] if spec.residual else []
+    dtype = spec.dtype
+    residual = [("R", y, dtype)] if spec.residual else []
     vector = [("bias", (bias,), "float32")] if bias else []
-    flat = arguments((names[0], x, "float32"), *residual, (names[1], w, "float32"), *vector, ("Y", y, "float32"))
+    flat = arguments((names[0], x, dtype), *residual, (names[1], w, dtype), *vector, ("Y", y, dtype))
     rest = flat[1 + len(residual) :]
     return Buffers(flat[0], flat[1] if residual else None, rest[0], rest[1] if bias else None, rest[-1])
 
@@ -215,22 +233,32 @@ def choose_tile(level: Level, lines: int, columns: int, groups: int, depth: int)
 
 
 def load_lanes(buffer: Any, offset: Any, valid: int = LANES, fill: float = 0.0, dtype: str = "float32") -> Any:
-    """The vector at `offset`; only `valid` elements are read, the lanes past them hold `fill`."""
+    """The vector at `offset`; only `valid` elements are read, the lanes past them hold `fill`. Half precision is widened."""
+    if is_half(buffer):
+        if valid == LANES:
+            return widened(buffer, offset)
+        scratch = accumulator("float32")
+        store(scratch, 0, splat(T.float32(fill)))
+        T.buffer_store(scratch, widened(buffer, offset, valid), [ramp(0, valid) if valid > 1 else 0])
+        return bind(scratch.vload([0], VECTOR))
     if valid == LANES:
         return buffer.vload([offset], f"{dtype}x{LANES}")
     scratch = accumulator(dtype)
     store(scratch, 0, splat(T.Cast(dtype, T.float32(fill)) if dtype != "float32" else T.float32(fill)))
-    part = buffer.vload([offset], f"{dtype}x{valid}" if valid > 1 else dtype)
+    part = buffer.vload([offset], lanes_of(dtype, valid))
     T.buffer_store(scratch, part, [ramp(0, valid) if valid > 1 else 0])
     return bind(scratch.vload([0], f"{dtype}x{LANES}"))
 
 
-def store_lanes(buffer: Any, offset: Any, value: Any, valid: int = LANES, dtype: str = "float32") -> None:
-    """Stores the first `valid` lanes of a vector."""
+def store_lanes(buffer: Any, offset: Any, value: Any, valid: int = LANES, dtype: str = "float32", level: str = "") -> None:
+    """Stores the first `valid` lanes of a vector; rounds to half precision where the buffer holds it."""
+    if is_half(buffer):
+        dtype = str(buffer.dtype)
+        value = rounded(value, dtype, level)
     if valid == LANES:
         store(buffer, offset, value)
         return
     scratch = accumulator(dtype)
     store(scratch, 0, value)
-    part = scratch.vload([0], f"{dtype}x{valid}" if valid > 1 else dtype)
+    part = scratch.vload([0], lanes_of(dtype, valid))
     T.buffer_store(buffer, part, [ramp(offset, valid) if valid > 1 else offset])

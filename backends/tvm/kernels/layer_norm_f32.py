@@ -4,6 +4,8 @@ A row is read from memory once; mean, variance (of the differences, so that a la
 sweeps over it in the first-level cache. Bound, with m the largest |x| of the row and d its sqrt(variance + eps):
 
     |y - exact| <= (N / 64 + 16) * 2^-23 * (|weight| * (|exact x| + m / d) + |bias|),   x standing for the normalized value
+
+Half-precision rows are normalized in float32; their result is rounded once more.
 """
 
 from __future__ import annotations
@@ -26,25 +28,28 @@ ELEMENTS_PER_US = 4000
 SUMS = 4
 
 
-def layer_norm(rows: int, length: int, eps: float) -> tirx.PrimFunc:
-    """(X [rows, length], weight [length], bias [length], Y [rows, length]), float32. Raises OptionError for an empty extent."""
+def layer_norm(rows: int, length: int, eps: float, dtype: str = "float32", level: str = "") -> tirx.PrimFunc:
+    """(X [rows, length], weight [length], bias [length], Y [rows, length]); X and Y of `dtype`, the rest float32.
+
+    Raises OptionError for an empty extent.
+    """
     if min(rows, length) < 1:
         raise OptionError(f"layer_norm: every extent must be at least 1, got {rows} x {length}")
 
     def body() -> None:
         x, weight, bias, y = arguments(
-            ("X", (rows, length), "float32"),
+            ("X", (rows, length), dtype),
             ("weight", (length,), "float32"),
             ("bias", (length,), "float32"),
-            ("Y", (rows, length), "float32"),
+            ("Y", (rows, length), dtype),
         )
         with loop(rows, parallel_kind(rows * length / ELEMENTS_PER_US)) as row:
-            _row((x, weight, bias, y), bind(row * T.int32(length)), length, eps)
+            _row((x, weight, bias, y), bind(row * T.int32(length)), length, eps, level)
 
-    return build("layer_norm_f32", body)
+    return build("layer_norm_f32", body, level)
 
 
-def _row(buffers: tuple[Any, Any, Any, Any], base: Any, length: int, eps: float) -> None:
+def _row(buffers: tuple[Any, Any, Any, Any], base: Any, length: int, eps: float, level: str) -> None:
     x, weight, bias, y = buffers
     inverse = T.float32(1.0 / length)
     mean = bind(row_sum(length, lambda start, valid: load_lanes(x, base + start, valid)) * inverse)
@@ -59,7 +64,7 @@ def _row(buffers: tuple[Any, Any, Any, Any], base: Any, length: int, eps: float)
     def affine(start: Any, valid: int) -> None:
         scale = bind(splat(factor) * load_lanes(weight, start, valid))
         d = load_lanes(x, base + start, valid) - splat(mean)
-        store_lanes(y, base + start, d * scale + load_lanes(bias, start, valid), valid)
+        store_lanes(y, base + start, d * scale + load_lanes(bias, start, valid), valid, level=level)
 
     for_chunks(length, affine)
 

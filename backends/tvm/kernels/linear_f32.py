@@ -9,20 +9,21 @@ from .base import LANES, Convolution, padded
 from .convolution_f32 import Product, emit_product, pack_bias
 from .emit import build
 from .float_base import PLAIN, FloatSpec, MatrixProduct, declare
+from .half import stored_panels, weight_step
 
 __all__ = ["linear", "pack_bias", "pack_weight", "packed_weight_shape"]
 
 
-def packed_weight_shape(inputs: int, outputs: int) -> tuple[int, int, int]:
-    return padded(outputs) // LANES, inputs, LANES
+def packed_weight_shape(inputs: int, outputs: int, dtype: str = "float32") -> tuple[int, int, int]:
+    return padded(outputs) // LANES, padded(inputs, weight_step(dtype)), LANES
 
 
-def pack_weight(weight: np.ndarray) -> np.ndarray:
+def pack_weight(weight: np.ndarray, dtype: str = "float32") -> np.ndarray:
     """(N, K) -> [N / LANES, K, LANES], zeros in the padding."""
     outputs, inputs = weight.shape
     full = np.zeros((padded(outputs), inputs), np.float32)
     full[:outputs] = weight
-    return np.ascontiguousarray(full.reshape(-1, LANES, inputs).transpose(0, 2, 1))
+    return stored_panels(np.ascontiguousarray(full.reshape(-1, LANES, inputs).transpose(0, 2, 1)), inputs, dtype)
 
 
 def linear(shape: MatrixProduct, spec: FloatSpec = PLAIN) -> tirx.PrimFunc:
@@ -34,9 +35,9 @@ def linear(shape: MatrixProduct, spec: FloatSpec = PLAIN) -> tirx.PrimFunc:
     lines = Convolution(1, shape.inner, 1, shape.rows, shape.columns, (1, 1))
 
     def body() -> None:
-        weights = packed_weight_shape(shape.inner, shape.columns)
+        weights = packed_weight_shape(shape.inner, shape.columns, spec.dtype)
         y = (shape.rows, shape.columns)
         buffers = declare(spec, (shape.rows, shape.inner), weights, padded(shape.columns), y)
         emit_product(Product(lines, shape.inner, 1, shape.columns, spec), buffers)
 
-    return build("linear_f32", body)
+    return build("linear_f32", body, spec.level)

@@ -1,4 +1,5 @@
-"""Float batched matrix product of two activations: the right side is packed into vectors of columns first, in the kernel."""
+"""Float batched matrix product of two activations: the right side is packed into vectors of columns first, in the kernel (and in
+float32, whatever it is stored in)."""
 
 from __future__ import annotations
 
@@ -7,10 +8,11 @@ from typing import Any
 
 from tvm import tirx
 
-from .base import LANES, VECTOR, Convolution, padded
+from .base import LANES, Convolution, padded
 from .convolution_f32 import Product, emit_product
 from .emit import bind, build, loop, parallel_kind, store
 from .float_base import PLAIN, FloatSpec, MatrixProduct, declare
+from .half import widened
 from .isa import T
 
 
@@ -30,7 +32,7 @@ def matmul(shape: MatrixProduct, spec: FloatSpec = PLAIN) -> tirx.PrimFunc:
         _pack(buffers.w, packed, shape)
         emit_product(Product(lines, inner, 1, columns, spec, batched=True), replace(buffers, w=packed))
 
-    return build("matmul_f32", body)
+    return build("matmul_f32", body, spec.level)
 
 
 def _pack(b: Any, packed: Any, shape: MatrixProduct) -> None:
@@ -45,12 +47,12 @@ def _pack(b: Any, packed: Any, shape: MatrixProduct) -> None:
             with loop(inner) as k:
                 target = (index * inner + k) * LANES
                 if lanes == LANES and not transposed:
-                    store(packed, target, b.vload([(image * inner + k) * columns + group * LANES], VECTOR))
+                    store(packed, target, widened(b, (image * inner + k) * columns + group * LANES))
                     return
                 for lane in range(LANES):
                     column = group * LANES + min(lane, lanes - 1)
                     source = (image * columns + column) * inner + k if transposed else (image * inner + k) * columns + column
-                    T.buffer_store(packed, b.vload([source]), [target + lane])
+                    T.buffer_store(packed, widened(b, source, 1), [target + lane])
 
         if full == groups:
             copy(LANES)

@@ -14,13 +14,16 @@ from .softmax_exact import softmax_rows
 from .vector_math import exp_negative
 
 
-def softmax(rows: int, length: int) -> tirx.PrimFunc:
-    """(X [rows, length], Y [rows, length]), float32. Raises OptionError for an empty extent."""
+def softmax(rows: int, length: int, dtype: str = "float32", level: str = "") -> tirx.PrimFunc:
+    """(X [rows, length], Y [rows, length]) of `dtype`; half precision is rounded once, at the end.
+
+    Raises OptionError for an empty extent.
+    """
     if min(rows, length) < 1:
         raise OptionError(f"softmax: every extent must be at least 1, got {rows} x {length}")
 
     def body() -> None:
-        x, y = arguments(("X", (rows, length), "float32"), ("Y", (rows, length), "float32"))
-        softmax_rows(x, y, rows, length, lambda vectors: [exp_negative(vector) for vector in vectors])
+        x, y = arguments(("X", (rows, length), dtype), ("Y", (rows, length), dtype))
+        softmax_rows(x, y, rows, length, lambda vectors: [exp_negative(vector) for vector in vectors], level)
 
-    return build("softmax_f32", body)
+    return build("softmax_f32", body, level)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from ....ir.program import shape_of, single_user
+from ....ir.program import dtype_of, shape_of, single_user
 from ..kernels.attention_f32 import Attention, Rows, attention
 from ..lower import Lowering, rule
-from ..values import DTYPES, Expr, arguments, of_node
+from ..values import DTYPES, SUFFIXES, Expr, arguments, of_node
 from .generic import fallback
 
 aten = torch.ops.aten
@@ -86,7 +86,7 @@ def find(lowering: Lowering, node: fx.Node) -> Found | None:
 def _fits(lowering: Lowering, found: Found) -> bool:
     query, key, value = (shape_of(n) for n in (found.query, found.key, found.value))
     tensors = [n for n in (found.query, found.key, found.value, found.mask) if n is not None]
-    if any(DTYPES[n.meta["val"].dtype] != "float32" for n in tensors):
+    if len({dtype_of(n) for n in tensors}) != 1 or DTYPES[dtype_of(found.query)] not in SUFFIXES:
         return False
     if not 2 <= len(query) <= 4 or query[:-2] != key[:-2] or query[:-2] != value[:-2]:
         return False
@@ -129,11 +129,12 @@ def lower_float_attention(lowering: Lowering, node: fx.Node) -> bool:
         operands.append(_mask_rows(lowering, found.mask))
     places: Any = [operand[1] for operand in operands if operand is not None]
     sizes = (batch, heads, query[-2], key[-1], query[-1], value[-1])
+    dtype = DTYPES[dtype_of(found.query)]
     mask = places[3] if found.mask is not None else None
-    shape = Attention(*sizes, found.scale, places[0], places[1], places[2], mask, found.merged)
+    shape = Attention(*sizes, found.scale, places[0], places[1], places[2], mask, found.merged, dtype)
     inputs = [lowering.with_slack(operand[0]) for operand in operands if operand is not None]
-    options = {"nodes": found.nodes, "macs": shape.macs, "label": "attention_f32"}
-    out = lowering.kernel(attention, shape, lowering.float_level, inputs=inputs, **options)
+    options = {"nodes": found.nodes, "macs": shape.macs, "label": f"attention_{SUFFIXES[dtype]}"}
+    out = lowering.kernel(attention, shape, lowering.level(dtype), inputs=inputs, **options)
     lowering.bind_all(found.nodes, of_node(found.nodes[-1], dense=out))
     return True
 

@@ -223,5 +223,5 @@ def _pad(lowering: Lowering, node: fx.Node, x: fx.Node, widths: Sequence[int], f
         fallback(lowering, node)
         return
     left, right, top, bottom = (*(int(v) for v in widths), 0, 0)[:4]
-    fill = float(fill) if dtype == "float32" else int(fill)
+    fill = float(fill) if "float" in dtype else int(fill)
     lowering.bind(node, of_node(node, pending=Frame(x, (top, left), (bottom, right), fill)))

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from ....ir.dialect import gw
-from ....ir.program import shape_of, single_user
+from ....ir.program import dtype_of, shape_of, single_user
 from ..kernels import (
     activation_f32,
     coded_f32,
@@ -26,9 +26,9 @@ from ..kernels import (
 )
 from ..kernels.base import LANES, Convolution
 from ..kernels.convolution_f32 import pack_bias
-from ..kernels.float_base import RELU, RELU6, Activation, FloatSpec, MatrixProduct
+from ..kernels.float_base import NO_ACTIVATION, RELU, RELU6, Activation, FloatSpec, MatrixProduct
 from ..lower import Lowering, rule, unsupported
-from ..values import DTYPES, Expr, arguments, of_node, shape_of_var
+from ..values import DTYPES, SUFFIXES, Expr, arguments, of_node, shape_of_var
 from .attention_float import lower_float_attention
 from .bitmask import sparse_weight, stored
 from .coded import CodedWeight, coded_weight
@@ -36,6 +36,8 @@ from .generic import fallback
 from .operands import matmul_operands, planar, without_frame
 
 aten = torch.ops.aten
+
+HALF = (torch.bfloat16, torch.float16)
 
 #: Activations without options.
 ACTIVATIONS: dict[Any, Activation] = {
@@ -75,7 +77,8 @@ class Finish:
 
 def finish(lowering: Lowering, node: fx.Node) -> Finish:
     """Takes in a residual addition and an activation that alone read `node`. Integer programs round after every op: nothing."""
-    found = Finish(FloatSpec(level=lowering.float_level), (node,))
+    dtype = DTYPES[dtype_of(node)]
+    found = Finish(FloatSpec(level=lowering.level(dtype), dtype=dtype), (node,))
     reader = single_user(node)
     if reader is None or lowering.integer:
         return found
@@ -92,16 +95,35 @@ def finish(lowering: Lowering, node: fx.Node) -> Finish:
 
 
 def _same_type(a: fx.Node, b: fx.Node) -> bool:
-    return shape_of(a) == shape_of(b) and _is_float32(a, b)
+    return shape_of(a) == shape_of(b) and common_type(a, b) is not None
 
 
 def _stored(lowering: Lowering, argument: Any) -> np.ndarray | None:
+    """A parameter; half precision widened, which packing takes back."""
     tensor = lowering.program.parameter(argument)
-    return None if tensor is None else tensor.detach().cpu().numpy()
+    if tensor is None:
+        return None
+    return (tensor.float() if tensor.dtype in HALF else tensor).detach().cpu().numpy()
 
 
 def _is_float32(*nodes: Any) -> bool:
     return all(DTYPES[n.meta["val"].dtype] == "float32" for n in nodes)
+
+
+def common_type(*nodes: fx.Node) -> str | None:
+    """The one type of all, where float kernels know it."""
+    types = {DTYPES[dtype_of(n)] for n in nodes}
+    return types.pop() if len(types) == 1 and types <= SUFFIXES.keys() else None
+
+
+def label(family: str, dtype: str) -> str:
+    """Name of a kernel in the library: `linear_f32`, `linear_bf16`."""
+    return f"{family}_{SUFFIXES[dtype]}"
+
+
+def _packed(pack: Any, *given: Any, dtype: str) -> np.ndarray:
+    """Half precision is asked for by name: families of other targets may know float32 alone."""
+    return pack(*given) if dtype == "float32" else pack(*given, dtype=dtype)
 
 
 def _weight(lowering: Lowering, argument: Any) -> np.ndarray | CodedWeight | None:
@@ -114,7 +136,7 @@ def _weight(lowering: Lowering, argument: Any) -> np.ndarray | CodedWeight | Non
 def _planar(lowering: Lowering, node: fx.Node) -> Convolution | None:
     """The convolution that a designed kernel computes; None where it is left to the generic lowering."""
     x, weight, bias, stride, padding, dilation, transposed, _, groups = arguments(node)
-    if transposed or not _is_float32(x, weight) or (bias is not None and _stored(lowering, bias) is None):
+    if transposed or common_type(x, weight) is None or (bias is not None and _stored(lowering, bias) is None):
         return None
     found = planar(shape_of(x), shape_of(weight), stride, padding, dilation, groups)
     banded = found is not None and found.groups > 1 and not found.depthwise
@@ -170,29 +192,30 @@ def convolution(lowering: Lowering, node: fx.Node) -> None:
     x, shape = without_frame(lowering, x, shape, 0.0)
     done = finish(lowering, node)
     residual = [] if done.residual is None else [lowering.channels(done.residual)]
-    packed = _convolution_weight(lowering, weight, shape)
+    packed = _convolution_weight(lowering, weight, shape, done.spec.dtype)
     if shape.depthwise:
-        generator, label = depthwise_f32.depthwise, "depthwise_f32"
+        generator, family = depthwise_f32.depthwise, "depthwise"
         options, source = (shape, done.spec), lowering.channels(x)
     else:
-        generator, label = convolution_f32.convolution, "convolution_f32"
+        generator, family = convolution_f32.convolution, "convolution"
         # The image a network is given is planar, with few channels: a first layer reads it as it is.
         planar_input = shape.channels <= LANES and not lowering.is_channels(x) and len(x.users) == 1
-        source = lowering.dense(x) if planar_input else lowering.channels(x)
+        source = _rows(lowering, x, done.spec) if planar_input else lowering.channels(x)
         options = (shape, done.spec, planar_input)
     inputs = [source, *residual, packed, pack_bias(shape.filters, _stored(lowering, bias))]
-    out = lowering.kernel(generator, *options, inputs=inputs, nodes=done.nodes, macs=shape.macs, label=label)
+    given = {"nodes": done.nodes, "macs": shape.macs, "label": label(family, done.spec.dtype)}
+    out = lowering.kernel(generator, *options, inputs=inputs, **given)
     lowering.bind_all(done.nodes, of_node(done.nodes[-1], channels=out))
 
 
-def _convolution_weight(lowering: Lowering, node: fx.Node, shape: Convolution) -> Expr | np.ndarray:
+def _convolution_weight(lowering: Lowering, node: fx.Node, shape: Convolution, dtype: str) -> Expr | np.ndarray:
     weight = _weight(lowering, node)
     assert weight is not None
     if isinstance(weight, CodedWeight):
         return weight.panels(lowering, taps=prod(shape.kernel))
     kernel = weight.reshape(shape.filters, -1, *shape.kernel)
     family = lowering.family(depthwise_f32 if shape.depthwise else convolution_f32)
-    return stored(lowering, node, family.pack_weight(shape, kernel))
+    return stored(lowering, node, _packed(family.pack_weight, shape, kernel, dtype=dtype))
 
 
 @rule(aten.linear.default)
@@ -229,7 +252,7 @@ def _linear(
 ) -> None:
     """source: the node of a weight that may be compressed."""
     offset = _stored(lowering, bias)
-    if matrix is None or not _is_float32(x, node) or (bias is not None and offset is None):
+    if matrix is None or common_type(x, node) is None or (bias is not None and offset is None):
         fallback(lowering, node)
         return
     outputs, inputs = matrix.shape
@@ -238,19 +261,27 @@ def _linear(
     done = finish(lowering, node)
     shape = MatrixProduct(prod(shape_of(x)[:-1]), inputs, outputs)
     residual = [] if done.residual is None else [lowering.dense(done.residual)]
-    generator, spec, weights = _product(lowering, shape, matrix, source)
-    operands = [lowering.dense(x), *residual, *weights, pack_bias(outputs, offset)]
-    options = {"nodes": done.nodes, "macs": shape.macs, "label": generator.__module__.rpartition(".")[2]}
+    generator, spec, weights = _product(lowering, shape, matrix, source, done.spec.dtype)
+    operands = [_rows(lowering, x, done.spec), *residual, *weights, pack_bias(outputs, offset)]
+    family = generator.__module__.rpartition(".")[2].removesuffix("_f32")
+    options = {"nodes": done.nodes, "macs": shape.macs, "label": label(family, done.spec.dtype)}
     out = lowering.kernel(generator, *spec, done.spec, inputs=operands, **options)
     lowering.bind_all(done.nodes, of_node(done.nodes[-1], dense=out))
 
 
+def _rows(lowering: Lowering, x: fx.Node, spec: FloatSpec) -> Expr:
+    """The dense form, for a product: half precision is read in vectors that may end past the last row."""
+    var = lowering.dense(x)
+    return var if spec.dtype == "float32" else lowering.with_slack(var)
+
+
 def _product(
-    lowering: Lowering, shape: MatrixProduct, matrix: np.ndarray | CodedWeight, source: fx.Node | None
+    lowering: Lowering, shape: MatrixProduct, matrix: np.ndarray | CodedWeight, source: fx.Node | None, dtype: str
 ) -> tuple[Any, tuple[Any, ...], list[Any]]:
     """(generator, its specification, the weight's buffers) of a linear layer."""
     if isinstance(matrix, np.ndarray):
-        return linear_f32.linear, (shape,), [stored(lowering, source, lowering.family(linear_f32).pack_weight(matrix))]
+        packed = _packed(lowering.family(linear_f32).pack_weight, matrix, dtype=dtype)
+        return linear_f32.linear, (shape,), [stored(lowering, source, packed)]
     coded = matrix.coded(lowering.float_level)
     if coded_f32.fuses(shape.rows, coded):
         return coded_f32.linear, (shape, coded), matrix.buffers(coded)
@@ -266,7 +297,7 @@ def matmul(lowering: Lowering, node: fx.Node) -> None:
     if matrix is not None and matrix.ndim == 2 and _stored(lowering, a) is None:
         _linear(lowering, node, a, matrix.T, None)
         return
-    operands = matmul_operands(a, b) if _is_float32(a, b) else None
+    operands = matmul_operands(a, b) if common_type(a, b) is not None else None
     if operands is None:
         fallback(lowering, node)
         return
@@ -274,8 +305,8 @@ def matmul(lowering: Lowering, node: fx.Node) -> None:
     done = finish(lowering, node)
     shape = MatrixProduct(rows, inner, columns, batch, transposed)
     residual = [] if done.residual is None else [lowering.dense(done.residual)]
-    inputs = [lowering.dense(a), *residual, lowering.dense(source)]
-    options = {"nodes": done.nodes, "macs": shape.macs, "label": "matmul_f32"}
+    inputs = [_rows(lowering, a, done.spec), *residual, lowering.dense(source)]
+    options = {"nodes": done.nodes, "macs": shape.macs, "label": label("matmul", done.spec.dtype)}
     out = lowering.kernel(matmul_f32.matmul, shape, done.spec, inputs=inputs, **options)
     lowering.bind_all(done.nodes, of_node(done.nodes[-1], dense=out))
 
@@ -284,13 +315,34 @@ def matmul(lowering: Lowering, node: fx.Node) -> None:
 def activation(lowering: Lowering, node: fx.Node) -> None:
     """A clamp and every activation of an integer program (which must round as torch does) are left to the generic lowering."""
     x, found = arguments(node)[0], activation_of(node)
-    if lowering.integer or found is None or found.function is None or not _is_float32(x):
+    dtype = common_type(x)
+    # A half-precision clamp, too: TVM's own loops widen and round element by element.
+    designed = found is not None and dtype is not None and (found.function is not None or dtype != "float32")
+    if lowering.integer or found is None or dtype is None or not designed:
         fallback(lowering, node)
         return
+    _map(lowering, node, x, found, (dtype, dtype))
+
+
+@rule(aten._to_copy.default)
+def cast(lowering: Lowering, node: fx.Node) -> None:
+    """Between float32 and half precision, in the layout the value has; other casts are generic."""
+    x = arguments(node)[0]
+    source, target = common_type(x), common_type(node)
+    if lowering.integer or source is None or target is None or source == target:
+        fallback(lowering, node)
+        return
+    _map(lowering, node, x, NO_ACTIVATION, (source, target))
+
+
+def _map(lowering: Lowering, node: fx.Node, x: fx.Node, function: Activation, types: tuple[str, str]) -> None:
     place = "channels" if lowering.is_channels(x) else "dense"
     var = lowering.channels(x) if place == "channels" else lowering.dense(x)
     shape = shape_of_var(var)
-    out = lowering.kernel(activation_f32.activation, prod(shape), found, inputs=[var], nodes=(node,), label="activation_f32")
+    half = next((dtype for dtype in types if dtype != "float32"), None)
+    spec = (types, lowering.level(half)) if half else ()
+    name = label("cast" if types[0] != types[1] else "activation", half or "float32")
+    out = lowering.kernel(activation_f32.activation, prod(shape), function, *spec, inputs=[var], nodes=(node,), label=name)
     lowering.bind(node, of_node(node, **{place: lowering.reshape(out, shape)}))
 
 
@@ -298,11 +350,12 @@ def activation(lowering: Lowering, node: fx.Node) -> None:
 def softmax(lowering: Lowering, node: fx.Node) -> None:
     x, dim, *_ = arguments(node)
     shape = shape_of(node)
-    if lowering.integer or not shape or int(dim) % len(shape) != len(shape) - 1 or not _is_float32(x, node):
+    if lowering.integer or not shape or int(dim) % len(shape) != len(shape) - 1 or (dtype := common_type(x, node)) is None:
         fallback(lowering, node)
         return
     rows, inputs = prod(shape[:-1]), [lowering.dense(x)]
-    out = lowering.kernel(softmax_f32.softmax, rows, shape[-1], inputs=inputs, nodes=(node,), label="softmax_f32")
+    spec = rows, shape[-1], *_half_options(lowering, dtype)
+    out = lowering.kernel(softmax_f32.softmax, *spec, inputs=inputs, nodes=(node,), label=label("softmax", dtype))
     lowering.bind(node, of_node(node, dense=out))
 
 
@@ -311,15 +364,24 @@ def layer_norm(lowering: Lowering, node: fx.Node) -> None:
     given: list[Any] = list(arguments(node))
     defaults: list[Any] = [None, None, 1e-5]
     x, normalized, weight, bias, eps, *_ = given + defaults[len(given) - 2 :]
-    if lowering.integer or not _is_float32(x) or (normalized and list(normalized) != list(shape_of(x)[-len(normalized) :])):
+    dtype = common_type(x)
+    if lowering.integer or dtype is None or (normalized and list(normalized) != list(shape_of(x)[-len(normalized) :])):
         fallback(lowering, node)
         return
     length = prod(normalized)
     inputs = [lowering.dense(x), _affine(lowering, weight, length, 1.0), _affine(lowering, bias, length, 0.0)]
-    spec = prod(shape_of(x)) // length, length, float(eps)
-    out = lowering.kernel(layer_norm_f32.layer_norm, *spec, inputs=inputs, nodes=(node,), label="layer_norm_f32")
+    spec = prod(shape_of(x)) // length, length, float(eps), *_half_options(lowering, dtype)
+    out = lowering.kernel(layer_norm_f32.layer_norm, *spec, inputs=inputs, nodes=(node,), label=label("layer_norm", dtype))
     lowering.bind(node, of_node(node, dense=out))
 
 
 def _affine(lowering: Lowering, parameter: fx.Node | None, length: int, fill: float) -> Expr | np.ndarray:
-    return np.full(length, fill, np.float32) if parameter is None else lowering.dense(parameter)
+    if parameter is None:
+        return np.full(length, fill, np.float32)
+    values = _stored(lowering, parameter)
+    return lowering.dense(parameter) if values is None or dtype_of(parameter) not in HALF else values
+
+
+def _half_options(lowering: Lowering, dtype: str) -> tuple[Any, ...]:
+    """What a kernel with half-precision tensors is told beyond its float32 specification."""
+    return () if dtype == "float32" else (dtype, lowering.level(dtype))

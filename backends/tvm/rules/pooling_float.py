@@ -12,7 +12,8 @@ from ....ir.program import shape_of
 from ..kernels import pooling_f32
 from ..kernels.base import Convolution
 from ..lower import Lowering, rule
-from ..values import arguments, of_node
+from ..values import SUFFIXES, arguments, dtype_of_var, of_node
+from .floating import label
 from .generic import fallback, op_name
 
 aten = torch.ops.aten
@@ -24,7 +25,7 @@ def _in_place(lowering: Lowering, node: fx.Node) -> bool:
 
 
 def _designed(lowering: Lowering, node: fx.Node) -> bool:
-    return _in_place(lowering, node) and not lowering.integer and lowering.value(arguments(node)[0]).dtype == "float32"
+    return _in_place(lowering, node) and not lowering.integer and lowering.value(arguments(node)[0]).dtype in SUFFIXES
 
 
 def _pair(values: Any) -> list[int]:
@@ -39,10 +40,10 @@ def _window(node: fx.Node, kernel: Any, stride: Any, padding: Any, dilation: Any
 
 
 def _pool(lowering: Lowering, node: fx.Node, generator: Any, shape: Convolution) -> None:
-    out = lowering.kernel(
-        generator, shape, lowering.float_level, inputs=[lowering.channels(arguments(node)[0])], nodes=(node,),
-        label=f"{generator.__name__}_f32",
-    )  # fmt: skip
+    source = lowering.channels(arguments(node)[0])
+    dtype = dtype_of_var(source)
+    spec = (shape, lowering.level(dtype)) if dtype == "float32" else (shape, lowering.level(dtype), dtype)
+    out = lowering.kernel(generator, *spec, inputs=[source], nodes=(node,), label=label(generator.__name__, dtype))
     lowering.bind(node, of_node(node, channels=out))
 
 
