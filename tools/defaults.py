@@ -32,6 +32,11 @@ def default_pipeline(program: Program) -> str:
     return _from_stage(program, TRANSFORMER if is_transformer(program) else CONVOLUTIONAL)
 
 
+def half_pipeline(program: Program, dtype: str) -> str:
+    """Pipeline text for `bfloat16` or `float16`."""
+    return _from_stage(program, f"canonicalize,cast-float{{dtype={dtype}}}")
+
+
 def search_pipeline(program: Program) -> str:
     """Pipeline text where layers have different formats."""
     return _from_stage(program, LOW_BIT_TRANSFORMER if is_transformer(program) else LOW_BIT_CONVOLUTIONAL)

@@ -16,11 +16,15 @@ from ..ir.program import Program, Stage
 from ..passes.base import PassContext
 from ..passes.manager import PassManager
 from ..passes.pipeline import Pipeline, parse
-from .defaults import default_pipeline
+from .defaults import default_pipeline, half_pipeline
 from .progress import silent
 from .sources import Source
 
+#: What tables compare unless they are asked for more.
 PRECISIONS = ("int8", "float32")
+
+#: Precisions that are a cast of the float program.
+HALF_PRECISIONS = ("bfloat16", "float16")
 
 #: Passes of the default pipeline that only move numbers.
 VALUES_ONLY = ("equalize", "correct-bias")
@@ -29,13 +33,15 @@ CALIBRATION_SAMPLES = 2
 
 
 def check_precision(precision: str) -> None:
-    if precision not in PRECISIONS:
-        raise UnknownNameError("precision", precision, PRECISIONS)
+    if precision not in PRECISIONS + HALF_PRECISIONS:
+        raise UnknownNameError("precision", precision, PRECISIONS + HALF_PRECISIONS)
 
 
 def quick_pipeline(program: Program, precision: str) -> Pipeline:
     """The default pipeline without the passes that only move numbers, and with the cheapest observer."""
     check_precision(precision)
+    if precision in HALF_PRECISIONS:
+        return parse(half_pipeline(program, precision))
     if precision == "float32":
         return parse("" if program.stage is Stage.COMPRESSED else "canonicalize")
     passes = [p for p in parse(default_pipeline(program)).passes if p.name not in VALUES_ONLY]
@@ -47,7 +53,7 @@ def quick_program(source: Source, precision: str, progress: Callable[[int, int, 
     """The program of `source` in `precision`. A model file without data is calibrated on random inputs."""
     pipeline = quick_pipeline(source.program, precision)
     data = None
-    if precision != "float32":
+    if precision == "int8":
         batches = source.calibration(None, CALIBRATION_SAMPLES) or [example_inputs(source.program)]
         data = Calibration.for_program(source.program, batches)
     return PassManager().run(source.program, pipeline, PassContext(calibration=data, progress=progress)).program

@@ -97,7 +97,7 @@ class _Cast:
 
     def visit(self, node: fx.Node) -> None:
         operands = [n for n in node.all_input_nodes if self._is(n, torch.float32, self.half)]
-        if not operands:
+        if not operands or node.target is aten._to_copy.default:  # a cast takes any type
             return
         wanted = self.half if self._in_half(node) else torch.float32
         self.layers += wanted is self.half and node.target in PRODUCTS

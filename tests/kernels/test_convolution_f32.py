@@ -123,7 +123,9 @@ def test_depthwise(level, shape, activation, residual, seed):
 
 @pytest.mark.parametrize(("dtype", "level", "dot"), HALF_FORMS)
 @EXAMPLES
-@given(data=st.data(), groups=st.sampled_from([1, 1, 3]), activation=ACTIVATIONS, residual=st.booleans(), seed=st.integers(0, 2**31))
+@given(
+    data=st.data(), groups=st.sampled_from([1, 1, 3]), activation=ACTIVATIONS, residual=st.booleans(), seed=st.integers(0, 2**31)
+)
 def test_half_precision(dtype, level, dot, data, groups, activation, residual, seed):
     spec = FloatSpec(activation, residual, level, dtype=dtype, dot=dot)
     shape = data.draw(convolutions(groups))

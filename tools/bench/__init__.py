@@ -24,12 +24,14 @@ from ...ir.onnx_export import export_onnx
 from ...ir.program import Program
 from ...passes.manager import PassManager
 from ...passes.pipeline import parse
+from ..defaults import half_pipeline
 from ..optimize import Result, optimize
 from ..predict import single_output
+from ..quick import HALF_PRECISIONS, check_precision
 from ..report import Measurement
 from ..sources import resolve
 from ..zoo import Metric, ReferenceModel, perplexity
-from .systems import PEERS
+from .systems import ARTIFACTS, PEERS, ours
 from .worker import Worker, WorkerError
 
 #: Pause before each timing; TVM's workers spin for about 60 ms after a run, other runtimes for less.
@@ -79,29 +81,33 @@ def run_bench(
     evaluate: int | None,
     progress: Callable[[int, int, str], None],
     keep: Path | None = None,
+    precisions: Sequence[str] = ("int8",),
 ) -> Bench:
     """Builds, scores and times every system. A peer that fails on the model is reported beside the rows, not in them.
 
     Args:
         evaluate: bounds the evaluation samples; None takes all of them.
-        keep: a folder that receives the int8 artifact and its HTML report, named after the model.
+        keep: a folder that receives the artifact of the first precision and its HTML report, named after the model.
+        precisions: of our artifacts beside the float32 one.
     """
     check_peers(peers)
+    for precision in precisions:
+        check_precision(precision)
     source = resolve(model)
     batches = source.calibration(None, samples)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        result = _prepare(source.program, batches, folder, progress)
-        workers = [Worker(system, folder, threads) for system in ("graphwright-float", "graphwright-int8")]
+        results = _prepare(source.program, batches, folder, precisions, progress)
+        workers = [Worker(ours(precision), folder, threads) for precision in results]
         failures: dict[str, str] = {}
         try:
-            for index, peer in enumerate(peers, 2):
-                progress(index, 2 + len(peers), "build systems")
+            for index, peer in enumerate(peers, len(results)):
+                progress(index, len(results) + len(peers), "build systems")
                 try:
                     workers.append(Worker(peer, folder, threads))
                 except WorkerError as error:
                     failures[peer] = str(error)
-            progress(2 + len(peers), 2 + len(peers), "build systems")
+            progress(len(results) + len(peers), len(results) + len(peers), "build systems")
             scores = _scores(source.reference, workers, evaluate)
             latencies = interleave(workers, rounds, progress)
         finally:
@@ -117,14 +123,15 @@ def run_bench(
             for w, s, t in zip(workers, scores, latencies, strict=True)
         ]  # fmt: skip
     if keep is not None:
+        result = results[precisions[0]]
         result.artifact.save(keep / f"{model}.gw", overwrite=True)
         measured = tuple(Measurement(f"{r.system} {r.precision}", r.score, r.size_bytes, r.latency_ms) for r in rows)
         replace(result.report, rows=measured, notes=()).save_html(keep / f"{model}.html")
     return Bench(tuple(rows), failures)
 
 
-def _prepare(program: Program, batches: list | None, folder: Path, progress) -> Result:
-    """Writes float.onnx, samples.npz, float.gw and int8.gw, all that the systems are built from; returns the int8 result."""
+def _prepare(program: Program, batches: list | None, folder: Path, precisions: Sequence[str], progress) -> dict[str, Result]:
+    """Writes float.onnx, samples.npz and our artifacts, all that the systems are built from; returns ours, float32 first."""
     canonical = PassManager().run(program, parse("canonicalize")).program
     export_onnx(canonical, folder / "float.onnx")
     data = Calibration.for_program(program, batches or [])
@@ -132,10 +139,15 @@ def _prepare(program: Program, batches: list | None, folder: Path, progress) -> 
     columns = [torch.stack(column).numpy() for column in zip(*data.samples, strict=True)]
     arrays: dict[str, Any] = dict(zip(names, columns, strict=True))
     np.savez(folder / "samples.npz", **arrays)
-    optimize(program, pipeline="canonicalize", measure=False, progress=progress).artifact.save(folder / "float.gw")
-    result = optimize(program, calibration=batches, measure=False, progress=progress)
-    result.artifact.save(folder / "int8.gw")
-    return result
+    pipelines = {"float32": "canonicalize", "int8": None, **{p: half_pipeline(program, p) for p in HALF_PRECISIONS}}
+    results = {}
+    for precision in dict.fromkeys(("float32", *precisions)):
+        data = batches if precision == "int8" else None
+        results[precision] = optimize(
+            program, pipeline=pipelines[precision], calibration=data, measure=False, progress=progress
+        )  # fmt: skip
+        results[precision].artifact.save(folder / ARTIFACTS[precision])
+    return results
 
 
 def _scores(reference: ReferenceModel | None, workers: Sequence[Worker], count: int | None) -> list[float | None]:
@@ -184,15 +196,16 @@ def score_text(row: Row) -> str:
 
 
 def table(bench: Bench) -> Table:
-    """The rows with ratios to our int8 artifact (above 1: slower than ours)."""
+    """The rows with ratios to our int8 artifact, or to the first one asked for (above 1: slower than ours)."""
     rows = bench.rows
     result = Table(title=f"{rows[0].model}, batch {rows[0].batch}, {rows[0].threads} threads")
     for column in ("system", "precision", score_column(rows[0].metric), "latency", "vs ours", "size"):
         result.add_column(column, justify="left" if column in ("system", "precision") else "right")
-    ours = next(r for r in rows if (r.system, r.precision) == ("graphwright", "int8")).latency_ms
+    asked = [row for row in rows if row.system == "graphwright"][1:] or [rows[0]]
+    base = next((row for row in asked if row.precision == "int8"), asked[0]).latency_ms
     for row in rows:
         size = f"{row.size_bytes / 1e6:.2f} MB" if row.size_bytes else "-"
         result.add_row(
-            row.system, row.precision, score_text(row), f"{row.latency_ms:.3f} ms", f"{row.latency_ms / ours:.2f}x", size
+            row.system, row.precision, score_text(row), f"{row.latency_ms:.3f} ms", f"{row.latency_ms / base:.2f}x", size
         )
     return result

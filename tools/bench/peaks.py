@@ -138,6 +138,7 @@ def _measure(target: Target, threads: int) -> Peaks:
 def _units(target: Target) -> dict[str, tuple[tuple[str, ...], str, str, int, Step]]:
     """name -> (further features, type of a sum, type of an operand, multiply-accumulates a step, step)."""
     from ...backends.tvm.kernels.isa import T
+    from ...backends.tvm.target import kernel_levels
 
     def intrinsic(result: str, name: str) -> Step:
         return lambda acc, a, b: T.call_llvm_pure_intrin(result, name, acc, a, b)
@@ -150,7 +151,7 @@ def _units(target: Target) -> dict[str, tuple[tuple[str, ...], str, str, int, St
         "int8": ((), "int32", "int32", 16, chained),
         "float32": ((), "float32", "float32", 16, lambda acc, a, b: T.call_llvm_pure_intrin("float32x16", "llvm.fma", acc, a, b)),
     }
-    if target.level in ("avx512-amx", "avx512-vnni"):
+    if kernel_levels(target)[0] != "portable":
         units["int8"] = ((), "int32", "int8", 64, intrinsic("int32x16", "llvm.x86.avx512.vpdpbusd.512"))
     return units
 

@@ -14,7 +14,15 @@ import onnx
 
 from ...ir.errors import GraphwrightError
 
-PEERS = ("ort", "ort-int8", "ort-dynamic", "openvino", "openvino-f32", "openvino-nncf", "torch-compile")
+PEERS = (
+    "ort", "ort-int8", "ort-dynamic", "openvino", "openvino-f32", "openvino-bf16", "openvino-nncf", "torch-compile",
+)  # fmt: skip
+
+#: Precision of ours -> the artifact that `build` reads.
+ARTIFACTS = {"float32": "float.gw", "int8": "int8.gw", "bfloat16": "bfloat16.gw", "float16": "float16.gw"}
+
+#: OpenVINO's names of what it computes in -> ours.
+PRECISIONS = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 Arrays = list[np.ndarray]
 
@@ -37,18 +45,23 @@ class System:
         return [np.ascontiguousarray(value[0]) for value in self.samples.values()]
 
 
+def ours(precision: str) -> str:
+    """Name of our system in a precision."""
+    return f"graphwright-{ARTIFACTS[precision].removesuffix('.gw')}"
+
+
 def build(name: str, folder: Path, threads: int) -> System:
-    """Builds the system called `name` from float.onnx, samples.npz, float.gw and int8.gw in `folder`."""
+    """Builds the system called `name` from float.onnx, samples.npz and our artifacts (ARTIFACTS) in `folder`."""
     with np.load(folder / "samples.npz") as loaded:
         samples = dict(loaded)
     builders = {
-        "graphwright-float": lambda: _graphwright(folder / "float.gw", "float32", samples, threads),
-        "graphwright-int8": lambda: _graphwright(folder / "int8.gw", "int8", samples, threads),
+        **{ours(p): lambda p=p: _graphwright(folder / ARTIFACTS[p], p, samples, threads) for p in ARTIFACTS},
         "ort": lambda: _ort(folder / "float.onnx", "float32", samples, threads),
         "ort-int8": lambda: _ort(ort_quantized(folder, samples), "int8", samples, threads),
         "ort-dynamic": lambda: _ort(_ort_dynamic(folder), "int8 dynamic", samples, threads),
         "openvino": lambda: _openvino("openvino", folder, samples, threads),
         "openvino-f32": lambda: _openvino("openvino", folder, samples, threads, INFERENCE_PRECISION_HINT="f32"),
+        "openvino-bf16": lambda: _openvino("openvino", folder, samples, threads, INFERENCE_PRECISION_HINT="bf16"),
         "openvino-nncf": lambda: _openvino("openvino-nncf", folder, samples, threads),
         "torch-compile": lambda: _torch_compile(folder, samples, threads),
     }
@@ -158,7 +171,7 @@ def _openvino(name: str, folder: Path, samples: dict[str, np.ndarray], threads: 
     compiled = ov.compile_model(model, "CPU", options)
     request = compiled.create_infer_request()
     chosen = str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
-    precision = "int8" if quantized else {"f32": "float32"}.get(chosen, chosen)
+    precision = "int8" if quantized else PRECISIONS.get(chosen, chosen)
 
     def run(arrays: Arrays) -> Arrays:
         request.infer(dict(enumerate(arrays)))

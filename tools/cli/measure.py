@@ -20,14 +20,17 @@ def bench(
     model: ModelArgument,
     peers: Annotated[
         str,
-        typer.Option(help="Comma-separated: ort, ort-int8, ort-dynamic, openvino, openvino-f32, openvino-nncf, torch-compile."),
+        typer.Option(help="Comma-separated: ort, ort-int8, ort-dynamic, openvino[-f32, -bf16, -nncf], torch-compile."),
     ] = "",
     threads: Annotated[int, typer.Option(help="Threads of every system.")] = 2,
     rounds: Annotated[int, typer.Option(help="Interleaved timing rounds.")] = 20,
     samples: Samples = 512,
     evaluate: Annotated[int, typer.Option(help="Evaluation samples; 0: all.")] = 0,
     profile: Annotated[bool, typer.Option("--profile", help="Instead: time of every kernel beside its floor.")] = False,
-    precision: Annotated[str, typer.Option(help="Of the profiled program: int8 or float32.")] = "int8",
+    precision: Annotated[
+        str,
+        typer.Option(help="Of our artifacts beside float32, comma-separated: int8, bfloat16, float16. Of the profiled program."),
+    ] = "int8",
     as_json: Annotated[Path | None, typer.Option("--json", help="Write the rows.")] = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
@@ -36,6 +39,7 @@ def bench(
     from ...ir.files import check_output, write_atomically
     from ..bench import check_peers, run_bench, table
     from ..progress import TerminalProgress
+    from ..quick import check_precision
     from ..sources import resolve
 
     if as_json is not None:
@@ -45,13 +49,24 @@ def bench(
         return
     names = [p for p in peers.split(",") if p]
     check_peers(names)
-    settings("bench", model=model, peers=", ".join(names) or "none", threads=threads, rounds=rounds, evaluate=evaluate or "all")
+    precisions = [p for p in precision.split(",") if p]
+    for name in precisions:
+        check_precision(name)
+    settings(
+        "bench",
+        model=model,
+        precisions=", ".join(("float32", *precisions)),
+        peers=", ".join(names) or "none",
+        threads=threads,
+        rounds=rounds,
+        evaluate=evaluate or "all",
+    )
     if dry_run:
         resolve(model)
         err.print("dry run: nothing was measured or written")
         return
     with TerminalProgress(err) as progress:
-        result = run_bench(model, names, threads, rounds, samples, evaluate or None, progress)
+        result = run_bench(model, names, threads, rounds, samples, evaluate or None, progress, precisions=precisions)
     out.print(table(result))
     for peer, reason in result.failures.items():
         err.print(f"{peer} did not run: {reason}", markup=False, highlight=False)
@@ -96,7 +111,7 @@ def tune(
     all_zoo: Annotated[bool, typer.Option("--all-zoo", help="Every reference model.")] = False,
     target: Annotated[str, typer.Option(help="cpu or x86[:level]; it must run here.")] = "cpu",
     threads: Annotated[int, typer.Option(help="Threads the kernels are tuned for; 0: every core.")] = 0,
-    precision: Annotated[list[str], typer.Option(help="int8 or float32; repeatable.")] = ["int8"],  # noqa: B006
+    precision: Annotated[list[str], typer.Option(help="int8, float32, bfloat16 or float16; repeatable.")] = ["int8"],  # noqa: B006
     budget: Annotated[float, typer.Option(help="Minutes; what is left over waits for the next run.")] = 30.0,
     database: Annotated[Path | None, typer.Option(help="Rows are kept here; default: the user's own database.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Measure kernels anew that have a row.")] = False,

@@ -39,10 +39,18 @@ def activation(size: int, function: Activation, dtypes: tuple[str, str] = SINGLE
                 store_lanes(y, start + i * LANES, value, v, level=level)
 
         blocks, rest = divmod(size, UNROLL * LANES)
-        if blocks:
-            with loop(blocks, parallel_kind(size / ELEMENTS_PER_US)) as index:
+        tail = lambda: vectors(blocks * UNROLL * LANES, -(-rest // LANES), (rest - 1) % LANES + 1)  # noqa: E731
+        if not blocks:
+            tail()
+            return
+        with loop(blocks + (rest > 0), parallel_kind(size / ELEMENTS_PER_US)) as index:
+            if not rest:
                 vectors(bind(index * T.int32(UNROLL * LANES)), UNROLL)
-        if rest:
-            vectors(blocks * UNROLL * LANES, -(-rest // LANES), (rest - 1) % LANES + 1)
+                return
+            with T.If(index < blocks):
+                with T.Then():
+                    vectors(bind(index * T.int32(UNROLL * LANES)), UNROLL)
+                with T.Else():
+                    tail()
 
     return build("activation_f32", body, level)

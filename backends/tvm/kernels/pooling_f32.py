@@ -29,9 +29,7 @@ def mean_pool(shape: Convolution, level: str = "avx512", dtype: str = "float32")
     return _pool("mean_pool_f32", shape, (level, dtype), 0.0, lambda a, b: a + b, lambda total: total * constant(1.0 / taps))
 
 
-def _pool(
-    name: str, shape: Convolution, form: tuple[str, str], start: float, combine: Any, finish: Any
-) -> tirx.PrimFunc:
+def _pool(name: str, shape: Convolution, form: tuple[str, str], start: float, combine: Any, finish: Any) -> tirx.PrimFunc:
     level, dtype = form
 
     def body() -> None:

@@ -20,6 +20,7 @@ from ..kernels.base import LANES, Convolution, padded
 from ..kernels.convolution_int8 import ConvolutionInt8
 from ..kernels.float_base import Level, MatrixProduct, Tile, fits, level_of, tile_cycles
 from ..kernels.gemm_int8 import Pixels
+from ..kernels.half import NATIVE
 from ..kernels.isa import isa_of
 from ..kernels.linear_int8 import LinearInt8
 from ..kernels.matmul_int8 import MatmulInt8
@@ -216,15 +217,22 @@ def _float_family(name: str, work: Callable[[Specification], str | None]) -> Fam
         tiles = _tiles(registers, shape.columns, shape.groups)
         estimate = [tile_cycles(registers, t, shape.lines, shape.columns, shape.groups, shape.depth) for t in tiles]
         best = sorted(zip(estimate, tiles, strict=True), key=lambda pair: (pair[0], pair[1].rows * pair[1].groups))
-        return [asdict(tile) for _, tile in best[:FLOAT_TILES]]
+        choices = [asdict(tile) for _, tile in best[:FLOAT_TILES]]
+        if (spec[1].dtype, spec[1].level) != ("bfloat16", NATIVE):
+            return choices
+        return [{**choice, "dot": dot} for choice in choices for dot in (False, True)]
 
     def chosen(spec: Specification, choice: Choice) -> Specification:
         registers = level_of(spec[1].level).registers
         groups = max(1, min(int(choice["groups"]), (registers - 1) // 2))
         tile = Tile(max(1, min(int(choice["rows"]), (registers - 1 - groups) // groups)), groups)
-        return (spec[0], replace(spec[1], tile=tile), *spec[2:])
+        return (spec[0], replace(spec[1], tile=tile, dot=bool(choice.get("dot", False))), *spec[2:])
 
-    return Family(name, lambda spec: spec[1].level, lambda spec: spec[1].tile is not None, work, space, chosen)
+    def typed(spec: Specification) -> str | None:
+        found, dtype = work(spec), spec[1].dtype
+        return found if found is None or dtype == "float32" else f"{dtype} {found}"
+
+    return Family(name, lambda spec: spec[1].level, lambda spec: spec[1].tile is not None, typed, space, chosen)
 
 
 def _tiles(level: Level, columns: int, groups: int) -> list[Tile]:

@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 import tvm
 
 from ...interrupt import deferred_interrupt
 from ...target import Target
 from ..cuda import measure as cuda_measure
 from ..executor import aligned_copy, set_threads
+from ..kernels.half import NUMPY
+from ..pipeline import import_llvm
 from ..target import require_run, tvm_target
 from . import Choice
 from .families import FAMILIES, Specification
@@ -77,7 +80,7 @@ def measure(generator: Any, spec: Specification, target: Target, threads: int) -
     functions = [generator(*(spec if choice is None else family.chosen(spec, choice))) for choice in choices]
     named = {f"kernel{i}": f.with_attr("global_symbol", f"kernel{i}") for i, f in enumerate(functions)}
     with deferred_interrupt():
-        library = tvm.compile(tvm.IRModule(named), target=tvm_target(target))
+        library = tvm.compile(import_llvm(tvm.IRModule(named)), target=tvm_target(target))
     candidates = [_Candidate(choice, library[name], []) for choice, name in zip(choices, named, strict=True)]
     operands = _operands(functions[0])
     number = _batch(candidates[0], operands)
@@ -100,9 +103,9 @@ def _operands(function: Any) -> list[list[Any]]:
     arrays = []
     for buffer in function.params:
         shape, dtype = tuple(int(d) for d in buffer.shape), str(buffer.dtype)
-        info = None if dtype.startswith("float") else np.iinfo(dtype)
+        info = None if dtype in NUMPY else np.iinfo(dtype)
         if info is None:
-            arrays.append(rng.standard_normal(shape).astype(dtype))
+            arrays.append(rng.standard_normal(shape).astype(NUMPY[dtype]))
         elif info.bits == 8:
             arrays.append(rng.integers(info.min, info.max + 1, shape).astype(dtype))
         else:
@@ -118,7 +121,11 @@ def _tensor(array: np.ndarray) -> Any:
     """A TVM tensor over aligned memory with SLACK bytes behind it."""
     raw = np.zeros(array.nbytes + SLACK, np.uint8)
     raw[: array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return tvm.runtime.from_dlpack(aligned_copy(raw)[: array.nbytes].view(array.dtype).reshape(array.shape))
+    memory = aligned_copy(raw)[: array.nbytes]
+    if array.dtype == NUMPY["bfloat16"]:  # numpy's DLPack has no bfloat16
+        bits = memory.view(np.int16).reshape(array.shape)
+        return tvm.runtime.from_dlpack(torch.from_numpy(bits).view(torch.bfloat16))
+    return tvm.runtime.from_dlpack(memory.view(array.dtype).reshape(array.shape))
 
 
 def _batch(candidate: _Candidate, operands: Sequence[list[Any]]) -> int:
