@@ -41,7 +41,8 @@ def target(level: str) -> dict[str, str]:
 
 
 def compiled(function, options: dict[str, str]):
-    module = import_llvm(tvm.IRModule({"main": function.with_attr("global_symbol", "main")}))
+    plain = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+    module = tvm.transform.Sequential([import_llvm])(plain)
     return tvm.compile(module, target=tvm.target.Target(options))
 
 

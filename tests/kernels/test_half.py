@@ -5,6 +5,8 @@ Convolutions have theirs in `test_convolution_f32`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -104,7 +106,8 @@ def test_attention(dtype, level, dot, sizes, masked, merged, seed):
     scale = 1 / np.sqrt(width)
     places = [Rows(int(np.prod(s)), 0, s[1] * s[2] * s[3], s[2] * s[3], s[3]) for s in shapes]
     mask = Rows(keys, 0, 0, 0, 0) if masked else None
-    shape = Attention(*sizes, scale, *places, mask, merged, dtype)
+    fields: Any = (*sizes, scale, *places, mask, merged, dtype)
+    shape = Attention(*fields)
     operands = [half(value.reshape(-1), dtype) for value in (q, k, v, *([hidden] if masked else []))]
     y = run(attention(shape, level), level, operands, shape.out, dtype)
     added = half(hidden, dtype).astype(np.float64)

@@ -16,6 +16,9 @@ The float32 modules have `generator(shape, FloatSpec) -> PrimFunc` (`float_base.
     linear_f32         MatrixProduct   X [M, K] -> Y [M, N]
     matmul_f32         MatrixProduct   A [B, M, K], B [B, K, N] or [B, N, K] -> Y [B, M, N]
 
+Each also stores its tensors as bfloat16 or float16 (`FloatSpec.dtype`, or the type as an argument): `half` widens and rounds, and
+`product_source` widens the input of a product once for a tile.
+
 Each of these states an error bound and holds it (`vector_math` has the polynomials and their bounds):
 
     attention_f32      attention(Attention, level)                Q, K, V where they lie, mask -> Y
@@ -31,7 +34,8 @@ The exact ones give the bits of the `gw::` float ops on every target (`exact_flo
     reduce_exact       reduce_sum(shape, axis, keepdim)           X [shape] -> Y
     exact_elementwise  elementwise(shape, dtypes, dtype, expression)
 
-Int8 levels: "avx512-amx", "avx512-vnni" and "portable", float levels: "avx512" and "portable"; "portable" is right everywhere.
+Int8 levels: "avx512-amx", "avx512-vnni" and "portable", float levels: "avx512", "avx512-bf16" (bfloat16 alone) and
+"portable"; "portable" is right everywhere.
 Inside: `isa` (the int8 levels), `gemm_int8` (register tile and blocking), `gemm_tiles` and `convolution_tiles` (the same on a
 `tile_unit`), `slices` (what a slice of a parallel loop does once), `tail` (rescaling), `float_base` (the float levels, costs and
 register tile), `window` (taps inside the image), `emit` (TIR building), `base` (layouts, shapes and tails shared with the

@@ -85,9 +85,12 @@ def rounded(value: Any, dtype: str, level: str) -> Any:
 
 
 class Weights(Protocol):
-    """How a product's packed weights are read and multiplied. step: channels of one vector in memory."""
+    """How a product's packed weights are read and multiplied."""
 
-    step: int
+    @property
+    def step(self) -> int:
+        """Channels of one vector in memory."""
+        ...
 
     def load(self, buffer: Any, offset: Any, channels: int) -> list[Any]:
         """The vector at `offset`, as one factor a multiplication: of the first `channels` channels that it holds."""

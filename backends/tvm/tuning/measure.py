@@ -80,7 +80,7 @@ def measure(generator: Any, spec: Specification, target: Target, threads: int) -
     functions = [generator(*(spec if choice is None else family.chosen(spec, choice))) for choice in choices]
     named = {f"kernel{i}": f.with_attr("global_symbol", f"kernel{i}") for i, f in enumerate(functions)}
     with deferred_interrupt():
-        library = tvm.compile(import_llvm(tvm.IRModule(named)), target=tvm_target(target))
+        library = tvm.compile(tvm.transform.Sequential([import_llvm])(tvm.IRModule(named)), target=tvm_target(target))
     candidates = [_Candidate(choice, library[name], []) for choice, name in zip(choices, named, strict=True)]
     operands = _operands(functions[0])
     number = _batch(candidates[0], operands)
