@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import tvm
 from graphwright.backends.tvm.kernels import linear_f32, matmul_f32, pooling_f32
 from graphwright.backends.tvm.kernels.activation_f32 import activation as map_values
 from graphwright.backends.tvm.kernels.attention_f32 import Attention, Rows, attention
@@ -19,6 +20,8 @@ from graphwright.backends.tvm.kernels.float_base import NO_ACTIVATION, Activatio
 from graphwright.backends.tvm.kernels.half import NATIVE, NUMPY
 from graphwright.backends.tvm.kernels.layer_norm_f32 import layer_norm
 from graphwright.backends.tvm.kernels.softmax_f32 import softmax
+from graphwright.backends.tvm.pipeline import flatten
+from graphwright.backends.tvm.tasks import split_tasks
 from graphwright.ir.errors import OptionError, UnknownNameError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -171,6 +174,13 @@ def test_pools(dtype, level, dot):
     assert (largest.transpose(0, 3, 1, 2)[:, :19].astype(np.float64) == expected).all()
     mean = run(pooling_f32.mean_pool(shape, level, dtype), level, [physical], out, dtype)
     assert_rounded(mean.transpose(0, 3, 1, 2)[:, :19], F.avg_pool2d(wide, (3, 2), (2, 2), (1, 1)).numpy(), 1e-5, dtype)
+
+
+def test_a_parallel_loop_takes_its_ragged_end_in():
+    """A region runs parallel loops alone, or what stands between them without names: see `split_tasks`."""
+    function = map_values(100_003, Activation(function="gelu"))
+    flat = flatten(tvm.IRModule({"main": function}))["main"]
+    assert [phase.parallel for phase in split_tasks("main", flat).phases] == [True]
 
 
 def test_the_level_uses_its_instructions():
