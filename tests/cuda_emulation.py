@@ -20,6 +20,7 @@ using std::fmaf; using std::nearbyintf;
 typedef unsigned char uchar; typedef unsigned short ushort; typedef unsigned int uint;
 struct dim { int x, y, z; };
 static dim blockIdx, threadIdx;
+#define CUDART_INF_F INFINITY
 #define __global__
 #define __launch_bounds__(n)
 #define VECTOR(name, type) struct alignas(4 * sizeof(type)) name { type x, y, z, w; }; \

@@ -90,7 +90,7 @@ def on_cpu(function: Any, inputs: list[np.ndarray], out: np.ndarray) -> np.ndarr
 def emulated(functions: dict[str, Any], folder) -> Callable[..., np.ndarray]:
     """A function (name, inputs, out) that runs one of `functions`, scheduled for threads, on this CPU."""
     nests = tir.split_nests(functions, cuda_target(SM90))
-    module = tvm.IRModule({n.name: n.function for kernel in nests.values() for n in kernel.launches})
+    module = tvm.IRModule({n.symbol: n.function for kernel in nests.values() for n in kernel.launches})
     library = ctypes.CDLL(str(cuda_emulation.emulate(tir.cuda_source(module, cuda_target(SM90)), folder)))
 
     def run(name: str, inputs: list[np.ndarray], out: np.ndarray) -> np.ndarray:
@@ -100,7 +100,7 @@ def emulated(functions: dict[str, Any], folder) -> Callable[..., np.ndarray]:
         pointers = (ctypes.c_void_p * len(buffers))(*(b.ctypes.data for b in buffers))
         slots = (ctypes.c_void_p * len(buffers))(*(ctypes.addressof(pointers) + 8 * i for i in range(len(buffers))))
         for launch in nests[name].launches:
-            getattr(library, f"emulate_{launch.name}")((ctypes.c_uint * 6)(*launch.grid, *launch.block), slots)
+            getattr(library, f"emulate_{launch.symbol}")((ctypes.c_uint * 6)(*launch.grid, *launch.block), slots)
         return out
 
     return run

@@ -155,7 +155,10 @@ FAILURES = {
     ("FAKE_CUDA_DEVICES", "0"): "(sm_90); device 0 is wanted and 0 are visible",
     ("FAKE_CUDA_CAPABILITY", "80"): "sm_90, and device 0 (Fake GPU 0) is sm_80: build it for target cuda:sm_80",
     ("FAKE_CUDA_MEMORY", "100"): "bytes of device memory (64 of them weights); device 0 (Fake GPU 0) has 1000 of 2000 free",
-    ("FAKE_CUDA_BROKEN", "max_pool2d"): "kernel 'max_pool2d', fails: invalid argument (CUDA_ERROR_INVALID_VALUE, CUDA error 1)",
+    (
+        "FAKE_CUDA_BROKEN",
+        "gw_max_pool2d",
+    ): "kernel 'gw_max_pool2d', fails: invalid argument (CUDA_ERROR_INVALID_VALUE, CUDA error 1)",
 }
 
 
@@ -168,7 +171,7 @@ def test_failures_are_named_then_every_run_is_one_graph(pool):
     names = [row.name for row in pool.compiled.kernels]
     run = ["upload 2376", f"launch {len(names)}", "download 720", "synchronize"]
     assert log[0] == "module 1" and log[1].startswith("alloc ") and log[2:4] == ["upload 64", "synchronize"]
-    assert [line.split()[1] for line in log if line.startswith("capture")] == names
+    assert [line.split()[1] for line in log if line.startswith("capture")] == [f"gw_{name}" for name in names]
     assert log[log.index(f"instantiate {len(names)}") + 1 :] == run + run
     assert times == [1000.0] * len(names)  # the driver's clock ticks once an event
     assert (pool.folder / "log").read_text().splitlines()[-3:] == ["free", "unload", "release"]

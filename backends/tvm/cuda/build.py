@@ -53,6 +53,6 @@ def _triton_kernel(name: str, function: Any, call: TritonCall, level: str) -> Ta
 
 def _nest_kernels(nests: Mapping[str, Nests], cubin: bytes) -> dict[str, TaskKernel[Launch]]:
     return {
-        name: TaskKernel(tuple(Launch(n.name, n.name, cubin, n.grid, n.block) for n in kernel.launches), kernel.scratch)
+        name: TaskKernel(tuple(Launch(n.name, n.symbol, cubin, n.grid, n.block) for n in kernel.launches), kernel.scratch)
         for name, kernel in nests.items()
     }

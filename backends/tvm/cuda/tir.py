@@ -27,12 +27,13 @@ _DEVICE_KERNEL = 2  # CallingConv::kDeviceKernelLaunch
 
 @dataclass(frozen=True)
 class Nest:
-    """One launch before code generation: a function of pointers whose body is one loop nest.
+    """One launch before code generation: a function whose body is one loop nest.
 
-    grid, block: extents along x, y, z.
+    symbol: its name in CUDA, where `exp` and `max` are taken. grid, block: extents along x, y, z.
     """
 
     name: str
+    symbol: str
     function: Node
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
@@ -65,7 +66,7 @@ def generate(nests: Mapping[str, Nests], target: tvm.target.Target) -> bytes:
         TargetError: nvcc is missing or rejects the source.
     """
     launches = [launch for kernel in nests.values() for launch in kernel.launches]
-    source = cuda_source(tvm.IRModule({launch.name: launch.function for launch in launches}), target)
+    source = cuda_source(tvm.IRModule({launch.symbol: launch.function for launch in launches}), target)
     return compile_cubin(source, str(target.attrs["arch"]))
 
 
@@ -83,9 +84,10 @@ def _nests(name: str, function: Node) -> Nests:
     labels = [name] if len(groups) == 1 else [f"{name}_{index}" for index in range(len(groups))]
     launches = []
     for label, group in zip(labels, groups, strict=True):
+        symbol = f"gw_{label}"
         body = tirx.PrimFunc([*function.params, *shared], tirx.stmt_seq(*prologue, group.body))
-        attributes = {**dict(function.attrs or {}), "tirx.noalias": True, "global_symbol": label}
-        launches.append(Nest(label, body.with_attrs(attributes), *_extents(label, group.body)))
+        attributes = {**dict(function.attrs or {}), "tirx.noalias": True, "global_symbol": symbol}
+        launches.append(Nest(label, symbol, body.with_attrs(attributes), *_extents(label, group.body)))
     return Nests(tuple(launches), tuple(buffer_bytes(buffer) for buffer in shared))
 
 
