@@ -30,6 +30,9 @@ WARP = 32
 #: Threads of a block, and the most of one that shares a sum.
 THREADS = 128
 
+#: Steps of a sum that are written out one after the other.
+MOST_UNROLLED = 64 * WIDTH
+
 #: Fewer outputs than this leave most of a GPU idle; each is then worth a block where its sum has enough terms.
 FEW_OUTPUTS = 4096
 
@@ -161,10 +164,16 @@ def _mentions(expression: Any, variable: Any, simplified: bool = False) -> bool:
 
 def _spread(schedule: Any, rows: Any) -> None:
     """Binds a loop to blocks of threads."""
-    count = int(schedule.get(rows).extent)
-    block, thread = schedule.split(rows, [None, min(THREADS, -(-count // WARP) * WARP)])
+    block, thread = schedule.split(rows, [None, threads_of(int(schedule.get(rows).extent))])
     schedule.bind(block, "blockIdx.x")
     schedule.bind(thread, "threadIdx.x")
+
+
+def threads_of(count: int) -> int:
+    """Whole warps that cut `count` without a rest where some do: no thread then asks whether it has work. Small blocks where
+    there are few threads, for as many multiprocessors as possible."""
+    sizes = range(WARP, THREADS + 1, WARP) if count < FEW_OUTPUTS else range(THREADS, 0, -WARP)
+    return next((size for size in sizes if count % size == 0), min(THREADS, -(-count // WARP) * WARP))
 
 
 def _bind_sum(schedule: Any, total: Any, reader: Any) -> None:
@@ -191,6 +200,9 @@ def _bind_sum(schedule: Any, total: Any, reader: Any) -> None:
         init = schedule.decompose_reduction(total, inside[0])
         if lane is not None:
             schedule.vectorize(schedule.get_loops(init)[-1])
+        if product(extents(schedule, inside)) <= MOST_UNROLLED:  # then the loads of a window wait for memory together
+            for loop in inside[: len(inside) - (lane is not None)]:
+                schedule.unroll(loop)
 
 
 def _share_sum(schedule: Any, total: Any, reader: Any) -> None:
