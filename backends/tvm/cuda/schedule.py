@@ -144,7 +144,10 @@ def _fused(schedule: Any, loops: list[Any]) -> Any:
 
 
 def _contiguous(block: Any) -> bool:
-    """Whether the block's last axis only ever is the last index of what it reads and writes."""
+    """Whether the block's last axis only ever is the last index of what it reads and writes, all of types that CUDA has vectors
+    of."""
+    if any(str(region.source.dtype) in ("float16", "bfloat16") for region in (*block.reads, *block.writes)):
+        return False
     axis = block.iter_vars[-1].var
     for region in (*block.reads, *block.writes):
         *outer, last = (part.min for part in region.region)

@@ -1,4 +1,7 @@
-"""A float function of one tensor, element by element. CUDA's own functions are within 2 ulp; nothing is approximated further."""
+"""A float function of one tensor, element by element; without one, a cast.
+
+CUDA's own functions are within 2 ulp; nothing is approximated further.
+"""
 
 from __future__ import annotations
 
@@ -69,9 +72,12 @@ def activated(function: Activation, value: Any) -> Any:
     return value
 
 
-def activation(size: int, function: Activation) -> tirx.PrimFunc:
-    """(X [size], Y [size]), float32. Raises OptionError for an empty extent."""
+def activation(
+    size: int, function: Activation, dtypes: tuple[str, str] = ("float32", "float32"), level: str = ""
+) -> tirx.PrimFunc:
+    """(X [size], Y [size]) of the two types, computed in float32. Raises OptionError for an empty extent."""
     if size < 1:
         raise OptionError(f"activation: the size must be at least 1, got {size}")
-    x = te.placeholder((size,), "float32", name="X")
-    return te.create_prim_func([x, te.compute((size,), lambda i: activated(function, x(i)), name="out")])
+    x = te.placeholder((size,), dtypes[0], name="X")
+    value = lambda i: activated(function, x(i).astype("float32")).astype(dtypes[1])  # noqa: E731
+    return te.create_prim_func([x, te.compute((size,), value, name="out")])

@@ -19,8 +19,9 @@ def layer_norm(
     keep: bool = True,
     level: str = "",
     name: str = "layer_norm_exact",
+    dtype: str = "float32",
 ) -> tirx.PrimFunc:
-    """(X [rows, length], weight [length], bias [length], Y [rows, length]), float32.
+    """(X [rows, length], weight [length], bias [length], Y [rows, length]); X and Y of `dtype`, the rest float32.
 
     quantize: a last buffer Q [rows, length] takes `gw::quantize` of Y; keep=False leaves Y itself out.
 
@@ -41,9 +42,9 @@ def layer_norm(
         "HIGH": 0.0 if quantize is None else float(quantize.qmax - quantize.zero_point),
         "ZERO": 0 if quantize is None else quantize.zero_point,
     }
-    buffers = [("X", (rows, length), "float32"), ("weight", (length,), "float32"), ("bias", (length,), "float32")]
+    buffers = [("X", (rows, length), dtype), ("weight", (length,), "float32"), ("bias", (length,), "float32")]
     if keep:
-        buffers.append(("Y", (rows, length), "float32"))
+        buffers.append(("Y", (rows, length), dtype))
     else:
         constants["y_ptr"] = None
     if quantize is not None:

@@ -10,6 +10,9 @@ from tvm import tirx
 from . import layer_norm_exact
 
 
-def layer_norm(rows: int, length: int, eps: float) -> tirx.PrimFunc:
-    """(X [rows, length], weight [length], bias [length], Y [rows, length]), float32. Raises OptionError for an empty extent."""
-    return layer_norm_exact.layer_norm(rows, length, eps, name="layer_norm_f32")
+def layer_norm(rows: int, length: int, eps: float, dtype: str = "float32", level: str = "") -> tirx.PrimFunc:
+    """(X [rows, length], weight [length], bias [length], Y [rows, length]); X and Y of `dtype`, the rest float32.
+
+    Raises OptionError for an empty extent.
+    """
+    return layer_norm_exact.layer_norm(rows, length, eps, name="layer_norm_f32", dtype=dtype)

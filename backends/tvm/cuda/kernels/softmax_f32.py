@@ -7,6 +7,6 @@ from tvm import tirx
 from . import softmax_exact
 
 
-def softmax(rows: int, length: int) -> tirx.PrimFunc:
-    """(X [rows, length], Y [rows, length]), float32. Raises OptionError for an empty extent."""
-    return softmax_exact.softmax(rows, length, name="softmax_f32")
+def softmax(rows: int, length: int, dtype: str = "float32", level: str = "") -> tirx.PrimFunc:
+    """(X [rows, length], Y [rows, length]) of `dtype`. Raises OptionError for an empty extent."""
+    return softmax_exact.softmax(rows, length, name="softmax_f32", dtype=dtype)

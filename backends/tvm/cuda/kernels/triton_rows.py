@@ -3,6 +3,7 @@
 A program takes BLOCK rows as a tile [BLOCK, LANES]: lane i of a row keeps the running sum of elements i, i + LANES, ..., and the
 lanes are added pairwise, 8, 4, 2, 1 apart. Divisions and square roots are the correctly rounded ones, and nothing is contracted
 (kernels are compiled without fused multiply-add), so the bits are those of the definition. Inputs are finite.
+Rows of half precision are read as float32, and their result is rounded once more.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def softmax(x_ptr, y_ptr, ROWS: tl.constexpr, LENGTH: tl.constexpr, BLOCK: tl.co
         for step in tl.static_range(UNROLL):
             at = start + step * LANES
             valid = inside & (at + lane < LENGTH)[None, :]
-            highest = tl.maximum(highest, tl.load(x_ptr + base + at, valid, float("-inf")))
+            highest = tl.maximum(highest, tl.load(x_ptr + base + at, valid, float("-inf")).to(tl.float32))
     # A row outside keeps its differences finite.
     top = tl.where(row < ROWS, tl.max(highest, 1), 0.0)[:, None]
     sums = tl.zeros([BLOCK, LANES], tl.float32)
@@ -79,7 +80,7 @@ def softmax(x_ptr, y_ptr, ROWS: tl.constexpr, LENGTH: tl.constexpr, BLOCK: tl.co
         for step in tl.static_range(UNROLL):
             at = start + step * LANES
             valid = inside & (at + lane < LENGTH)[None, :]
-            power = exp(tl.load(x_ptr + base + at, valid, 0.0) - top)
+            power = exp(tl.load(x_ptr + base + at, valid, 0.0).to(tl.float32) - top)
             sums = sums + tl.where(valid, power, 0.0)
     total = tl.where(row < ROWS, across(sums, BLOCK), 1.0)
     inverse = tl.math.div_rn(1.0, total)[:, None]
@@ -87,7 +88,7 @@ def softmax(x_ptr, y_ptr, ROWS: tl.constexpr, LENGTH: tl.constexpr, BLOCK: tl.co
         for step in tl.static_range(UNROLL):
             at = start + step * LANES
             valid = inside & (at + lane < LENGTH)[None, :]
-            power = exp(tl.load(x_ptr + base + at, valid, 0.0) - top)
+            power = exp(tl.load(x_ptr + base + at, valid, 0.0).to(tl.float32) - top)
             tl.store(y_ptr + base + at, power * inverse, valid)
 
 
@@ -116,21 +117,21 @@ def layer_norm(
     lane = tl.arange(0, LANES)
     base = row[:, None] * LENGTH + lane[None, :]
     inside = row[:, None] < ROWS
-    sums = tl.load(x_ptr + base, inside & (lane < LENGTH)[None, :], 0.0)
+    sums = tl.load(x_ptr + base, inside & (lane < LENGTH)[None, :], 0.0).to(tl.float32)
     for at in range(LANES, LENGTH, LANES):
-        sums = sums + tl.load(x_ptr + base + at, inside & (at + lane < LENGTH)[None, :], 0.0)
+        sums = sums + tl.load(x_ptr + base + at, inside & (at + lane < LENGTH)[None, :], 0.0).to(tl.float32)
     mean = (across(sums, BLOCK) * MEAN)[:, None]
-    difference = tl.load(x_ptr + base, inside & (lane < LENGTH)[None, :], 0.0) - mean
+    difference = tl.load(x_ptr + base, inside & (lane < LENGTH)[None, :], 0.0).to(tl.float32) - mean
     sums = tl.where((lane < LENGTH)[None, :], difference * difference, 0.0)
     for at in range(LANES, LENGTH, LANES):
-        difference = tl.load(x_ptr + base + at, inside & (at + lane < LENGTH)[None, :], 0.0) - mean
+        difference = tl.load(x_ptr + base + at, inside & (at + lane < LENGTH)[None, :], 0.0).to(tl.float32) - mean
         sums = sums + tl.where((at + lane < LENGTH)[None, :], difference * difference, 0.0)
     variance = across(sums, BLOCK) * MEAN
     inverse = tl.math.div_rn(1.0, tl.math.sqrt_rn(variance + EPS))[:, None]
     for at in range(0, LENGTH, LANES):
         column = at + lane
         valid = inside & (column < LENGTH)[None, :]
-        difference = tl.load(x_ptr + base + at, valid, 0.0) - mean
+        difference = tl.load(x_ptr + base + at, valid, 0.0).to(tl.float32) - mean
         weight = tl.load(weight_ptr + column, column < LENGTH, 0.0)[None, :]
         bias = tl.load(bias_ptr + column, column < LENGTH, 0.0)[None, :]
         value = difference * inverse * weight + bias
@@ -149,7 +150,7 @@ def reduce_sum(x_ptr, y_ptr, OUTPUTS: tl.constexpr, LENGTH: tl.constexpr, INNER:
     lane = tl.arange(0, LANES)
     base = ((out // INNER) * (LENGTH * INNER) + out % INNER)[:, None] + (lane * INNER)[None, :]
     inside = out[:, None] < OUTPUTS
-    sums = tl.load(x_ptr + base, inside & (lane < LENGTH)[None, :], 0.0)
+    sums = tl.load(x_ptr + base, inside & (lane < LENGTH)[None, :], 0.0).to(tl.float32)
     for at in range(LANES, LENGTH, LANES):
-        sums = sums + tl.load(x_ptr + base + at * INNER, inside & (at + lane < LENGTH)[None, :], 0.0)
+        sums = sums + tl.load(x_ptr + base + at * INNER, inside & (at + lane < LENGTH)[None, :], 0.0).to(tl.float32)
     tl.store(y_ptr + out, across(sums, BLOCK), out < OUTPUTS)
