@@ -125,7 +125,7 @@ def cut(statements: Iterable[Node], is_work: Callable[[Node], bool]) -> tuple[li
         elif isinstance(statement, tirx.DeclBuffer) or (isinstance(statement, tirx.Bind) and not groups and not serial):
             prologue.append(statement)
         elif isinstance(statement, tirx.Bind):
-            raise RuntimeError(f"'{statement.var}' is named between two pieces of work; name it before the first or inside one")
+            raise RuntimeError(f"'{statement.var}' is named between parallel loops; name it before the first or inside one")
         elif is_work(statement):
             close()
             groups.append(Group(statement, parallel=True))
