@@ -11,7 +11,7 @@ enum class Exit : int {
   kInternal = 1,  // the compiled model itself failed
   kUsage = 2,     // the command line
   kArtifact = 3,  // the .gw file: missing, truncated, damaged, of another version
-  kCpu = 4,       // the artifact is built for another CPU
+  kCpu = 4,       // the artifact is built for another CPU or GPU
   kInput = 5,     // an input array: missing, malformed, wrong shape or type
   kOutput = 6,    // an output cannot be written
 };
