@@ -40,18 +40,19 @@ def make(*arguments: str) -> None:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
 
 
-def gw_run(*arguments: object, arch: str = "x86_64") -> subprocess.CompletedProcess[str]:
-    command = [*(QEMU if arch == "aarch64" else ()), str(build(arch)), *map(str, arguments)]
+def gw_run(*arguments: object, arch: str = "x86_64", cpu: str = "max") -> subprocess.CompletedProcess[str]:
+    """cpu: the one that qemu emulates."""
+    command = [*((*QEMU, "-cpu", cpu) if arch == "aarch64" else ()), str(build(arch)), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-def infer(path: Path, inputs: Sequence[np.ndarray], folder: Path, arch: str = "x86_64") -> list[np.ndarray]:
+def infer(path: Path, inputs: Sequence[np.ndarray], folder: Path, arch: str = "x86_64", cpu: str = "max") -> list[np.ndarray]:
     """Runs an artifact on stacked samples, one by one in one process, and returns the stacked outputs."""
     arguments: list[object] = [path, "--each-sample"]
     for index, array in enumerate(inputs):
         np.save(folder / f"in{index}.npy", array)
         arguments += ["--input", folder / f"in{index}.npy"]
-    done = gw_run(*arguments, "--output", folder / "out", arch=arch)
+    done = gw_run(*arguments, "--output", folder / "out", arch=arch, cpu=cpu)
     assert done.returncode == 0, done.stderr
     single = folder / "out.npy"
     return [np.load(p) for p in ([single] if single.exists() else sorted(folder.glob("out.*.npy")))]

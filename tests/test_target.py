@@ -30,6 +30,20 @@ def test_unknown_targets_name_the_nearest(text, message):
         Target.parse(text)
 
 
+def test_arm_levels_are_best_first_and_the_usual_one_is_not_the_rarest():
+    flags = [host.ARM64_FLAGS[level] for level in LEVELS["arm64"]]
+    assert all(not later > earlier for i, earlier in enumerate(flags) for later in flags[i + 1 :])
+    if host.host_arch() != "arm64":
+        assert Target.parse("arm64") == Target("arm64", "cortex-a76")
+
+
+@pytest.mark.parametrize(("level", "others"), [("neoverse-v1", {"sve"}), ("cortex-a76", {"i8mm"}), ("generic", {"crc32"})])
+def test_an_arm_machine_takes_the_best_level_that_it_has(monkeypatch, level, others):
+    monkeypatch.setattr(host, "host_arch", lambda: "arm64")
+    monkeypatch.setattr(host, "host_flags", lambda: host.ARM64_FLAGS[level] | others)
+    assert host.host_level() == level
+
+
 def test_native_of_another_machine_is_refused():
     other = "arm64" if host.host_arch() == "x86" else "x86"
     with pytest.raises(TargetError, match="name a level"):
