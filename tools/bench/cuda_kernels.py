@@ -2,7 +2,7 @@
 
     python -m graphwright.tools.bench.cuda_kernels gemm               rates of large products beside torch's, JSON lines
     python -m graphwright.tools.bench.cuda_kernels gemv               layers of one row with weights of 16, 8 and 4 bits
-    python -m graphwright.tools.bench.cuda_kernels tune OUT SECONDS   rows of the tuning database for the shapes of the zoo
+    python -m graphwright.tools.bench.cuda_kernels tune OUT SECONDS [PART OF A KEY]   rows of the tuning database
 
 A kernel is timed as the product runs it: launches of one CUDA graph, one after another, operands in the second-level cache. All
 cores compile kernels into Triton's cache before they are timed. Whatever does not compile or fit becomes a row with its error.
@@ -85,9 +85,18 @@ LARGE = [
     if rows * columns < 32768 or warps == 8
 ]
 
+#: Further blocks for float16.
+LARGE_HALF = [
+    Block(rows, columns, depth, 8, stages, group)
+    for rows, columns in ((128, 256), (256, 128))
+    for depth, stages in ((64, 3), (64, 4), (32, 6))
+    for group in (4, 16)
+]
 
-def gemm(size: int = 4096) -> None:
-    """size^3: int8 with and without a rescale, of s8 and u8, beside `torch._int_mm`; float16 beside cuBLAS."""
+
+def gemm(part: str = "", size: int = 4096) -> None:
+    """size^3: int8 with and without a rescale, of s8 and u8, beside `torch._int_mm`; float16 beside cuBLAS.
+    part: of the names to keep."""
     compiler = Compiler()
     half = plan_float.FloatTail()
     plans: list[tuple[str, Block, Plan]] = []
@@ -98,6 +107,9 @@ def gemm(size: int = 4096) -> None:
                 plans.append((f"{dtype} {tail.kind}", block, plan))
             halved = replace(block, depth=block.depth // 2)
             plans.append(("float16", halved, plan_float.linear(size, size, size, "float16", half, LEVEL, halved)))
+    for block in LARGE_HALF:
+        plans.append(("float16", block, plan_float.linear(size, size, size, "float16", half, LEVEL, block)))
+    plans = [one for one in plans if part in one[0]]
     futures = [compiler.start(plan) for _, _, plan in plans]
     a, b = (torch.randint(-128, 128, (size, size), device="cuda", dtype=torch.int32).to(torch.int8) for _ in range(2))
     c, d = (torch.randn(size, size, device="cuda").half() for _ in range(2))
@@ -157,18 +169,17 @@ def rotating(calls: list[Callable[[], Any]]) -> float:
 def gemv() -> None:
     """Weight-only int8 and int4 (groups of 64) with float16 activations beside float16, ours and cuBLAS's, and the roofline: the
     time that the bytes of the weights take at the bandwidth of a large copy."""
+    compiler = Compiler()
     big = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
     bandwidth = 2 * big.numel() / microseconds(lambda: big.clone(), 3) * 1e6
     say(what="bandwidth", bytes_a_second=bandwidth)
-    for inputs, outputs in ROWS_OF_ONE:
-        plans = {"float16": plan_float.linear(1, inputs, outputs, "float16", plan_float.FloatTail(), LEVEL)}
-        for bits in (8, 4):
-            codes = plan_coded.Codes(outputs, inputs, bits, 64, inputs // 64, 1 << bits, rule="integers", first=-(1 << bits - 1))
-            plans[f"int{bits} g64"] = plan_coded.linear(1, codes, "float16", plan_float.FloatTail())
+    compiled = {layer: {name: (plan, compiler.start(plan)) for name, plan in _row_plans(*layer).items()} for layer in ROWS_OF_ONE}
+    for (inputs, outputs), plans in compiled.items():
         x, w = torch.randn(1, inputs, device="cuda").half(), torch.randn(outputs, inputs, device="cuda").half()
         cublas = rotating([lambda pair=pair: torch.nn.functional.linear(*pair) for pair in copied([x, w])])
         say(what="gemv", layer=f"{inputs} -> {outputs}", weights="torch float16", microseconds=cublas)
-        for name, plan in plans.items():
+        for name, (plan, future) in plans.items():
+            future.result()
             try:
                 taken = rotating([lambda one=one, plan=plan: run(plan, one) for one in copied(operands(plan))])
             except Exception as error:  # the other kernels are worth their time
@@ -178,6 +189,17 @@ def gemv() -> None:
             floor = read / bandwidth * 1e6
             row = {"microseconds": taken, "floor": floor, "of_floor": floor / taken, "faster_than_torch": cublas / taken}
             say(what="gemv", layer=f"{inputs} -> {outputs}", weights=name, **row)
+    compiler.close()
+
+
+def _row_plans(inputs: int, outputs: int) -> dict[str, Plan]:
+    plans = {"float16": plan_float.linear(1, inputs, outputs, "float16", plan_float.FloatTail(), LEVEL)}
+    for bits in (8, 4):
+        codes = plan_coded.Codes(outputs, inputs, bits, 64, inputs // 64, 1 << bits, rule="integers", first=-(1 << bits - 1))
+        for warps in (1, 2, 4):
+            plan = plan_coded.linear(1, codes, "float16", plan_float.FloatTail(), warps)
+            plans[f"int{bits} g64, {warps} warps"] = plan
+    return plans
 
 
 def plan_fits(block: Block) -> bool:
@@ -213,17 +235,21 @@ def blocks_of(product: Product, most: int) -> list[Block]:
     if isinstance(shape, Convolution) and shape.depthwise:
         guess = plan_int8.depthwise_block(shape)
         others = plan_int8.depthwise_space(shape)
+    elif isinstance(shape, Convolution) and product.image and not product.half:
+        guess = plan_int8.image_block(shape, LEVEL)
+        others = plan_int8.image_space(shape)
     else:
         guess = choose(problem_of(product), LEVEL)
         others = space(problem_of(product), LEVEL, most)
     return list(dict.fromkeys([guess, *others]))
 
 
-def tune(path: Path, seconds: float, most: int = 14) -> None:
-    """Appends a database row a product to `path`; those it holds already are left out. Stops in time."""
+def tune(path: Path, seconds: float, named: str = "", most: int = 14) -> None:
+    """Appends a database row a product to `path`; those it holds already are left out, and those whose key has not `named` in it.
+    Stops in time."""
     deadline = time.monotonic() + seconds
     done = {json.loads(line)["key"] for line in path.read_text().splitlines()} if path.exists() else set()
-    todo = [product for product in SHAPES if product.key not in done]
+    todo = [product for product in SHAPES if product.key not in done and named in product.key]
     compiler = Compiler()
     say(what="tune", products=len(todo), done=len(done))
     pending: list[tuple[Product, list[Block], list[Future[str]]]] = []
@@ -284,11 +310,11 @@ def tune(path: Path, seconds: float, most: int = 14) -> None:
 
 def main() -> None:
     if sys.argv[1] == "gemm":
-        gemm()
+        gemm(sys.argv[2] if len(sys.argv) > 2 else "")
     elif sys.argv[1] == "gemv":
         gemv()
     elif sys.argv[1] == "tune":
-        tune(Path(sys.argv[2]), float(sys.argv[3]))
+        tune(Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4] if len(sys.argv) > 4 else "")
     else:
         raise SystemExit(__doc__)
 

@@ -128,7 +128,9 @@ def _blocks(spec: Specification) -> list[Choice]:
     if isinstance(operation, ConvolutionInt8):
         if operation.shape.depthwise:
             return [asdict(block) for block in plan_int8.depthwise_space(operation.shape)]
-        problem = plan_int8.convolution_problem(operation.shape, operation.quantize is not None)
+        if operation.quantize is not None:
+            return [asdict(block) for block in plan_int8.image_space(operation.shape)]
+        problem = plan_int8.convolution_problem(operation.shape)
     elif isinstance(operation, LinearInt8):
         problem = plan_int8.linear_problem(operation.rows, operation.inner, operation.outer)
     else:

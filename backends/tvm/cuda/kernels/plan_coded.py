@@ -10,8 +10,8 @@ from .blocks import power_of_two
 from .plan_float import FloatTail
 from .plans import Buffer, Constant, Plan
 
-#: Bytes (or weights) of a row that a step of the linear layer takes: with 16 rows, 32 bytes for each of 128 threads.
-STEP_BYTES = 256
+#: Bytes (or weights) of a row that a warp takes in a step of the linear layer: with 16 rows, 32 bytes a thread.
+STEP_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,22 @@ class Codes:
         }
 
 
-def linear(rows: int, codes: Codes, dtype: str, tail: FloatTail) -> Plan:
+def warps_of(codes: Codes) -> int:
+    """Adding up a panel's partial sums costs each warp the same, however short the rows are: short ones get one."""
+    return 1 if codes.row_bytes <= 1024 else 2 if codes.row_bytes <= 2048 else 4
+
+
+def linear(rows: int, codes: Codes, dtype: str, tail: FloatTail, warps: int | None = None) -> Plan:
     """Y [rows, N] = act(X [rows, K] W^T + bias + residual); every row decodes for itself, so rows are few."""
+    warps = warps or warps_of(codes)
     each = 8 // codes.bits if 8 % codes.bits == 0 else 1
     length = codes.row_bytes if 8 % codes.bits == 0 else codes.count
-    chunk = min(STEP_BYTES, power_of_two(length))
+    step = min(STEP_BYTES * warps, power_of_two(length))
+    chunk = step
     if codes.groups > 1:
         while chunk > 1 and codes.group % (chunk * each):
             chunk //= 2
-    chunks = max(1, min(STEP_BYTES, power_of_two(length)) // chunk)
+    chunks = step // chunk
     residual = [("R", (rows, codes.rows), dtype)] if tail.residual else []
     buffers = (
         ("X", (rows, codes.count), dtype),
@@ -91,7 +98,7 @@ def linear(rows: int, codes: Codes, dtype: str, tail: FloatTail) -> Plan:
         ("Y", (rows, codes.rows), dtype),
     )
     constants = {"N": codes.rows, "K": codes.count, "CHUNK": chunk, "CHUNKS": chunks} | codes.constants | tail.constants
-    return Plan("triton_coded:linear", constants, (codes.panels, rows, 1), buffers, 4, 3)
+    return Plan("triton_coded:linear", constants, (codes.panels, rows, 1), buffers, warps, 3)
 
 
 def decode(codes: Codes, dtype: str = "float32") -> Plan:

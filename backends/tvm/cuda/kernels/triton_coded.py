@@ -102,7 +102,7 @@ def linear(
             if ZEROS:
                 value = value - tl.load(zero + at)
             inner = place * EACH + index
-            part += value * tl.load(x + row * K + inner, mask=inner < K, other=0.0).to(tl.float32)
+            part = tl.fma(value, tl.load(x + row * K + inner, mask=inner < K, other=0.0).to(tl.float32), part)
         acc += part * factor
     column = panel * 16 + tl.arange(0, 16)
     total = tl.sum(tl.sum(acc, axis=1), axis=0) + tl.load(bias + column)

@@ -164,16 +164,20 @@ def convolution(
     w_at = w + column[None, :] * W_PITCH + k[:, None]
     acc = tl.zeros((BM, BN), tl.int32)
     if INVERSE != 0.0:
-        # A gather: the k lanes walk taps of one channel's plane.
+        # A gather: the k lanes walk taps of one channel's plane. What depends on k alone is computed once a lane.
+        origin = x + (image * (CHANNELS * HEIGHT * WIDTH) + top * WIDTH + left)
         for start in range(0, TAPS * CHANNELS, BK):
             depth = start + k
             tap = depth % TAPS
-            y_in = top[:, None] + (tap // KERNEL_WIDTH * DILATION_Y)[None, :]
-            x_in = left[:, None] + (tap % KERNEL_WIDTH * DILATION_X)[None, :]
-            inside = (y_in >= 0) & (y_in < HEIGHT) & (x_in >= 0) & (x_in < WIDTH)
-            plane = image[:, None] * CHANNELS + (depth // TAPS)[None, :]
-            mask = inside & (depth[None, :] < TAPS * CHANNELS)
-            real = tl.load(x + (plane * HEIGHT + y_in) * WIDTH + x_in, mask=mask, other=0.0) * INVERSE
+            down = tap // KERNEL_WIDTH * DILATION_Y
+            along = tap % KERNEL_WIDTH * DILATION_X
+            # As unsigned numbers, places above and left of the image lie past its end; so do the k past the last tap.
+            down_or_out = tl.where(depth < TAPS * CHANNELS, down, 1 << 24)
+            y_in = (top[:, None] + down_or_out[None, :]).to(tl.uint32, bitcast=True)
+            x_in = (left[:, None] + along[None, :]).to(tl.uint32, bitcast=True)
+            inside = (y_in < HEIGHT) & (x_in < WIDTH)
+            offset = (depth // TAPS * HEIGHT + down) * WIDTH + along
+            real = tl.load(origin[:, None] + offset[None, :], mask=inside, other=0.0) * INVERSE
             real = tl.minimum(tl.maximum(real, 1.0 * (X_QMIN - X_ZERO_POINT)), 1.0 * (X_QMAX - X_ZERO_POINT))
             # Outside the image stands the real value 0, whose code is the zero point.
             codes = (tl.where(inside, round_even(real), 0) + (X_ZERO_POINT - 128 * FLIP)).to(tl.int8)
