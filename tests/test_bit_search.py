@@ -102,6 +102,17 @@ def test_a_smaller_artifact_than_eight_bits_give():
     assert result.report.reached()["size"] <= limit
 
 
+def test_one_calibration_image_is_warned_about():
+    alone = {**ARGUMENTS, "calibration": [small_inputs(1)]}
+    result = optimize(small_cnn(), constraints={"average_bits": 5.0}, **alone)
+    assert any("calibration" in note and "interval" in note for note in result.report.notes)
+
+
+def test_limits_no_plan_meets_are_named_as_they_are_stated():
+    with pytest.raises(InfeasibleError, match=r"artifact_bytes.*smallest feasible.*as limits of optimize: size=\d"):
+        optimize(small_cnn(), constraints={"size": 0.001}, **ARGUMENTS)
+
+
 def test_limits_no_plan_meets_are_named_with_the_smallest_value():
     with pytest.raises(InfeasibleError, match=r"average_bits.*1\.5.*2"):
         optimize(small_cnn(), constraints={"average_bits": 1.5}, **ARGUMENTS)

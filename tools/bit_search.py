@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,10 @@ from ..passes.pipeline import Pipeline
 from ..search.cost.bops import FLOAT_BITS
 from ..search.cost.uniform import Pricing
 from ..search.planner import Request, Surroundings, Tables, allocate, evolve, tabulate
-from ..search.problem import Solution
+from ..search.problem import InfeasibleError, Solution
 from ..search.sensitivity import parse_scorers
 from ..search.sensitivity.base import Scorer
+from ..search.sensitivity.statistics import calibration_warning
 from ..search.solvers import bisection, pareto
 from ..search.solvers.bisection import Evaluation
 from ..search.store import Store
@@ -80,7 +83,9 @@ def search_bits(job: Job, pipeline: Pipeline, options: BitSearch) -> Result:
     result.report.require(job.limits)
     metric = METRICS[options.minimize or next(name for name in job.limits if name in METRICS)]
     evidence = _evidence(tables, metric, solution, evaluations, result.report.rows[1].score)
-    return replace(result, report=replace(result.report, search=evidence))
+    warning = calibration_warning(tables.scores)
+    notes = result.report.notes if warning is None else (*result.report.notes, warning)
+    return replace(result, report=replace(result.report, search=evidence, notes=notes))
 
 
 def _evidence(
@@ -100,7 +105,10 @@ def _within_limits(job: Job, tables: Tables, options: BitSearch, around: Surroun
     limits = absolute_limits(job)
     for attempt in range(1, ATTEMPTS + 1):
         evolved = options.solver == "evolutionary"
-        solution = evolve(tables, limits, around) if evolved else allocate(tables, limits, options.solver)
+        try:
+            solution = evolve(tables, limits, around) if evolved else allocate(tables, limits, options.solver)
+        except InfeasibleError as error:
+            raise in_users_terms(error, {METRICS[name]: (name, value) for name, value in wholes(job).items()}) from error
         result = job.run(tables.pipeline(solution), _described(options, tables, solution))
         over = {name: why for name, why in result.report.unmet(job.limits).items() if name in METRICS}
         if not over or attempt == ATTEMPTS:
@@ -111,16 +119,30 @@ def _within_limits(job: Job, tables: Tables, options: BitSearch, around: Surroun
     raise AssertionError("unreachable")
 
 
+def in_users_terms(error: InfeasibleError, wholes: Mapping[str, tuple[str, float]]) -> InfeasibleError:
+    """The error with its smallest values also as shares, which is how limits are stated. wholes: metric -> (limit, whole)."""
+    shares = [(*wholes[metric], value) for metric, value in error.smallest.items() if metric in wholes]
+    stated = ", ".join(
+        f"{name}={math.ceil(1e4 * value / whole) / 1e4:g}" for name, whole, value in shares if whole not in (0.0, 1.0)
+    )
+    return InfeasibleError(f"{error}; as limits of optimize: {stated}", error.smallest) if stated else error
+
+
 def absolute_limits(job: Job) -> dict[str, float]:
     """The job's limits in the planner's units."""
+    whole = wholes(job)
+    return {METRICS[name]: limit * whole[name] for name, limit in job.limits.items() if name in METRICS}
+
+
+def wholes(job: Job) -> dict[str, float]:
+    """What each limit is a share of, in the planner's units."""
     base = job.float_row
-    whole = {
+    return {
         "size": float(base.size_bytes),
         "latency": (base.latency_ms or 0.0) * 1e3,
         "bops": float(job.macs * FLOAT_BITS**2),
         "average_bits": 1.0,
     }
-    return {METRICS[name]: limit * whole[name] for name, limit in job.limits.items() if name in METRICS}
 
 
 def _cheapest(job: Job, tables: Tables, options: BitSearch, store: Store) -> bisection.Found:

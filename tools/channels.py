@@ -19,8 +19,10 @@ from ..search.channels import free_groups
 from ..search.cost.channels import allocate_latency, latency_cost
 from ..search.cost.uniform import Pricing
 from ..search.planner import Surroundings
+from ..search.problem import InfeasibleError
 from ..search.pruning import ChannelPlan, ChannelSearch
 from ..search.store import Store
+from .bit_search import in_users_terms
 from .job import Job
 from .ranks import runs_here
 
@@ -118,7 +120,10 @@ def within_macs(job: Job, pipelines: Sequence[Pipeline], store: Store) -> list[P
     multiple = named[0].round_to if named else 1
     around = Surroundings(job.samples, store=store, seed=job.seed, progress=job.progress)
     limits, whole = {"macs": job.limits["macs"]}, {"macs": job.macs}
-    found = plan_channels(job.source, passes, limits, str(job.target), around, multiple, whole)
+    try:
+        found = plan_channels(job.source, passes, limits, str(job.target), around, multiple, whole)
+    except InfeasibleError as error:
+        raise in_users_terms(error, {"macs": ("macs", job.macs)}) from error
     job.decided["channels"] = {
         "counts": {name: [found.sizes[name], count] for name, count in found.plan.counts.items()},
         "predicted": {metric: round(value / found.whole[metric], 4) for metric, value in found.plan.totals.items()},
