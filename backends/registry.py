@@ -9,7 +9,7 @@ from .target import Target
 
 def backend_for(target: Target) -> Backend:
     """The backend that compiles for `target`. Raises TargetError where none can, saying what to do."""
-    if target.arch in ("x86", "arm64"):
+    if target.arch in ("x86", "arm64", "cuda"):
         from .tvm.backend import TVMBackend  # TVM loads in seconds; only when something is compiled
 
         return TVMBackend()

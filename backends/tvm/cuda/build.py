@@ -12,7 +12,7 @@ from tvm.relax import transform
 from ..region import Region, plan_region
 from ..tasks import TaskKernel
 from .launch import Launch, TritonCall, triton_call
-from .tir import Nests, generate, split_nests
+from .tir import Nests, generate, level_of, split_nests
 from .triton_aot import compile_kernel
 
 
@@ -27,7 +27,7 @@ def build(module: tvm.IRModule, target: tvm.target.Target) -> Region:
     functions = {v.name_hint: f for v, f in module.functions_items() if isinstance(f, tirx.PrimFunc)}
     calls = {name: call for name, function in functions.items() if (call := triton_call(function)) is not None}
     nests = split_nests({name: f for name, f in functions.items() if name not in calls}, target)
-    level = str(target.attrs["arch"])
+    level = level_of(target)
     kernels = {name: _triton_kernel(name, functions[name], call, level) for name, call in calls.items()}
     if nests:
         kernels |= _nest_kernels(nests, generate(nests, target))

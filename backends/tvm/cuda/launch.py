@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from tvm import tirx
 
@@ -88,6 +88,13 @@ class Launch:
     block: tuple[int, int, int]
     shared: int = 0
     hidden: int = 0
-    #: Every launch is work for many, and has no memory that each of them has for itself.
-    parallel: ClassVar[bool] = True
-    scratch: ClassVar[tuple[int, ...]] = ()
+
+    @property
+    def parallel(self) -> bool:
+        """Every launch is work for many."""
+        return True
+
+    @property
+    def scratch(self) -> tuple[int, ...]:
+        """No memory that each thread has for itself."""
+        return ()

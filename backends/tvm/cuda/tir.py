@@ -59,6 +59,12 @@ def split_nests(functions: Mapping[str, Node], target: tvm.target.Target) -> dic
     return {variable.name_hint: _nests(variable.name_hint, function) for variable, function in flat.functions_items()}
 
 
+def level_of(target: tvm.target.Target) -> str:
+    """The chip a CUDA target names: sm_90, ..."""
+    attributes: Any = target.attrs  # a map, typed as a list
+    return str(attributes["arch"])
+
+
 def generate(nests: Mapping[str, Nests], target: tvm.target.Target) -> bytes:
     """The cubin that nvcc makes of all launches, one source file.
 
@@ -67,7 +73,7 @@ def generate(nests: Mapping[str, Nests], target: tvm.target.Target) -> bytes:
     """
     launches = [launch for kernel in nests.values() for launch in kernel.launches]
     source = cuda_source(tvm.IRModule({launch.symbol: launch.function for launch in launches}), target)
-    return compile_cubin(source, str(target.attrs["arch"]))
+    return compile_cubin(source, level_of(target))
 
 
 def cuda_source(module: tvm.IRModule, target: tvm.target.Target) -> str:

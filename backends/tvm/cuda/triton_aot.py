@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ def compile_kernel(call: TritonCall, dtypes: Sequence[str], level: str) -> Kerne
     if missing_triton():
         raise TargetError(f"cannot compile '{call.function}' for {level}: {missing_triton()}")
     import triton  # 0.5 s; only where a program has such kernels
+    import triton.knobs
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
     from triton.compiler.errors import TritonError

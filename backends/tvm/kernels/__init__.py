@@ -37,7 +37,7 @@ The exact ones give the bits of the `gw::` float ops on every target (`exact_flo
 Int8 levels: "avx512-amx", "avx512-vnni", "i8mm", "dotprod", "neon" and "portable"; float levels: "avx512", "avx512-bf16"
 (bfloat16 alone) and "portable"; "portable" is right everywhere.
 Inside: `isa` (the int8 levels), `register_tile` (how sums lie in registers), `gemm_int8` (blocking), `gemm_tiles` and
-`convolution_tiles` (the same on a `tile_unit`), `frame` (borders of images), `slices` (what a slice of a parallel loop does once),
-`tail` (rescaling), `float_base` (the float levels, costs and register tile), `window` (taps inside the image), `emit` (TIR building),
-`base` (layouts, shapes and tails shared with the lowering).
+`convolution_tiles` (the same on a `tile_unit`), `frame` (borders of images), `slices` (what a slice of a parallel loop does
+once), `tail` (rescaling), `float_base` (the float levels, costs and register tile), `window` (taps inside the image), `emit`
+(TIR building), `base` (layouts, shapes and tails shared with the lowering).
 """

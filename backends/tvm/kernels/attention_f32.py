@@ -204,13 +204,16 @@ class _Block:
         return held, 0, pitch
 
     def _scores(
-        self, scores: Any, highest: list[Any], queries: tuple[Any, Any, int], place: Any, panel: Any, width: int, valid: int
+        self, scores: Any, highest: list[Any], rows: tuple[Any, Any, int], place: Any, panel: Any, width: int, valid: int
     ) -> None:
-        """Scores of the tile's queries and `width` panels of keys from `panel` on; of the last panel `valid` keys are real."""
+        """Scores of the tile's queries (`rows`: their buffer, first offset and step) and `width` panels of keys from `panel` on.
+
+        Of the last panel `valid` keys are real.
+        """
         shape, (image, head, row), pitch = self.shape, place, padded(self.shape.keys)
         acc = [[accumulator("float32") for _ in range(width)] for _ in highest]
         panels = (image * shape.heads + head) * (pitch // LANES) + panel
-        queries, base, step = queries
+        queries, base, step = rows
         keys = bind(panels * (shape.width * LANES))
         self._multiply(
             acc,

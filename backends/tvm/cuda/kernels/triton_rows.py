@@ -6,6 +6,9 @@ lanes are added pairwise, 8, 4, 2, 1 apart. Divisions and square roots are the c
 Rows of half precision are read as float32, and their result is rounded once more.
 """
 
+# Triton compiles these functions: constants and ranges are not the Python objects that type checkers take them for.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import triton
