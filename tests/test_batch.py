@@ -16,10 +16,11 @@ from graphwright.passes.pipeline import parse
 class Pooled(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.convolution = torch.nn.Conv2d(3, 8, 3, padding=1)
+        self.convolution = torch.nn.Conv2d(3, 8, 2)
         self.linear = torch.nn.Linear(8 * 4, 5)
 
     def forward(self, x):
+        x = torch.nn.functional.pad(x, (0, 1, 0, 1))  # on one side, as strided convolutions of TensorFlow want it
         y = torch.nn.functional.max_pool2d(torch.relu(self.convolution(x)), 4)
         return self.linear(y.permute(0, 2, 3, 1).reshape(x.shape[0], -1))
 
