@@ -79,7 +79,7 @@ def test_every_width_and_kind_of_layer(level):
     check(program, samples, TVMBackend().compile(program, target).library)
 
 
-@pytest.mark.parametrize("level", ["cortex-a76", "generic"])
+@pytest.mark.parametrize("level", ["neoverse-v1", "cortex-a76", "generic"])
 def test_every_width_and_kind_of_layer_on_aarch64(level, tmp_path):
     program, samples = widths()
     path = tmp_path / "model.gw"

@@ -157,19 +157,22 @@ def test_values_that_do_not_fit_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("values", "bits", "by_channel", "expected"),
+    ("values", "bits", "by_channel", "level", "expected"),
     [
-        ([-7, 7], 4, True, Packing(4)),
-        ([-8, 7], 4, False, Packing(4)),
-        ([-3, 12], 4, True, Packing(4, shifted=True)),
-        ([-3, 12], 4, False, Packing(5)),
-        ([-3, 124], 7, False, None),
-        ([-3, 124], 7, True, Packing(7, shifted=True)),
-        ([-63, 63], 7, False, Packing(7)),
+        ([-7, 7], 4, True, "avx512-vnni", Packing(4)),
+        ([-8, 7], 4, False, "avx512-vnni", Packing(4)),
+        ([-3, 12], 4, True, "avx512-vnni", Packing(4, shifted=True)),
+        ([-3, 12], 4, True, "dotprod", Packing(4, shifted=True)),
+        ([-3, 12], 4, True, "i8mm", Packing(5)),
+        ([-3, 12], 4, True, "neon", Packing(5)),
+        ([-3, 12], 4, False, "avx512-vnni", Packing(5)),
+        ([-3, 124], 7, False, "portable", None),
+        ([-3, 124], 7, True, "portable", Packing(7, shifted=True)),
+        ([-63, 63], 7, False, "portable", Packing(7)),
     ],
 )
-def test_how_a_weight_is_stored(values, bits, by_channel, expected):
-    assert packing_of(np.array(values, np.int8), bits, by_channel) == expected
+def test_how_a_weight_is_stored(values, bits, by_channel, level, expected):
+    assert packing_of(np.array(values, np.int8), bits, by_channel, level) == expected
 
 
 def test_plain_weights_are_stored_as_they_were():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from graphwright.ir.capture import capture
-from graphwright.ir.errors import OptionError, PassError
+from graphwright.ir.errors import OptionError, PassError, UnknownNameError
 from graphwright.ir.program import Stage, origin_of
 from graphwright.passes.quantize.annotate import Quantize
 from graphwright.passes.quantize.codebooks import is_fake_codebook, read_codebook
@@ -40,7 +40,7 @@ def test_skipped_layers_are_left_out():
     program, _ = prepared(ConvNet, (1, 3, 16, 16))
     names = [layer.origin for layer in weight_layers(program, Quantize(skip=("head", "depthwise")), ("int8",))]
     assert names == ["stem", "expand", "project"]
-    with pytest.raises(OptionError, match="missing"):
+    with pytest.raises(UnknownNameError, match="missing"):
         weight_layers(program, Quantize(skip=("missing",)), ("int8",))
 
 

@@ -31,7 +31,7 @@ from .base import LANES
 from .emit import Argument, bind, loop, parallel_kind, prefetch, shuffle, splat, store
 from .gemm_int8 import L1_BYTES, Product, Segment, Tiling
 from .gemm_tiles import SIDE, Block, Part, TileProduct, choose_blocking, product_ns
-from .isa import Isa, T
+from .isa import ISAS, Isa, T
 from .register_tile import Broadcast
 from .slices import once_a_slice
 
@@ -89,12 +89,14 @@ class Packing:
             first, position = first + ceil(count * width / 8), position + width
 
 
-def packing_of(weight: np.ndarray, bits: int, by_channel: bool) -> Packing | None:
+def packing_of(weight: np.ndarray, bits: int, by_channel: bool, level: str) -> Packing | None:
     """How the values of an encoding of `bits` are stored; None where plain bytes are as small.
 
     by_channel: whether the kernel's layout lets channels have lowest values of their own; where it does not, an asymmetric
-    weight takes a bit more.
+    weight takes a bit more. Nor does it where a k step of the level fills several vectors: their lanes are other channels.
     """
+    isa = ISAS.get(level)
+    by_channel = by_channel and (isa is None or isa.step * LANES <= VECTOR)  # GPUs store plain bytes
     for width in (bits, bits + 1):
         half = 1 << (width - 1)
         if width < 8 and weight.min(initial=0) >= -half and weight.max(initial=0) < half:

@@ -44,7 +44,7 @@ def packed_weight(lowering: Lowering, node: fx.Node, argument: fx.Node, by_chann
     codes, bits, shape, *zero_point = arguments(argument)
     tensors = [lowering.program.parameter(n) for n in (codes, *(z for z in zero_point if z is not None))]
     values = gw.unpack(tensors[0], bits, shape, *tensors[1:]).numpy()
-    return values, packing_of(values, bits, by_channel)
+    return values, packing_of(values, bits, by_channel, lowering.int8_level)
 
 
 @rule(gw.unpack.default)
