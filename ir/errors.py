@@ -69,5 +69,9 @@ class TuningError(GraphwrightError):
     """A tuning database that cannot be read; names the file and the line."""
 
 
+class BoardError(GraphwrightError):
+    """A board for measurements that cannot be reached, or was lost; names the tracker, the key and what to start."""
+
+
 class OutputError(GraphwrightError):
     """An output path that cannot be written or already holds something else."""

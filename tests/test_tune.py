@@ -49,7 +49,7 @@ def test_distinct_products_are_tunable_and_depthwise_is_not(kernels):
 def test_a_run_continues_where_the_last_one_stopped(kernels, tmp_path, monkeypatch):
     path, calls = tmp_path / "rows.jsonl", []
 
-    def fake(generator, spec, target, threads):
+    def fake(generator, spec, target, threads, board):
         calls.append(spec)
         if len(calls) == 2:
             raise KeyboardInterrupt

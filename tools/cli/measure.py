@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -13,6 +13,10 @@ from rich.table import Column, Table
 
 from ...ir.errors import OptionError
 from .options import DryRun, ModelArgument, Overwrite, Samples, app, err, out, settings
+
+if TYPE_CHECKING:
+    from ...backends.target import Target
+    from ...backends.tvm.tuning.board import Board
 
 
 @app.command()
@@ -109,7 +113,9 @@ def _profile(model: str, precision: str, threads: int, rounds: int, as_json: Pat
 def tune(
     models: Annotated[list[str] | None, typer.Argument(help="Model files or reference models' names.")] = None,
     all_zoo: Annotated[bool, typer.Option("--all-zoo", help="Every reference model.")] = False,
-    target: Annotated[str, typer.Option(help="cpu or x86[:level]; it must run here.")] = "cpu",
+    target: Annotated[str, typer.Option(help="cpu or x86[:level], which must run here; with --rpc: the board's.")] = "cpu",
+    rpc: Annotated[str | None, typer.Option(help="Measure on a board, through TVM's RPC tracker at HOST:PORT.")] = None,
+    key: Annotated[str | None, typer.Option(help="With --rpc: the name that the board's server registered.")] = None,
     threads: Annotated[int, typer.Option(help="Threads the kernels are tuned for; 0: every core.")] = 0,
     precision: Annotated[list[str], typer.Option(help="int8, float32, bfloat16 or float16; repeatable.")] = ["int8"],  # noqa: B006
     budget: Annotated[float, typer.Option(help="Minutes; what is left over waits for the next run.")] = 30.0,
@@ -118,7 +124,7 @@ def tune(
     compare: Annotated[bool, typer.Option(help="Time each whole model with the guesses and with its rows.")] = True,
     dry_run: DryRun = False,
 ) -> None:
-    """Measure how the kernels of MODELS are best cut on this machine. Ctrl-C is safe: finished kernels are kept."""
+    """Measure how the kernels of MODELS are best cut, here or on a board. Ctrl-C is safe: finished kernels are kept."""
     from ...backends.host import host_threads
     from ...backends.target import Target
     from ...backends.tvm.target import require_run
@@ -133,12 +139,15 @@ def tune(
         raise OptionError("tune takes MODELS or --all-zoo, exactly one of them")
     for name in precision:
         check_precision(name)
-    chosen, threads = Target.parse(target), threads or host_threads()
-    require_run(chosen)
+    chosen = Target.parse(target)
+    board = _board(chosen, rpc, key, threads)
+    if board is None:
+        require_run(chosen)
+    threads = threads or host_threads() if board is None else board.threads
     path = database or tuning.default_path(chosen)
     settings(
-        "tune", models=", ".join(names), target=chosen, threads=threads, precision=", ".join(precision),
-        budget=f"{budget:g} min", database=path,
+        "tune", models=", ".join(names), target=chosen, on="this machine" if board is None else f"{key} at {rpc}",
+        threads=threads, precision=", ".join(precision), budget=f"{budget:g} min", database=path,
     )  # fmt: skip
     with TerminalProgress(err) as progress:
         programs = {(n, p): quick_program(resolve(n), p, progress) for n in names for p in precision}
@@ -148,7 +157,7 @@ def tune(
                 out.print(key, highlight=False, markup=False)
             err.print(f"dry run: {len(kernels)} kernels; nothing was measured or written")
             return
-        outcome = tuning.tune(list(kernels.values()), chosen, threads, path, budget, again, progress)
+        outcome = tuning.tune(list(kernels.values()), chosen, threads, path, budget, again, progress, board)
     table = Table("kernel", "guess (us)", "tuned (us)", "choice")
     for row in outcome.measured:
         choice = " ".join(f"{k}={v}" for k, v in row.choice.items()) if row.choice else "the guess"
@@ -156,8 +165,23 @@ def tune(
     Console(width=max(out.width, 120)).print(table)
     out.print(f"{len(outcome.measured)} kernels measured, {outcome.kept} had rows, {outcome.remaining} remain", highlight=False)
     for (name, kind), program in programs.items() if compare and not outcome.remaining else ():
-        found = tuning.end_to_end(program, chosen, threads, path)
+        found = tuning.end_to_end(program, chosen, threads, path, board=board)
         out.print(
             f"{name} {kind}: guess {found.guess[0]:.3f} ms (median {found.guess[1]:.3f}), "
             f"tuned {found.tuned[0]:.3f} ms (median {found.tuned[1]:.3f})", highlight=False,
         )  # fmt: skip
+
+
+def _board(target: Target, address: str | None, key: str | None, threads: int) -> Board | None:
+    """The board that --rpc and --key name; None for this machine."""
+    if (address is None) != (key is None):
+        raise OptionError("--rpc and --key belong together: the tracker's HOST:PORT, and the name of the board's server")
+    if address is None or key is None:
+        return None
+    if target.arch == "cuda":
+        raise OptionError("--rpc measures on processors; tune for a GPU on the machine that has it")
+    from ...backends.tvm.target import require_emit
+    from ...backends.tvm.tuning.board import Board
+
+    require_emit(target)
+    return Board(address, key, threads)
