@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from graphwright.tools import tune as tuning
 from graphwright.tools.cli import app
 from graphwright.tools.quick import quick_program
 from graphwright.tools.sources import Source
+from runner import QEMU, build
 from tvm import rpc
 from typer.testing import CliRunner
 
@@ -37,8 +39,8 @@ HERE, KEY = Target.parse("cpu"), "board"
 class Service:
     """What `python -m tvm.exec.rpc_tracker` and `rpc_server` run, in one process each where they take two."""
 
-    def __init__(self, program: str, **options: object) -> None:
-        code = f"from tvm.rpc import server, tracker; {program}('127.0.0.1', silent=True, **{options!r}).thread.join()"
+    def __init__(self, program: str, patch: str = "", **options: object) -> None:
+        code = f"from tvm.rpc import server, tracker\n{patch}\n{program}('127.0.0.1', silent=True, **{options!r}).thread.join()"
         environment = {**os.environ, "TVM_USE_RUNTIME_LIB": "1", "OMP_NUM_THREADS": "1"}
         devnull = subprocess.DEVNULL
         self._process = subprocess.Popen(
@@ -78,12 +80,26 @@ def tracker():
     service.kill()
 
 
-def start_board(tracker: str) -> Service:
+def start_board(tracker: str, key: str = KEY, patch: str = "") -> Service:
     port = free_port()
     address = ("127.0.0.1", int(tracker.rpartition(":")[2]))
-    service = Service("server.PopenRPCServerState", port=port, port_end=port + 1, tracker_addr=address, key=KEY)
-    wait_for(lambda: rpc.connect_tracker(*address).summary()["server_info"])
+    service = Service("server.PopenRPCServerState", patch, port=port, port_end=port + 1, tracker_addr=address, key=key)
+    wait_for(lambda: f"server:{key}" in {entry["key"] for entry in rpc.connect_tracker(*address).summary()["server_info"]})
     return service
+
+
+def emulated_loop(folder: Path) -> str:
+    """The patch that has each session served by TVM's AArch64 runtime, under qemu: its wheel has no server but Python's."""
+    libraries, program = build("aarch64").parent, folder / "rpc_loop"
+    compiler = ["aarch64-linux-gnu-g++", "-std=c++17", "-O1", "-isystem", libraries / "include"]
+    links = [f"-L{libraries}", "-Wl,--no-as-needed", "-ltvm_runtime", "-ltvm_ffi", f"-Wl,-rpath,{libraries}"]
+    subprocess.run([*compiler, Path(__file__).with_name("rpc_loop.cc"), "-o", program, *links], check=True)
+    command = [*QEMU, "-cpu", "cortex-a72", str(program)]
+    return f"""
+import subprocess
+def serve(sock, load_library, work_path):
+    subprocess.run([*{command!r}, str(sock.fileno()), work_path.path], pass_fds=[sock.fileno()], check=True)
+server._serve_loop = serve"""
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +189,22 @@ def test_no_tracker_no_board_and_too_many_threads(tracker, board):
         threading.Thread(target=answer, daemon=True).start()
         with pytest.raises(BoardError, match="is no RPC tracker"):
             Board(f"127.0.0.1:{listener.getsockname()[1]}", KEY)
+
+
+def test_an_aarch64_board_runs_and_times_what_is_built_here(tracker, program, short, tmp_path):
+    target, rows = Target.parse("arm64:cortex-a72"), tmp_path / "rows.jsonl"
+    service = start_board(tracker, "rpi4", emulated_loop(tmp_path))
+    try:
+        board = Board(tracker, "rpi4", threads=1)
+        outcome = tuning.tune(tuning.kernels_of(program, target)[1:], target, board.threads, rows, board=board)
+        assert [(row.level, row.machine) for row in outcome.measured] == [("neon", "rpi4 (rpc)")]
+        # Code for a core that has more than the board kills the server's process, and says so.
+        modern = Target.parse("arm64:neoverse-v1")
+        with pytest.raises(BoardError, match="'rpi4' .* may lack instructions of the target"):
+            tuning.tune(tuning.kernels_of(program, modern)[1:], modern, 1, rows, board=board)
+        assert len(TuningDatabase.read(rows)) == 1
+    finally:
+        service.kill()
 
 
 def test_a_board_lost_in_the_middle_keeps_its_rows_and_a_second_run_goes_on(
