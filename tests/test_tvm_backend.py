@@ -26,7 +26,7 @@ U8, S8 = torch.uint8, torch.int8
 HERE = Target.parse("cpu")
 
 needs_cross_compiler = pytest.mark.skipif(
-    not targets.linker(Target("arm64", "cortex-a76")).present, reason="no C++ compiler for AArch64"
+    bool(targets.linker(Target("arm64", "cortex-a76")).missing), reason="no C compiler for AArch64"
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+import subprocess
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from .cuda.triton_aot import missing_triton
 from .kernels.half import NATIVE
 
 TRIPLES = {"x86": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}
+CROSS_HEADERS = {"x86": "libc6-dev-amd64-cross", "arm64": "libc6-dev-arm64-cross"}
 LLVM_BACKENDS = {"x86": "x86_64", "arm64": "aarch64"}
 
 #: Oldest processor of each level, so that code for the level runs on every machine that has it.
@@ -47,22 +49,38 @@ FEATURES = {
 
 @dataclass(frozen=True)
 class Linker:
-    """The C compiler that links a target's shared library, and the Debian package that brings it."""
+    """The C compiler that links a target's shared library, and the Debian packages that bring it and its C library."""
 
     command: str
     package: str
+    headers: str
 
     @property
-    def present(self) -> bool:
-        return shutil.which(self.command) is not None
+    def missing(self) -> str:
+        """What keeps it from making a library; empty where nothing. A cross compiler may be installed without its C library."""
+        if shutil.which(self.command) is None:
+            return f"'{self.command}' is not on the PATH; install it (Debian: apt-get install {self.package} {self.headers})"
+        if complaint := _complaint(self.command):
+            advice = f"install its C library (Debian: apt-get install {self.headers})"
+            return f"'{self.command}' cannot link a library ({complaint}); {advice}"
+        return ""
+
+
+@functools.cache
+def _complaint(compiler: str) -> str:
+    """The first error of a C compiler that is asked for a library which reads the C library's headers."""
+    command = [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", "/dev/null"]
+    program = "#include <stdlib.h>\nint f(void) { return abs(-1); }\n"
+    done = subprocess.run(command, input=program, capture_output=True, text=True)
+    return (done.stderr.strip().splitlines() or ["no reason given"])[0] if done.returncode else ""
 
 
 def linker(target: Target) -> Linker:
     """A library for a GPU runs on the architecture that builds it."""
     if target.arch in (host_arch(), "cuda"):
-        return Linker("gcc", "gcc")
+        return Linker("gcc", "gcc", "libc6-dev")
     triple = TRIPLES[target.arch]
-    return Linker(f"{triple}-gcc", f"gcc-{triple.replace('_', '-')}")
+    return Linker(f"{triple}-gcc", f"gcc-{triple.replace('_', '-')}", CROSS_HEADERS[target.arch])
 
 
 @functools.cache
@@ -90,19 +108,12 @@ def bfloat16_level(target: Target) -> str:
 def missing_to_emit(target: Target) -> str:
     """What this installation lacks to compile for `target`; empty where nothing."""
     if target.arch == "cuda":
-        tool = linker(target)
-        compiler = (
-            "" if tool.present else f"'{tool.command}' is not on the PATH; install it (Debian: apt-get install {tool.package})"
-        )
-        return "; ".join(filter(None, (missing_nvcc(), missing_triton(), compiler)))
+        return "; ".join(filter(None, (missing_nvcc(target.level), missing_triton(), linker(target).missing)))
     if str(target) not in PROCESSORS:
         return f"the TVM backend compiles for {', '.join([*sorted(TRIPLES), 'cuda'])}, not for {target.arch}"
     if LLVM_BACKENDS[target.arch] not in llvm_backends():
         return f"this build of TVM has no LLVM backend '{LLVM_BACKENDS[target.arch]}'; install the apache-tvm wheel from PyPI"
-    tool = linker(target)
-    if not tool.present:
-        return f"'{tool.command}' is not on the PATH; install it (Debian: apt-get install {tool.package})"
-    return ""
+    return linker(target).missing
 
 
 def missing_to_run(target: Target) -> str:

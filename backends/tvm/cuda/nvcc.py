@@ -26,15 +26,21 @@ def find_nvcc() -> str | None:
     return next((str(place) for place in places if place and os.access(place, os.X_OK)), None)
 
 
-def missing_nvcc() -> str:
-    return "" if find_nvcc() else f"'nvcc' is not on the PATH; {WHERE}"
+def missing_nvcc(level: str) -> str:
+    """What this machine lacks to compile CUDA source for a chip (sm_90, ...); empty where nothing."""
+    nvcc = find_nvcc()
+    if nvcc is None:
+        return f"'nvcc' is not on the PATH; {WHERE}"
+    if level not in _chips(nvcc):
+        return f"'{nvcc}' does not compile for {level}: its CUDA toolkit is too old or too new; {WHERE}"
+    return "" if shutil.which("g++") else "'g++', which nvcc needs, is not on the PATH; install it (Debian: apt-get install g++)"
 
 
 def compile_cubin(source: str, arch: str) -> bytes:
     """Machine code of `arch` (sm_90, ...). Raises TargetError where nvcc is missing or rejects the source, in its own words."""
     nvcc = find_nvcc()
     if nvcc is None:
-        raise TargetError(f"cannot compile for {arch}: {missing_nvcc()}")
+        raise TargetError(f"cannot compile for {arch}: {missing_nvcc(arch)}")
     key = hashlib.sha256("\0".join([_version(nvcc), arch, *OPTIONS, source]).encode()).hexdigest()
     kept = cache_folder() / "cubins" / f"{key}.cubin"
     if kept.exists():
@@ -52,9 +58,17 @@ def compile_cubin(source: str, arch: str) -> bytes:
     return code
 
 
-@functools.cache
 def _version(nvcc: str) -> str:
-    done = subprocess.run([nvcc, "--version"], capture_output=True, text=True)
+    return _answer(nvcc, "--version")
+
+
+def _chips(nvcc: str) -> list[str]:
+    return _answer(nvcc, "--list-gpu-code").split()
+
+
+@functools.cache
+def _answer(nvcc: str, question: str) -> str:
+    done = subprocess.run([nvcc, question], capture_output=True, text=True)
     if done.returncode:
-        raise TargetError(f"'{nvcc} --version' fails: {done.stderr.strip()}; {WHERE}")
+        raise TargetError(f"'{nvcc} {question}' fails: {done.stderr.strip()}; {WHERE}")
     return done.stdout

@@ -50,7 +50,7 @@ class Kernel:
 
 
 def missing_triton() -> str:
-    return "" if importlib.util.find_spec("triton") else "'triton' is not installed; pip install triton"
+    return "" if importlib.util.find_spec("triton") else "'triton' is not installed; pip install 'graphwright[cuda]'"
 
 
 def compile_kernel(call: TritonCall, dtypes: Sequence[str], level: str) -> Kernel:
