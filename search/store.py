@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..ir.errors import DataError
 from ..ir.files import write_atomically
 
 
@@ -21,9 +22,18 @@ class Store:
         self.folder = None if folder is None else Path(folder)
 
     def get(self, kind: str, key: str) -> Any | None:
-        """The value, or None where there is none."""
+        """The value, or None where there is none.
+
+        Raises:
+            DataError: the file is damaged, which no kill of ours leaves behind.
+        """
         path = self._path(kind, key)
-        return json.loads(path.read_text()) if path is not None and path.is_file() else None
+        if path is None or not path.is_file():
+            return None
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise DataError(f"the cache file {path} is damaged ({error}): delete it and run again") from error
 
     def put(self, kind: str, key: str, value: Any) -> None:
         """Keeps a JSON value."""

@@ -1,7 +1,9 @@
 """The store of a search: what was put comes back, and keys follow content."""
 
+import pytest
 import torch
 from graphwright.ir.content import content_key
+from graphwright.ir.errors import DataError
 from graphwright.search.store import Store
 
 
@@ -17,6 +19,14 @@ def test_remember_computes_once(tmp_path):
     for _ in range(2):
         assert store.remember("kind", "key", lambda: calls.append(1) or 7) == 7
     assert calls == [1]
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    store = Store(tmp_path)
+    store.put("scores", "k", 1.5)
+    (tmp_path / "scores" / "k.json").write_bytes(b'{"loss": [1.5')
+    with pytest.raises(DataError, match=r"k\.json is damaged.*delete it"):
+        store.get("scores", "k")
 
 
 def test_without_a_folder_nothing_is_kept(tmp_path):
