@@ -250,7 +250,7 @@ def _name_interface(graph: ir.Graph, inputs: list[str], outputs: list[str]) -> N
 
 def _root_cause(error: BaseException) -> str:
     """The exporter wraps the error that matters, which names the node, in ones that give advice."""
-    while error.__cause__ is not None and "Error when translating node" not in str(error):
+    while error.__cause__ is not None and not str(error).startswith("Error when translating node"):
         error = error.__cause__
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:500]}"
 

@@ -109,7 +109,7 @@ def test_one_calibration_image_is_warned_about():
 
 
 def test_limits_no_plan_meets_are_named_as_they_are_stated():
-    with pytest.raises(InfeasibleError, match=r"artifact_bytes.*smallest feasible.*as limits of optimize: size=\d"):
+    with pytest.raises(InfeasibleError, match=r"artifact_bytes.*smallest feasible.*as limits: size=\d"):
         optimize(small_cnn(), constraints={"size": 0.001}, **ARGUMENTS)
 
 

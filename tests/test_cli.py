@@ -69,7 +69,7 @@ def test_inspect_groups(files):
     done = graphwright("inspect", files / "model.pt2", "--groups")
     assert done.returncode == 0, done.stderr
     assert "stem: 8 atoms\n    out   stem_weight" in done.stdout and "head: 5 atoms, pinned: it reaches" in done.stdout
-    assert done.stdout.splitlines()[-1] == "1 groups can be cut, 1 are pinned"
+    assert done.stdout.splitlines()[-1] == "groups that can be cut: 1, pinned: 1"
     groups = json.loads(graphwright("inspect", files / "model.pt2", "--groups", "--json").stdout)
     assert [len(g["members"][0]["indices"]) for g in groups] == [8, 5]
     refused = graphwright("inspect", files / "model.gw", "--groups")

@@ -135,7 +135,7 @@ def test_a_killed_search_goes_on(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("limit", "options", "error", "message"),
     [
-        (1e-4, {}, InfeasibleError, r"macs: limit .*, smallest feasible .* as limits of optimize: macs=0\.0\d+"),
+        (1e-4, {}, InfeasibleError, r"macs: limit .*, smallest feasible .* as limits: macs=0\.0\d+"),
         (0.0, {}, InfeasibleError, "smallest feasible"),
         (float("nan"), {}, OptionError, "'macs' .* at least 0, not nan"),
         ("half", {}, OptionError, "must be a number"),

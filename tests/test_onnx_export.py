@@ -251,6 +251,15 @@ def test_encodings_without_onnx_type_are_named():
         storage_type(0, 100_000, 21, "conv1")
 
 
+def test_an_operator_without_an_onnx_form_is_named():
+    class Sorted(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.sort(x, dim=1, stable=True)[0]
+
+    with pytest.raises(UnsupportedOpError, match=r"no ONNX form: ConversionError: Error when translating .*aten\.sort\.stable"):
+        export_onnx(capture(Sorted(), torch.randn(1, 4)))
+
+
 def test_refusals(tmp_path: Path):
     program = capture(nn.ReLU(), torch.randn(1, 4))
     with pytest.raises(PassError, match="opset 18 to"):

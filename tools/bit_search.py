@@ -119,13 +119,13 @@ def _within_limits(job: Job, tables: Tables, options: BitSearch, around: Surroun
     raise AssertionError("unreachable")
 
 
-def in_users_terms(error: InfeasibleError, wholes: Mapping[str, tuple[str, float]]) -> InfeasibleError:
+def in_users_terms(error: InfeasibleError, wholes: Mapping[str, tuple[str, float]], remark: str = "") -> InfeasibleError:
     """The error with its smallest values also as shares, which is how limits are stated. wholes: metric -> (limit, whole)."""
     shares = [(*wholes[metric], value) for metric, value in error.smallest.items() if metric in wholes]
     stated = ", ".join(
         f"{name}={math.ceil(1e4 * value / whole) / 1e4:g}" for name, whole, value in shares if whole not in (0.0, 1.0)
     )
-    return InfeasibleError(f"{error}; as limits of optimize: {stated}", error.smallest) if stated else error
+    return InfeasibleError(f"{error}; as limits: {stated}{remark}", error.smallest) if stated else error
 
 
 def absolute_limits(job: Job) -> dict[str, float]:

@@ -72,19 +72,22 @@ def plan_channels(
     chosen = Target.parse(target)
     backend = backend_for(chosen)
     multiple = backend.channel_multiple(chosen) if multiple is None else multiple
-    if "latency" in limits:
-        if not runs_here(backend, chosen):
-            raise OptionError(f"a limit on latency is measured, and {chosen} does not run on this machine; limit size or macs")
-        pricing = Pricing(backend, chosen, True)
-        cost = latency_cost(ready, free_groups(ready, method.ignore), pricing)
-        search = ChannelSearch.of(ready, method, context, multiple, (cost,))
-        whole_time = 1e3 * backend.latency(backend.compile(ready, chosen), example_inputs(ready), pricing.repeats)
-        plan = allocate_latency(search, ready, pricing, limits["latency"] * whole_time)
-        whole = {"microseconds": whole_time}
-    else:
+    pricing = Pricing(backend, chosen, True) if "latency" in limits else None
+    if pricing is None:
         search = ChannelSearch.of(ready, method, context, multiple, store=around.store)
         whole = {cost.metric: cost.of({}) for cost in search.costs} | dict(whole or {})
-        plan = search.solve({LIMITS[name]: share * whole[LIMITS[name]] for name, share in limits.items()})
+    else:
+        if not runs_here(backend, chosen):
+            raise OptionError(f"a limit on latency is measured, and {chosen} does not run on this machine; limit size or macs")
+        cost = latency_cost(ready, free_groups(ready, method.ignore), pricing)
+        search = ChannelSearch.of(ready, method, context, multiple, (cost,))
+        whole = {"microseconds": 1e3 * backend.latency(backend.compile(ready, chosen), example_inputs(ready), pricing.repeats)}
+    absolute = {LIMITS[name]: share * whole[LIMITS[name]] for name, share in limits.items()}
+    try:
+        plan = search.solve(absolute) if pricing is None else allocate_latency(search, ready, pricing, absolute["microseconds"])
+    except InfeasibleError as error:
+        wide = f" (counts are multiples of {multiple} here)" if multiple > 1 else ""
+        raise in_users_terms(error, {LIMITS[name]: (name, whole[LIMITS[name]]) for name in limits}, wide) from error
     sizes = {group.name: group.size for group in search.groups}
     whole = {cost.metric: cost.of({}) for cost in search.costs} | whole
     return PipelinePlan(Pipeline((*before, plan.options(method), *after)), plan.options(method), plan, sizes, whole)
@@ -119,11 +122,7 @@ def within_macs(job: Job, pipelines: Sequence[Pipeline], store: Store) -> list[P
     passes = pipelines[0] if named else with_channels(pipelines[0], PruneChannels())
     multiple = named[0].round_to if named else 1
     around = Surroundings(job.samples, store=store, seed=job.seed, progress=job.progress)
-    limits, whole = {"macs": job.limits["macs"]}, {"macs": job.macs}
-    try:
-        found = plan_channels(job.source, passes, limits, str(job.target), around, multiple, whole)
-    except InfeasibleError as error:
-        raise in_users_terms(error, {"macs": ("macs", job.macs)}) from error
+    found = plan_channels(job.source, passes, {"macs": job.limits["macs"]}, str(job.target), around, multiple, {"macs": job.macs})
     job.decided["channels"] = {
         "counts": {name: [found.sizes[name], count] for name, count in found.plan.counts.items()},
         "predicted": {metric: round(value / found.whole[metric], 4) for metric, value in found.plan.totals.items()},

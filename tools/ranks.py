@@ -17,8 +17,9 @@ from ..passes.pipeline import Pipeline
 from ..search.cost.ranks import priced
 from ..search.cost.uniform import Pricing
 from ..search.planner import Surroundings
-from ..search.problem import Solution
+from ..search.problem import InfeasibleError, Solution
 from ..search.ranks import RankTables, rank_tables
+from .bit_search import in_users_terms
 
 #: Limit -> metric of the tables; all are relative to the program as the passes before the factorization leave it.
 LIMITS = {"size": "weight_bytes", "macs": "macs", "latency": "microseconds"}
@@ -60,7 +61,10 @@ def plan_ranks(program: Program, pipeline: Pipeline, limits: Mapping[str, float]
     problem = tables.problem({})
     whole = problem.totals([len(row) - 1 for row in problem.choices])
     absolute = {LIMITS[name]: share * whole[LIMITS[name]] for name, share in limits.items()}
-    solution, found = tables.allocate(absolute)
+    try:
+        solution, found = tables.allocate(absolute)
+    except InfeasibleError as error:
+        raise in_users_terms(error, {LIMITS[name]: (name, whole[LIMITS[name]]) for name in limits}) from error
     passes = (*before, *(() if found is None else (found,)), *after)
     return RankPlan(Pipeline(passes), solution, tables, whole)
 

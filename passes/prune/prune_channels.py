@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from ...ir.errors import OptionError, PassError
-from ...ir.program import Program, Stage, shape_of
+from ...ir.errors import GraphwrightError, OptionError, PassError, UnknownNameError
+from ...ir.program import Program, Stage, origin_of, shape_of
 from ..base import LOSSY, Pass, PassContext, PassResult, register
 from ..fold.match import is_tensor
 from ..rules import matching, values_by_name
@@ -90,12 +90,18 @@ class PruneChannels(Pass):
 
     def run(self, program: Program, context: PassContext) -> PassResult:
         groups = {group.name: group for group in coupled_groups(program)}
-        named = counts_of(self.keep, groups)
+        try:
+            named = counts_of(self.keep, groups)
+            ignored = set(matching(self.ignore, groups, f"'ignore' of {self.name}"))
+        except UnknownNameError as error:
+            raise _of_a_layer(error, program, groups.values()) from error
         share = self.ratio if self.ratio is not None else 0.0 if named else RATIO
-        ignored = set(matching(self.ignore, groups, f"'ignore' of {self.name}"))
         both = sorted(ignored & set(named))
         if both:
             raise OptionError(f"group '{both[0]}' stands in 'keep' and in 'ignore' of {self.name}; leave it out of one")
+        if share and all(group.pinned for group in groups.values()):
+            reasons = [f"'{group.name}': {group.pinned}" for group in groups.values()][:3] or ["there is none"]
+            raise PassError(f"no channels of '{program.name}' can be cut ({'; '.join(reasons)}); inspect --groups shows all")
         free = [g for g in groups.values() if not g.pinned and g.name not in named and g.name not in ignored] if share else []
         ranked = [*free, *(groups[name] for name, count in named.items() if count < groups[name].size)]
         importance = self._criterion.importance(program, ranked, context) if ranked else {}
@@ -160,6 +166,16 @@ def counts_of(items: Sequence[str], groups: Mapping[str, Group]) -> dict[str, in
         if group.pinned and count < group.size:
             raise PassError(f"group '{name}' cannot be cut: {group.pinned}")
     return found
+
+
+def _of_a_layer(error: UnknownNameError, program: Program, groups: Iterable[Group]) -> GraphwrightError:
+    """The error for a name that is no group; one that says which group it is, where a layer has this name."""
+    layers = {node.name for node in program.nodes if origin_of(node) == error.name}
+    held = [group.name for group in groups if any(layers & set(member.layers) for member in group.roles("out"))]
+    if not held:
+        return error
+    named = ", ".join(f"'{name}'" for name in held)
+    return OptionError(f"'{error.name}' is no group of channels: what this layer writes goes with {named}; name that instead")
 
 
 def kept_positions(program: Program, groups: Iterable[Group], removed: Mapping[str, Sequence[int]]) -> Kept:

@@ -141,7 +141,8 @@ class Sparsify(Pass):
             OptionError: a level that is none. UnknownNameError: a rule that names no layer, with the nearest name.
         """
         origins = [origin_of(layer.node) for layer in layers]
-        default = Level.parse(self.pattern or str(self.sparsity), f"option of {self.name}")
+        chosen = "pattern" if self.pattern else "sparsity"
+        default = Level.parse(self.pattern or str(self.sparsity), f"option '{chosen}' of {self.name}")
         found = {layer.node: default for layer in layers}
         option = f"'layers' of {self.name}"
         named = values_by_name(self.layers, origins, option, _FORM, lambda text: Level.parse(text, f"'{text}' in {option}"))

@@ -56,13 +56,13 @@ class PermuteChannels(Pass):
 
     def requires(self, program: Program, context: PassContext) -> None:
         super().requires(program, context)
-        if not Level.parse(self.pattern, f"option of {self.name}").group:
+        if not Level.parse(self.pattern, f"option 'pattern' of {self.name}").group:
             raise OptionError(f"option 'pattern' of {self.name} must be one such as 2:4, not '{self.pattern}'")
         if self.rounds < 1:
             raise OptionError(f"option 'rounds' of {self.name} must be at least 1, not {self.rounds}")
 
     def run(self, program: Program, context: PassContext) -> PassResult:
-        level = Level.parse(self.pattern, f"option of {self.name}")
+        level = Level.parse(self.pattern, f"option 'pattern' of {self.name}")
         generator = torch.Generator().manual_seed(context.seed)
         before = after = whole = 0.0
         sites = [site for site in find_sites(program) if site.producer.out_channels % level.group == 0]

@@ -164,6 +164,8 @@ def test_any_ratio_leaves_a_network_that_runs(ratio, seed, round_to):
         ("ratio=-0.1", OptionError, "0 <= ratio < 1"),
         ('keep=["wode=4"]', UnknownNameError, "did you mean 'wide'"),
         ('ignore=["wode"]', UnknownNameError, "did you mean 'wide'"),
+        ('keep=["branch=4"]', OptionError, "'branch' is no group of channels: what this layer writes goes with 'read'"),
+        ('ignore=["branch"]', OptionError, "goes with 'read'; name that instead"),
         ('keep=["wide=13"]', OptionError, "1 to 12 can stay, not 13"),
         ('keep=["wide=0"]', OptionError, "1 to 12 can stay, not 0"),
         ('keep=["wide"]', OptionError, "GROUP=COUNT"),
@@ -179,6 +181,19 @@ def test_bad_requests_are_refused(options, kind, message):
     program = prepared(Redundant())
     with pytest.raises(kind, match=message):
         run(program, f"prune-channels{{{options}}}")
+
+
+def test_a_network_of_which_nothing_can_be_cut_says_what_pins_it():
+    class Sorted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x):
+            return torch.sort(self.first(x), 1)[0]
+
+    with pytest.raises(PassError, match=r"can be cut \('first': aten.sort at 'sort' is an operator .* does not know\); inspect"):
+        run(prepared(Sorted()), "prune-channels{ratio=0.5}")
 
 
 def test_calibration_is_asked_for_only_where_it_is_used():

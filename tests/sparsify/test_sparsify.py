@@ -100,7 +100,7 @@ def test_a_pattern_runs_along_the_channels_of_one_tap():
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ("sparsity=1.0", OptionError, r"\[0, 1\)"),
+        ("sparsity=1.0", OptionError, r"'sparsity' of sparsify-.*\[0, 1\)"),
         ("sparsity=-0.1", OptionError, r"\[0, 1\)"),
         ('pattern="4:4"', OptionError, "fewer than all"),
         ('pattern="half"', OptionError, "neither a sparsity"),

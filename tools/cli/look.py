@@ -101,7 +101,7 @@ def _print_groups(program: Program, as_json: bool) -> None:
     for group in found:
         out.print(str(group), markup=False, highlight=False, soft_wrap=True)
     pinned = sum(1 for group in found if group.pinned)
-    out.print(f"{len(found) - pinned} groups can be cut, {pinned} are pinned", highlight=False)
+    out.print(f"groups that can be cut: {len(found) - pinned}, pinned: {pinned}", highlight=False)
 
 
 @app.command()
