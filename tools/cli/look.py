@@ -1,4 +1,4 @@
-"""Verbs that look at models, artifacts and targets: inspect, run, targets."""
+"""Verbs that look at models, artifacts and targets: inspect, run, runner, targets."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from ...ir.errors import OptionError
@@ -140,11 +141,26 @@ def run(
 
 
 @app.command()
+def runner(
+    arch: Annotated[str, typer.Argument(help="x86_64 or aarch64: the machine that will run artifacts.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for gw-run and the two libraries it loads.")],
+) -> None:
+    """Build gw-run, which runs artifacts without Python. Copy its folder to the machine as it is."""
+    from ...ir.errors import UnknownNameError
+    from ..runner import ARCHITECTURES, build_runner
+
+    if arch not in ARCHITECTURES:
+        raise UnknownNameError("architecture", arch, ARCHITECTURES)
+    build_runner(arch, output)
+    out.print(f"{output / 'gw-run'} runs on {arch} machines, with no Python", highlight=False, markup=False)
+
+
+@app.command()
 def targets() -> None:
     """List targets: what this build can emit, what this machine can run, and what is missing for the rest."""
     from ...backends.tvm.backend import TVMBackend
 
     table = Table("target", "emits", "runs here", "missing")
     for info in TVMBackend().targets():
-        table.add_row(str(info.target), "yes" if info.emits else "no", "yes" if info.runs else "no", info.missing)
+        table.add_row(str(info.target), "yes" if info.emits else "no", "yes" if info.runs else "no", escape(info.missing))
     out.print(table)
