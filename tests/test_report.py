@@ -1,6 +1,7 @@
 """The report's page: every number has its mark, nothing is loaded from elsewhere, and odd values do not break it."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from graphwright.backends.base import KernelRow
@@ -57,6 +58,13 @@ def test_the_certificate_names_passes_that_changed_nothing_or_everything():
     change, size = certificate_figure(CERTIFICATE).data
     assert change.text == ("none", "1.0e-02", "undefined") and min(change.y) > 0
     assert list(size.y) == [0.004, 0.004, 0.0042, 0.0011]
+
+
+def test_statistics_are_rounded_and_long_ones_cut_at_an_entry():
+    stats = {"layers": 8, "largest_relative": 0.123456789, "islands": [], "sqnr": {f"layer{i}": 40 + i / 7 for i in range(8)}}
+    shown = page(Report("net", "cpu", "", (replace(CERTIFICATE[0], stats=stats),), (), ROWS, 1.0)).replace(get_plotlyjs(), "")
+    assert "layers: 8; largest relative: 0.1235; islands: none; sqnr: (layer0 40, layer1 40.14," in shown
+    assert "layer5 40.71, ... 8 in all)" in shown and "layer6" not in shown
 
 
 def test_kernel_shares_add_up_and_the_largest_come_first():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import html
-import json
 import math
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
@@ -26,6 +27,8 @@ td:not(:first-child):not(:last-child){white-space:nowrap}td:last-child{overflow-
 code{font-size:.9em;overflow-wrap:anywhere}
 details{margin:.5rem 0 1.5rem}summary{cursor:pointer}
 """
+#: Entries shown of what a pass counted for each layer; the report's JSON has them all.
+_ENTRIES = 6
 _KINDS = {"designed": OURS, "generic": PEER, "island": "#d55e00"}
 
 
@@ -37,12 +40,13 @@ def page(report: Report) -> str:
     passes = [
         [r.text, r.effect, "yes" if r.modified else "no", f"{r.max_abs:.3g}", number_text(r.sqnr_db, ".1f dB"),
          f"{r.nodes_before} to {r.nodes_after}", f"{size_text(r.bytes_before)} to {size_text(r.bytes_after)}",
-         f"{r.seconds:.1f} s", json.dumps(r.stats)[:400] if r.stats else ""]
+         f"{r.seconds:.1f} s", "; ".join(f"{name.replace('_', ' ')}: {_brief(value)}" for name, value in r.stats.items())]
         for r in report.certificate
     ]  # fmt: skip
     kernels = [[k.name, k.kind, f"{k.macs / 1e6:.2f} M", size_text(k.bytes), ", ".join(k.nodes)] for k in report.kernels]
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in report.notes)
-    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(report.name)}: graphwright report</title>
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><title>{html.escape(report.name)}: graphwright report</title>
 <style>{_STYLE}</style><script>{get_plotlyjs()}</script>
 <h1>{html.escape(report.name)} for {html.escape(report.target)}</h1>
 <p>Pipeline <code>{html.escape(report.pipeline)}</code>, {report.seconds:.1f} s in all.</p>
@@ -104,9 +108,11 @@ def certificate_figure(rows: Sequence[CertificateRow]) -> go.Figure:
     )  # fmt: skip
     figure.add_trace(change, 1, 1)
     sizes = [rows[0].bytes_before, *(r.bytes_after for r in rows)]
+    # Below the line it came down from, a label would be crossed by it.
+    places = ["top center", *("middle left" if b < 0.95 * a else "top center" for a, b in pairwise(sizes))]
     megabytes = go.Scatter(
         x=["captured", *names], y=[s / 1e6 for s in sizes], mode="lines+markers+text", line={"shape": "hv", "color": OURS},
-        text=[f"{s / 1e6:.2f}" for s in sizes], textposition="top center", cliponaxis=False,
+        text=[f"{s / 1e6:.2f}" for s in sizes], textposition=places, cliponaxis=False,
         hovertemplate="%{x}: %{y:.3f} MB<extra></extra>",
     )  # fmt: skip
     figure.add_trace(megabytes, 1, 2)
@@ -146,3 +152,16 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     cells = "".join(f"<th>{html.escape(h)}</th>" for h in head)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows)
     return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _brief(value: Any) -> str:
+    """A statistic as text: numbers of four digits, the first entries of lists and tables."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if not isinstance(value, (dict, list, tuple)):
+        return str(value)
+    entries = [f"{k} {_brief(v)}" for k, v in value.items()] if isinstance(value, dict) else [_brief(v) for v in value]
+    if not entries:
+        return "none"
+    more = f", ... {len(entries)} in all" if len(entries) > _ENTRIES else ""
+    return f"({', '.join(entries[:_ENTRIES])}{more})"
