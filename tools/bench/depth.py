@@ -1,7 +1,9 @@
-"""Accuracy against depth and against tokens: blocks left out or sharing weights, tokens merged or dropped; no fine-tuning.
+"""Accuracy against depth and against tokens: blocks left out or sharing weights, activations made lines and the layers around
+them one, tokens merged or dropped; no fine-tuning.
 
 python -m graphwright.tools.bench.depth blocks vit-tiny --most 3
 python -m graphwright.tools.bench.depth blocks gpt-small --batch 8 --evaluate 256
+python -m graphwright.tools.bench.depth lines vit-tiny --most 3
 python -m graphwright.tools.bench.depth tokens vit-tiny --rates 0,2,4,6,8
 python -m graphwright.tools.bench.depth tokens vit-tiny --latency          (builds artifacts; on a quiet machine)
 
@@ -30,6 +32,7 @@ from ...passes.base import PassContext
 from ...passes.manager import PassManager
 from ...passes.pipeline import parse
 from ...passes.prune.blocks import find_blocks
+from ...passes.prune.linearize_activations import candidates
 from ...passes.prune.token_axis import find_attentions
 from ...search.block_drop import drop_blocks
 from ...search.cost.bops import products
@@ -138,6 +141,33 @@ def blocks(
     metric = subject.source.reference.metric_name if subject.source.reference else ""
     typer.echo(f"\n{model}, {metric} by layers of {len(layers)}; {samples} samples; {machine()}\n")
     typer.echo(markdown(["criterion", *map(str, range(most + 1))], [[n, *cells] for n, cells in rows.items() if len(cells) > 1]))
+
+
+@app.command()
+def lines(
+    model: str,
+    most: Annotated[int, typer.Option(help="activations that go at most")] = 3,
+    batch: int = 32,
+    samples: Annotated[int, typer.Option(help="calibration samples that lines and criteria see")] = 64,
+    evaluate: Annotated[int, typer.Option(help="evaluation samples; 0: all")] = 0,
+) -> None:
+    """What every activation between two layers would save as a line, and the score against the number that went."""
+    subject = Subject.load(model, batch, samples, evaluate or None)
+    found, whole = candidates(subject.program), macs(subject.program)
+    prices = [[c.name, *(f"{n / batch / 1e6:.2f}" for n in c.macs), f"{(c.macs[1] - c.macs[0]) / whole:+.3f}"] for c in found]
+    typer.echo(f"\n{model}, multiply-accumulates of the layers around an activation (M), and as one; {machine()}\n")
+    typer.echo(markdown(["activation", "two layers", "one", "of the network's"], prices))
+    rows = [["0", "", "1.000", f"{subject.score(subject.program):.4f}"]]
+    for count in range(1, 1 + min(most, sum(c.macs[1] < c.macs[0] for c in found))):
+        for criterion in ("output-distortion", "fit", "random"):
+            text = f"linearize-activations{{count={count},criterion={criterion},samples={-(-samples // batch)}}}"
+            program, stats = subject.compressed(text)
+            share = f"{macs(program) / whole:.3f}"
+            rows.append([str(count), f"{criterion}: {stats['linearized']}", share, f"{subject.score(program):.4f}"])
+            typer.echo(" ".join(rows[-1]), err=True)
+    metric = subject.source.reference.metric_name if subject.source.reference else ""
+    typer.echo(f"\n{model}, {samples} samples\n")
+    typer.echo(markdown(["activations", "which", "MACs", metric], rows))
 
 
 @app.command()

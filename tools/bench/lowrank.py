@@ -1,7 +1,9 @@
-"""Low-rank factorization, measured: every method at equal size, and one method under limits on its time.
+"""Low-rank factorization, measured: every method at equal size, at 8 bits, one under limits on its time, and EoRA's branches.
 
 python -m graphwright.tools.bench.lowrank size gpt-small minilm-l6
+python -m graphwright.tools.bench.lowrank int8 minilm-l6 --keep 0.7
 python -m graphwright.tools.bench.lowrank time gpt-small
+python -m graphwright.tools.bench.lowrank branches gpt-small
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from ...search.cost.uniform import Pricing
 from ...search.planner import Surroundings
 from ...search.ranks import rank_tables
 from ...search.store import Store
+from ..defaults import default_pipeline
 from ..predict import program_predict
 from ..sources import Source, resolve
 from ..zoo import Metric, perplexity
@@ -57,14 +60,11 @@ def measure(source: Source, program: Program, context: PassContext, chosen: Fact
     """[weights kept of the layers that can be factorized, score] of a plan."""
     passes = Pipeline(() if chosen is None else (chosen,))
     changed = PassManager().run(program, passes, context).program
-    evaluate, reference = source.evaluate(count), source.reference
-    assert evaluate is not None and reference is not None
-    score = evaluate(program_predict(changed))
     layers = [] if chosen is None else chosen.layers(program)[0]
     whole = sum(layer.weight.numel() for layer in layers)
     saved = sum(a.numel() for a in program.parameters().values()) - sum(a.numel() for a in changed.parameters().values())
     kept = 1.0 if not whole else 1 - saved / whole
-    return [f"{kept:.3f}", f"{perplexity(score):.3f}" if reference.metric is Metric.LOG_LIKELIHOOD else f"{score:.4f}"]
+    return [f"{kept:.3f}", _score(source, changed, count)]
 
 
 @app.command()
@@ -92,6 +92,56 @@ def size(
                     )
                     typer.echo(" ".join(rows[-1]), err=True)
         typer.echo(markdown(["method", "ranks", "weights kept", score_name(source), "search (s)"], rows))
+
+
+@app.command()
+def int8(
+    model: str,
+    keep: Annotated[float, typer.Option(help="share of the factorized layers' weights to keep")] = 0.7,
+    method: str = "factorize-whitened-svd",
+    samples: Annotated[int, typer.Option(help="calibration samples of the factorization and of the ranges")] = 64,
+    evaluate: Annotated[int, typer.Option(help="evaluation samples; 0: all")] = 0,
+    cache: Annotated[Path | None, typer.Option(help="folder that keeps the losses of ranks")] = None,
+) -> None:
+    """What 8 bits cost a network as it is, and one whose layers are factorized first (torch reference of the integers)."""
+    source, program, around = _prepared(model, samples, cache)
+    context = PassContext(around.samples, memo=around.memo)
+    (passes,) = parse(method)
+    assert isinstance(passes, Factorize)
+    whole = dataclasses.replace(passes, skip=SKIP.get(model, ()))
+    plans = [("as it is", None), *((how, found) for how, found, _ in size_plans(program, whole, keep, around))]
+    rows = []
+    for name, chosen in plans:
+        kept, score = measure(source, program, context, chosen, evaluate or None)
+        smaller = PassManager().run(program, Pipeline(() if chosen is None else (chosen,)), context).program
+        integers = PassManager().run(smaller, parse(default_pipeline(smaller)), PassContext(around.samples)).program
+        rows.append([name, kept, score, _score(source, integers, evaluate or None)])
+        typer.echo(" ".join(rows[-1]), err=True)
+    typer.echo(f"\n{model}, {method} at {keep:g}, {samples} calibration samples; {machine()}\n")
+    typer.echo(markdown(["ranks", "weights kept", f"{score_name(source)}, float", "int8"], rows))
+
+
+@app.command()
+def branches(
+    model: str,
+    form: Annotated[str, typer.Option("--format", help="of the layers' weights")] = "int3g64",
+    ranks: Annotated[str, typer.Option(help="of every branch; 0: none")] = "0,16,32",
+    samples: Annotated[int, typer.Option(help="calibration samples")] = 24,
+    evaluate: Annotated[int, typer.Option(help="evaluation samples; 0: all")] = 0,
+) -> None:
+    """Rounded weights with EoRA's branches of several ranks beside them."""
+    source, program, around = _prepared(model, samples, None)
+    context = PassContext(around.samples, memo=around.memo)
+    rows = [["float", "", _score(source, program, evaluate or None)]]
+    for rank in map(int, ranks.split(",")):
+        rounded = f'quantize{{weights=["*={form}","*.eora.*=int8g64"]}}' if rank else f'quantize{{weights=["*={form}"]}}'
+        text = f"eora{{format={form},rank={rank}}},{rounded}" if rank else rounded
+        result = PassManager().run(program, parse(text), context)
+        more = f"{result.certificate[0].stats['added']:.3f}" if rank else ""
+        rows.append([f"rank {rank}" if rank else "none", more, _score(source, result.program, evaluate or None)])
+        typer.echo(" ".join(rows[-1]), err=True)
+    typer.echo(f"\n{model}, {form}, {samples} calibration samples; {machine()}\n")
+    typer.echo(markdown(["branches", "their weights, of the layers'", score_name(source)], rows))
 
 
 @app.command()
@@ -151,6 +201,13 @@ def _timed(program: Program, chosen: Factorize | None, tail: Pipeline, pricing: 
     changed = PassManager().run(program, passes, context).program
     compiled = pricing.backend.compile(changed, pricing.target)
     return f"{pricing.backend.latency(compiled, example_inputs(changed), pricing.repeats) * 1e3:.0f}"
+
+
+def _score(source: Source, program: Program, count: int | None) -> str:
+    evaluate, reference = source.evaluate(count), source.reference
+    assert evaluate is not None and reference is not None
+    score = evaluate(program_predict(program))
+    return f"{perplexity(score):.3f}" if reference.metric is Metric.LOG_LIKELIHOOD else f"{score:.4f}"
 
 
 def score_name(source: Source) -> str:

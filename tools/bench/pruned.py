@@ -1,6 +1,7 @@
 """Smaller networks, measured: what pruning does to latency, and what quantization costs after it.
 
 python -m graphwright.tools.bench.tables pruned-latency resnet20-x4 -p 'canonicalize,prune-channels{ratio=0.3}'
+python -m graphwright.tools.bench.tables pruned-latency resnet20 --file networks/taylor-global.onnx --file networks/thinet.onnx
 python -m graphwright.tools.bench.tables pruned-int8 resnet20 -p 'canonicalize,prune-channels{ratio=0.3}'
 python -m graphwright.tools.bench.tables pruned-int8 resnet20 --file recovered/resnet20-1.onnx
 python -m graphwright.tools.bench.tables recovery rows.json
@@ -12,7 +13,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -52,12 +53,13 @@ RUNS = 10
 
 @dataclass(frozen=True)
 class Latency:
-    """A network before and after a pipeline; milliseconds: the median run, and the fastest one."""
+    """One network in one precision; milliseconds of the median run, and of the fastest one. macs: share of the original's."""
 
+    network: str
     precision: str
     macs: float
-    before: tuple[float, float]
-    after: tuple[float, float]
+    median: float
+    least: float
 
 
 @dataclass(frozen=True)
@@ -93,15 +95,16 @@ def macs_left(source: Source, smaller: Program) -> float:
     return left / whole
 
 
-def measure_latency(source: Source, smaller: Program, rounds: int, progress: Progress) -> list[Latency]:
-    """Times both programs in turn, in float and as quickly quantized int8, in this process."""
+def measure_latency(source: Source, smaller: Mapping[str, Program], rounds: int, progress: Progress) -> list[Latency]:
+    """Times the original and the smaller networks in turn, in float and as quickly quantized int8, in this process."""
     backend, target = backend_for(Target.parse("cpu")), Target.parse("cpu")
+    networks = {"original": source.program, **smaller}
     rows = []
     for precision in PRECISIONS:
-        programs = [quick_program(Source(p, source.reference), precision, progress) for p in (source.program, smaller)]
+        programs = [quick_program(Source(p, source.reference), precision, progress) for p in networks.values()]
         runs = [load_bytes(backend.compile(program, target, progress).library) for program in programs]
         inputs = [x.numpy() for x in example_inputs(source.program)]
-        times: list[list[float]] = [[], []]
+        times: list[list[float]] = [[] for _ in runs]
         for index in range(rounds):
             progress(index, rounds, f"time {precision}")
             for run, collected in zip(runs, times, strict=True):
@@ -112,8 +115,8 @@ def measure_latency(source: Source, smaller: Program, rounds: int, progress: Pro
                     if turn >= RUNS:  # the first half wakes the workers and fills the caches
                         collected.append((time.perf_counter() - start) * 1e3)
         progress(rounds, rounds, f"time {precision}")
-        before, after = ((statistics.median(t), min(t)) for t in times)
-        rows.append(Latency(precision, macs_left(source, smaller), before, after))
+        for (name, program), found in zip(networks.items(), times, strict=True):
+            rows.append(Latency(name, precision, macs_left(source, program), statistics.median(found), min(found)))
     return rows
 
 
@@ -135,27 +138,27 @@ def measure_int8(source: Source, smaller: Program, inputs: int, evaluate: int | 
     return Quantized(reference.metric_name, macs_left(source, smaller), original, score, integer, equal)
 
 
-_Pipeline = Annotated[str | None, typer.Option("--pipeline", "-p", help="Makes the network smaller.")]
-_File = Annotated[Path | None, typer.Option(help="Instead: an ONNX file that holds the smaller network.")]
-
-
 def pruned_latency(
     model: str,
-    pipeline: _Pipeline = None,
-    file: _File = None,
+    pipeline: Annotated[list[str], typer.Option("--pipeline", "-p", help="Makes the network smaller; repeatable.")] = [],  # noqa: B006
+    file: Annotated[list[Path], typer.Option(help="An ONNX file that holds a smaller network; repeatable.")] = [],  # noqa: B006
     rounds: Annotated[int, typer.Option(help="Turns of each program.")] = 20,
 ) -> None:
-    """Latency of a network before and after it is made smaller, float and int8, in interleaved turns."""
+    """Latency of a network and of the smaller ones made of it, float and int8, all in interleaved turns."""
+    if not pipeline and not file:
+        raise OptionError("give pipelines that make the network smaller (-p), or files that hold smaller ones (--file)")
     source = resolve(model)
     with TerminalProgress() as progress:
-        smaller = smaller_program(source, pipeline, file, progress)
+        smaller = {text: smaller_program(source, text, None, progress) for text in pipeline}
+        smaller |= {path.stem: smaller_program(source, None, path, progress) for path in file}
         rows = measure_latency(source, smaller, rounds, progress)
-    typer.echo(f"\n{model}, {pipeline or file}, batch 1; {machine()}\n")
-    head = ["precision", "MACs", "before: median (least) ms", "after: median (least) ms", "ratio of medians (of least)"]
+    typer.echo(f"\n{model}, batch 1; {machine()}\n")
+    head = ["network", "precision", "MACs", "median (least) ms", "median (least) of the original's"]
+    original = {row.precision: row for row in rows if row.network == "original"}
     body = [
         [
-            row.precision, f"{row.macs:.3f}x", *(f"{t[0]:.3f} ({t[1]:.3f})" for t in (row.before, row.after)),
-            f"{row.after[0] / row.before[0]:.2f}x ({row.after[1] / row.before[1]:.2f}x)",
+            row.network, row.precision, f"{row.macs:.3f}x", f"{row.median:.3f} ({row.least:.3f})",
+            f"{row.median / original[row.precision].median:.2f}x ({row.least / original[row.precision].least:.2f}x)",
         ]
         for row in rows
     ]  # fmt: skip
@@ -164,8 +167,8 @@ def pruned_latency(
 
 def pruned_int8(
     model: str,
-    pipeline: _Pipeline = None,
-    file: _File = None,
+    pipeline: Annotated[str | None, typer.Option("--pipeline", "-p", help="Makes the network smaller.")] = None,
+    file: Annotated[Path | None, typer.Option(help="Instead: an ONNX file that holds the smaller network.")] = None,
     inputs: Annotated[int, typer.Option(help="Inputs whose every output bit is compared.")] = 1000,
     evaluate: Annotated[int, typer.Option(help="Evaluation samples; 0: all.")] = 0,
 ) -> None:

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import torch
 
-from ...backends.base import example_inputs
-from ...backends.registry import backend_for
-from ...backends.target import Target
 from ...ir.data import Calibration
 from ...ir.errors import DataError
+from ...ir.onnx_export import export_onnx
 from ...ir.program import Program
 from ...passes.base import PassContext
 from ...passes.manager import PassManager
@@ -34,7 +32,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Point:
-    """One pruned network. share: of the float multiply-accumulates; seconds: of making it; latency_ms: None before `timed`."""
+    """One pruned network: its share of the multiply-accumulates, seconds of making it, itself at the batch of the artifact."""
 
     model: str
     method: str
@@ -43,7 +41,6 @@ class Point:
     float_score: float
     seconds: float
     program: Program | None = dataclasses.field(default=None, repr=False)
-    latency_ms: float | None = None
 
     @property
     def drop(self) -> float:
@@ -145,7 +142,7 @@ def points(bench: Bench, share: float, criteria: Sequence[str], allocated: Seque
 def peer_points(
     bench: Bench, python: Path, share: float, importances: Sequence[str] = IMPORTANCES, programs: bool = False
 ) -> Iterator[Point]:
-    """What Torch-Pruning makes of the same weights, calibration samples and budget; `programs` to time them afterwards."""
+    """What Torch-Pruning makes of the same weights, calibration samples and budget; `programs` to keep the networks."""
     float_score = bench.score(bench.program)
     version, found = run_torch_pruning(
         python, bench.model, share, bench.samples, [batch for batch, _ in bench.evaluation], importances, programs
@@ -156,14 +153,18 @@ def peer_points(
         yield Point(bench.model, name, pruned.share, bench.accuracy(pruned.outputs), float_score, pruned.seconds, program)
 
 
-def timed(rows: Sequence[Point], repeats: int = 200) -> list[Point]:
-    """The points with the latency of their float artifacts on this machine: the least median of three rounds, all in turns."""
-    target = Target.parse("cpu")
-    backend = backend_for(target)
-    programs = [row.program for row in rows if row.program is not None]
-    if len(programs) < len(rows):
-        raise DataError("every point needs its program to be timed; make the peer's with programs=True")
-    compiled = [backend.compile(program, target) for program in programs]
-    inputs = example_inputs(programs[0])
-    rounds = [[backend.latency(one, inputs, repeats) for one in compiled] for _ in range(3)]
-    return [dataclasses.replace(row, latency_ms=min(times)) for row, times in zip(rows, zip(*rounds, strict=True), strict=True)]
+def save_networks(rows: Sequence[Point], folder: Path) -> list[Path]:
+    """The points' networks as ONNX files named by their methods, for `pruned-latency`. Our own have the shapes, not the weights.
+
+    Raises:
+        DataError: a point without its network. OutputError: a file that is there already.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for row in rows:
+        if row.program is None:
+            raise DataError(f"the network of '{row.method}' was not kept; make the peer's with programs=True")
+        words = "".join(c if c.isalnum() or c in ".-" else " " for c in row.method).split()
+        paths.append(folder / f"{row.model}-{'-'.join(words)}.onnx")
+        export_onnx(row.program, paths[-1])
+    return paths

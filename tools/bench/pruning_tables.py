@@ -12,7 +12,7 @@ import typer
 
 from ..progress import TerminalProgress
 from .markdown import machine, markdown
-from .pruning import Bench, Point, peer_points, points, timed
+from .pruning import Bench, Point, peer_points, points, save_networks
 from .torch_pruning import IMPORTANCES
 
 CRITERIA = "random,l1,l2,geometric-median,batch-norm,taylor,fisher,hessian-trace,relevance,thinet"
@@ -28,7 +28,7 @@ def pruning(
     samples: Annotated[int, typer.Option(help="Calibration samples.")] = 1024,
     evaluate: Annotated[int, typer.Option(help="Samples scored; 0: all.")] = 0,
     held_out: Annotated[bool, typer.Option("--held-out", help="Score on held-out calibration samples, to choose by.")] = False,
-    latency: Annotated[bool, typer.Option("--latency", help="Compile and time every network.")] = False,
+    networks: Annotated[Path | None, typer.Option(help="Folder for every network as ONNX, which pruned-latency times.")] = None,
 ) -> None:
     """Accuracy at a budget of multiply-accumulates without fine-tuning: criteria, reconstruction, allocation, Torch-Pruning."""
     for model in models:
@@ -36,13 +36,13 @@ def pruning(
             bench = Bench.of(model, samples, evaluate or None, progress, held_out)
             rows = list(points(bench, share, _names(criteria), _names(allocated)))
             if torch_pruning is not None:
-                rows += peer_points(bench, torch_pruning, share, _names(importances), latency)
-            if latency:
-                rows = timed(rows)
+                rows += peer_points(bench, torch_pruning, share, _names(importances), networks is not None)
+            if networks is not None:
+                save_networks(rows, networks)
         where = "held-out calibration samples" if held_out else "evaluation samples"
         typer.echo(f"\n{model}, {samples} calibration samples, scored on {where}; {machine()}\n")
         head = ["method", "multiply-accumulates", f"score (float {rows[0].float_score:.4f})", "points lost", "made in (s)"]
-        typer.echo(markdown([*head, *(["latency (ms)"] if latency else [])], [_row(p) for p in rows]))
+        typer.echo(markdown(head, [_row(p) for p in rows]))
 
 
 def _names(text: str) -> list[str]:
@@ -50,8 +50,7 @@ def _names(text: str) -> list[str]:
 
 
 def _row(p: Point) -> list[str]:
-    cells = [p.method, f"{p.share:.3f}", f"{p.score:.4f}", f"{p.drop:+.2f}", f"{p.seconds:.1f}"]
-    return cells if p.latency_ms is None else [*cells, f"{p.latency_ms:.3f}"]
+    return [p.method, f"{p.share:.3f}", f"{p.score:.4f}", f"{p.drop:+.2f}", f"{p.seconds:.1f}"]
 
 
 def register(app: typer.Typer) -> None:
