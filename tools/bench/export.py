@@ -29,11 +29,13 @@ from .systems import ort_session
 CALIBRATION_SAMPLES = 512
 #: How ONNX Runtime runs the file: each node as it is written, or with its own integer kernels in place of the QDQ pairs.
 MODES = ("as written", "optimized")
+#: What float arithmetic in another order does by itself: ONNX Runtime's two modes beside each other.
+BETWEEN = "optimized against as written"
 
 
 @dataclass
 class Agreement:
-    """Outputs of the exported file in one mode of ONNX Runtime against the artifact's.
+    """Outputs of the exported file in one mode of ONNX Runtime against the artifact's, or against the other mode's.
 
     Attributes:
         step: what one code of the last layer's input is worth in an output: s_x * max |w|.
@@ -78,13 +80,15 @@ def measure(model: str, inputs: int | None, progress: Callable[[int, int, str], 
         export_onnx(annotated, folder / "qdq.onnx")
         artifact = load(folder / "int8.gw")
         sessions = {mode: ort_session(folder / "qdq.onnx", threads=1, optimize=mode == "optimized") for mode in MODES}
-        rows = {mode: Agreement(model, mode, output_step(annotated)) for mode in MODES}
+        rows = {mode: Agreement(model, mode, output_step(annotated)) for mode in (*MODES, BETWEEN)}
         for index, (batch, _) in enumerate(batches):
             progress(index, len(batches), f"compare {model}")
             samples = list(_samples(batch, source.program.input_specs[0].shape[0] or 1))
             expected = np.concatenate([artifact(*sample) for sample in samples])
-            for mode, run in sessions.items():
-                rows[mode].add(expected, np.concatenate([run(sample)[0] for sample in samples]))
+            found = {mode: np.concatenate([run(sample)[0] for sample in samples]) for mode, run in sessions.items()}
+            for mode, actual in found.items():
+                rows[mode].add(expected, actual)
+            rows[BETWEEN].add(*found.values())
         progress(len(batches), len(batches), f"compare {model}")
     return list(rows.values())
 
