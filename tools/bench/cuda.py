@@ -3,37 +3,40 @@
     python -m graphwright.tools.bench.cuda prepare resnet50 --batches 1,8,32,128 -o folder       # where the compiler is
     python -m graphwright.tools.bench.cuda measure folder --json rows.jsonl                      # where the GPU is
 
-`prepare` needs no GPU and `measure` no compiler, so the two need not be one machine. Tensors stay on the GPU; a time is that of
-one call until its result is there, the median over calls in interleaved turns. Each row carries how the outputs compare with the
-torch reference: the share of equal values, which is 1 for an integer artifact, and the largest difference.
+`prepare` needs no GPU and `measure` no compiler, so the two need not be one machine. Every system has a process of its own: all
+build at once, then one runs while the others wait. Tensors stay on the GPU; a time is that of one call until its result is there,
+the median over calls in interleaved turns. Each row carries how the outputs compare with the torch reference: the share of equal
+values, which is 1 for an integer artifact, and the largest difference. The peers have random weights.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
 import typer
 
-from ...ir.batch import with_batch
 from ...ir.errors import DataError, TargetError
-from ..progress import TerminalProgress
-from ..quick import quick_program
-from ..sources import resolve
-from ..zoo import load as load_reference
+from .cuda_worker import System, Worker
+
+if TYPE_CHECKING:
+    from ...ir.program import Program
+    from ..zoo import ReferenceModel
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
-WARM_UP_RUNS = 10
 #: Calls timed in one turn of a system, and turns.
 CALLS, TURNS = 20, 15
+#: Samples that the torch reference computes for an artifact; larger batches repeat them.
+SAMPLES = 4
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,11 @@ def prepare(
     target: str = "cuda:sm_90",
 ) -> None:
     """Compiles every model at every batch size and precision, with inputs and what the torch reference makes of them."""
-    from ..optimize import optimize  # brings the compiler, which `measure` does without
+    from ...ir.batch import with_batch  # these bring the compiler, which `measure` does without
+    from ..optimize import optimize
+    from ..progress import TerminalProgress
+    from ..quick import quick_program
+    from ..sources import resolve
 
     out.mkdir(parents=True, exist_ok=True)
     with TerminalProgress() as progress:
@@ -73,15 +80,25 @@ def prepare(
             for precision in precisions.split(","):
                 program = quick_program(source, precision, progress)
                 for batch in map(int, batches.split(",")):
+                    stem = out / f"{model}.{batch}.{precision}"
+                    inputs, outputs = _tiled(program, source.reference, batch)
+                    named = {f"x{i}": x for i, x in enumerate(inputs)} | {f"y{i}": y for i, y in enumerate(outputs)}
+                    arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in named.items()}
+                    np.savez_compressed(stem.with_name(f"{stem.name}.npz"), **arrays)
                     fixed = with_batch(program, batch)
-                    columns = zip(*source.reference.calibration(batch), strict=True)
-                    inputs = [torch.cat(column)[:batch].contiguous() for column in columns]
-                    stem = f"{model}.{batch}.{precision}"
-                    named = [*((f"x{i}", x) for i, x in enumerate(inputs)), *((f"y{i}", y) for i, y in enumerate(fixed(*inputs)))]
-                    arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in named}
-                    np.savez_compressed(out / f"{stem}.npz", **arrays)
                     artifact = optimize(fixed, target=target, pipeline="", measure=False, progress=progress).artifact
-                    artifact.save(out / f"{stem}.gw", overwrite=True)
+                    artifact.save(stem.with_name(f"{stem.name}.gw"), overwrite=True)
+
+
+def _tiled(program: Program, reference: ReferenceModel, batch: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """At most SAMPLES samples and what the torch reference makes of them. `measure` repeats them until the batch is full: the
+    reference need not run on more, and they travel once."""
+    from ...ir.batch import with_batch
+
+    count = min(batch, SAMPLES)
+    columns = zip(*reference.calibration(count), strict=True)
+    inputs = [torch.cat(column)[:count].contiguous() for column in columns]
+    return inputs, list(with_batch(program, count)(*inputs))
 
 
 @app.command()
@@ -89,100 +106,56 @@ def measure(
     folder: Path,
     json_file: Annotated[Path | None, typer.Option("--json", help="Rows, one a line, written as they are found.")] = None,
     peers: str = "eager,compile",
+    build_seconds: Annotated[float, typer.Option(help="A system that is not built by then is a row that says so.")] = 150,
 ) -> None:
     """Times every artifact of FOLDER and PyTorch on this machine's GPU."""
     if not torch.cuda.is_available():
         raise TargetError("PyTorch finds no GPU here; `prepare` runs anywhere, `measure` where the GPU is")
-    pairs = sorted({tuple(path.name.split(".")[:2]) for path in folder.glob("*.gw")}, key=lambda p: (p[0], int(p[1])))
-    for model, batch in pairs:
-        for row in _measured(folder, model, int(batch), peers.split(",") if peers else []):
+    groups = systems_of(folder, [f"torch {peer}" for peer in peers.split(",") if peer])
+    count = sum(map(len, groups))
+    threads = max(1, (os.cpu_count() or 1) // max(1, count // 4))
+    deadline = time.monotonic() + build_seconds
+    workers = [[Worker(system, threads) for system in group] for group in groups]
+    # Nothing is timed while anything compiles.
+    for worker in [worker for group in workers for worker in group]:
+        worker.wait(max(0.0, deadline - time.monotonic()))
+    for group in workers:
+        for row in _measured(group):
             line = json.dumps(asdict(row))
             print(line, flush=True)
             if json_file is not None:
                 with json_file.open("a") as stream:
                     stream.write(line + "\n")
+        for worker in group:
+            worker.close()
 
 
-Call = Callable[[], Any]
+def systems_of(folder: Path, peers: Sequence[str]) -> list[list[System]]:
+    """The systems of each model and batch: its artifacts, named MODEL.BATCH.PRECISION[.VARIANT].gw, and the peers."""
+    groups: dict[tuple[str, int], list[System]] = {}
+    for path in sorted(folder.glob("*.gw")):
+        model, batch, precision, *variant = path.stem.split(".")
+        name = "-".join(["graphwright", *variant])
+        groups.setdefault((model, int(batch)), []).append(System(model, name, precision, int(batch), path))
+    for (model, batch), group in groups.items():
+        group += [System(model, peer, "float16", batch, group[0].file) for peer in peers]
+    return [groups[key] for key in sorted(groups)]
 
 
-def _measured(folder: Path, model: str, batch: int, peers: list[str]) -> list[Row]:
-    systems: list[tuple[Row, Call]] = []
-    failed: list[Row] = []
-    for path in sorted(folder.glob(f"{model}.{batch}.*.gw")):
-        precision = path.name.split(".")[2]
-        row = Row(model, "graphwright", precision, batch, None, None)
-        try:
-            systems.append(_artifact(path, row))
-        except Exception as error:  # a system that cannot run is a row that says why; the others are still measured
-            failed.append(_failed(row, error))
-    arrays = np.load(next(iter(sorted(folder.glob(f"{model}.{batch}.*.npz")))))
-    inputs = [torch.from_numpy(arrays[name]).cuda() for name in sorted(arrays.files) if name.startswith("x")]
-    for peer in peers:
-        row = Row(model, f"torch {peer}", "float16", batch, None, None)
-        try:
-            systems.append((row, _torch(model, inputs, peer)))
-        except Exception as error:
-            failed.append(_failed(row, error))
-    times: list[list[float]] = [[] for _ in systems]
-    for _, call in systems:
-        for _ in range(WARM_UP_RUNS):
-            call()
+def _measured(workers: Sequence[Worker]) -> list[Row]:
+    """Turns of one system after another, the others waiting."""
+    times: list[list[float]] = [[] for _ in workers]
     for _ in range(TURNS):
-        for (_, call), found in zip(systems, times, strict=True):
-            found += [_timed(call) for _ in range(CALLS)]
-    return [_with_times(row, found) for (row, _), found in zip(systems, times, strict=True)] + failed
-
-
-def _timed(call: Call) -> float:
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    torch.cuda.synchronize()
-    return (time.perf_counter() - start) * 1e3
-
-
-def _with_times(row: Row, times: list[float]) -> Row:
-    return replace(row, latency_ms=round(statistics.median(times), 4), least_ms=round(min(times), 4))
-
-
-def _failed(row: Row, error: Exception) -> Row:
-    words = (str(error).strip().splitlines() or [""])[-1][:300]
-    return replace(row, reason=f"{type(error).__name__}: {words}")
-
-
-def _artifact(path: Path, row: Row) -> tuple[Row, Call]:
-    """The artifact's call on tensors of the GPU, and the row with what its outputs are worth."""
-    from ...backends.loader import load
-
-    model = load(path)
-    arrays = np.load(path.with_suffix(".npz"))
-    inputs = [torch.from_numpy(arrays[name]).cuda() for name in sorted(arrays.files) if name.startswith("x")]
-    expected = [arrays[name] for name in sorted(arrays.files) if name.startswith("y")]
-    outputs = model(*inputs)
-    found = [y.cpu().numpy() for y in (outputs if isinstance(outputs, tuple) else (outputs,))]
-    equal = sum(int((a == b).sum()) for a, b in zip(found, expected, strict=True)) / sum(y.size for y in expected)
-    difference = max(float(np.abs(a.astype(np.float64) - b).max()) for a, b in zip(found, expected, strict=True))
-    magnitude = max(float(np.abs(y).max()) for y in expected)
-    return replace(row, equal=equal, difference=difference, magnitude=magnitude), lambda: model(*inputs)
-
-
-def _torch(model: str, inputs: list[torch.Tensor], mode: str) -> Call:
-    """The zoo's network in half precision: eager, or compiled into CUDA graphs."""
-    module = load_reference(model).model.eval().half().cuda()
-    given = [x.half() if x.is_floating_point() else x for x in inputs]
-    if given[0].dim() == 4:
-        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        given = [x.to(memory_format=torch.channels_last) for x in given]
-    if mode == "compile":
-        module = torch.compile(module, mode="reduce-overhead")
-
-    def call() -> Any:
-        with torch.no_grad():
-            return module(*given)
-
-    call()
-    return call
+        for worker, found in zip(workers, times, strict=True):
+            if not worker.failure:
+                found += worker.times(CALLS)
+    rows = []
+    for worker, found in zip(workers, times, strict=True):
+        system, known = worker.system, worker.accuracy
+        accuracy = (known.equal, known.difference, known.magnitude) if known else (None, None, None)
+        latency = (round(statistics.median(found), 4), round(min(found), 4)) if found else (None, None)
+        rows.append(Row(system.model, system.name, system.precision, system.batch, *latency, *accuracy, worker.failure))
+    return rows
 
 
 if __name__ == "__main__":
