@@ -73,22 +73,33 @@ class Codes:
         }
 
 
-def warps_of(codes: Codes) -> int:
-    """Adding up a panel's partial sums costs each warp the same, however short the rows are: short ones get one."""
-    return 1 if codes.row_bytes <= 1024 else 2 if codes.row_bytes <= 2048 else 4
+#: Bytes of a row that threads side by side read at once: with 16 rows, a line of memory.
+LINE_BYTES = 8
 
 
-def linear(rows: int, codes: Codes, dtype: str, tail: FloatTail, warps: int | None = None) -> Plan:
+@dataclass(frozen=True)
+class Row:
+    """How the products of one row run. unroll: lines of one group, one after another, that a thread reads from."""
+
+    warps: int
+    unroll: int
+
+
+def row_of(codes: Codes) -> Row:
+    """Enough warps for one step over a row, up to eight: more only wait for each other in the end."""
+    unroll = unroll_of(codes)
+    steps = -(-codes.row_bytes // (32 * unroll))
+    return Row(next((few for few in (1, 2, 4) if steps <= few), 8), unroll)
+
+
+def unroll_of(codes: Codes, most: int = 4) -> int:
+    """A thread's lines are all of one group."""
+    weights = LINE_BYTES * (8 // codes.bits)
+    return next(few for few in (most, 2, 1) if few == 1 or codes.groups == 1 or codes.group % (few * weights) == 0)
+
+
+def linear(rows: int, codes: Codes, dtype: str, tail: FloatTail, row: Row | None = None) -> Plan:
     """Y [rows, N] = act(X [rows, K] W^T + bias + residual); every row decodes for itself, so rows are few."""
-    warps = warps or warps_of(codes)
-    each = 8 // codes.bits if 8 % codes.bits == 0 else 1
-    length = codes.row_bytes if 8 % codes.bits == 0 else codes.count
-    step = min(STEP_BYTES * warps, power_of_two(length))
-    chunk = step
-    if codes.groups > 1:
-        while chunk > 1 and codes.group % (chunk * each):
-            chunk //= 2
-    chunks = step // chunk
     residual = [("R", (rows, codes.rows), dtype)] if tail.residual else []
     buffers = (
         ("X", (rows, codes.count), dtype),
@@ -97,8 +108,30 @@ def linear(rows: int, codes: Codes, dtype: str, tail: FloatTail, warps: int | No
         ("bias", (padded(codes.rows),), "float32"),
         ("Y", (rows, codes.rows), dtype),
     )
-    constants = {"N": codes.rows, "K": codes.count, "CHUNK": chunk, "CHUNKS": chunks} | codes.constants | tail.constants
-    return Plan("triton_coded:linear", constants, (codes.panels, rows, 1), buffers, warps, 3)
+    constants = {"N": codes.rows, "K": codes.count} | codes.constants | tail.constants
+    grid = (codes.panels, rows, 1)
+    if codes.rule == "integers" and 8 % codes.bits == 0 and not codes.zero:
+        row = row or row_of(codes)
+        sizes: dict[str, Constant] = {"WARPS": row.warps, "UNROLL": row.unroll}
+        return Plan("triton_coded:linear_of_integers", constants | sizes, grid, buffers, row.warps, 1)
+    warps = row.warps if row else _warps_of(codes)
+    return Plan("triton_coded:linear", constants | _steps(codes, warps), grid, buffers, warps, 3)
+
+
+def _warps_of(codes: Codes) -> int:
+    """Adding up a panel's partial sums costs each warp the same, however short the rows are: short ones get one."""
+    return 1 if codes.row_bytes <= 1024 else 2 if codes.row_bytes <= 2048 else 4
+
+
+def _steps(codes: Codes, warps: int) -> dict[str, Constant]:
+    """Bytes (or weights, where a byte holds no whole number of them) of a run, all of one group, and runs of a step."""
+    whole = 8 % codes.bits == 0
+    step = min(STEP_BYTES * warps, power_of_two(codes.row_bytes if whole else codes.count))
+    chunk = step
+    if codes.groups > 1:
+        while chunk > 1 and codes.group % (chunk * (8 // codes.bits if whole else 1)):
+            chunk //= 2
+    return {"CHUNK": chunk, "CHUNKS": step // chunk}
 
 
 def decode(codes: Codes, dtype: str = "float32") -> Plan:
