@@ -143,8 +143,9 @@ def gemm(part: str = "", size: int = 4096) -> None:
 
 # -- one row -----------------------------------------------------------------------------------------------------------------
 
-#: (inputs, outputs): the layers of gpt-small and its classifier, then those of a 7B model.
-ROWS_OF_ONE = ((768, 768), (768, 2304), (768, 3072), (3072, 768), (768, 50257), (4096, 4096), (4096, 11008), (11008, 4096))
+#: (inputs, outputs): the layers of GPT-2 and its classifier, then those of a 7B model, then larger ones.
+ROWS_OF_ONE = ((768, 768), (768, 2304), (768, 3072), (3072, 768), (768, 50257))
+ROWS_OF_ONE += ((1024, 1024), (2048, 2048), (4096, 4096), (4096, 11008), (11008, 4096), (8192, 8192), (8192, 28672))
 
 #: Copies of a weight together exceed this, so that every launch finds its own in memory and not in the second-level cache.
 COLD_BYTES = 160 << 20
@@ -168,16 +169,16 @@ def rotating(calls: list[Callable[[], Any]]) -> float:
 
 def gemv() -> None:
     """Weight-only int8 and int4 (groups of 64) with float16 activations beside float16, ours and cuBLAS's, and the roofline: the
-    time that the bytes of the weights take at the bandwidth of a large copy."""
+    time that the bytes of the weights take at the bandwidth of a large sum or copy, whichever is faster."""
     compiler = Compiler()
-    big = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
-    bandwidth = 2 * big.numel() / microseconds(lambda: big.clone(), 3) * 1e6
+    bandwidth = _bandwidth()
     say(what="bandwidth", bytes_a_second=bandwidth)
     compiled = {layer: {name: (plan, compiler.start(plan)) for name, plan in _row_plans(*layer).items()} for layer in ROWS_OF_ONE}
     for (inputs, outputs), plans in compiled.items():
         x, w = torch.randn(1, inputs, device="cuda").half(), torch.randn(outputs, inputs, device="cuda").half()
         cublas = rotating([lambda pair=pair: torch.nn.functional.linear(*pair) for pair in copied([x, w])])
         say(what="gemv", layer=f"{inputs} -> {outputs}", weights="torch float16", microseconds=cublas)
+        best: dict[str, dict[str, Any]] = {}
         for name, (plan, future) in plans.items():
             future.result()
             try:
@@ -188,17 +189,32 @@ def gemv() -> None:
             read = sum(prod(shape) * torch_type(dtype).itemsize for _, shape, dtype in plan.buffers[1:-1])
             floor = read / bandwidth * 1e6
             row = {"microseconds": taken, "floor": floor, "of_floor": floor / taken, "faster_than_torch": cublas / taken}
-            say(what="gemv", layer=f"{inputs} -> {outputs}", weights=name, **row)
+            kind = name.partition(",")[0]
+            if "," not in name:  # the choice of the compiler; of the others the best is worth a row
+                say(what="gemv", layer=f"{inputs} -> {outputs}", weights=name, **row)
+            if taken < best.get(kind, row | {"microseconds": float("inf")})["microseconds"]:
+                best[kind] = row | {"block": asdict(plan_coded.Row(plan.warps, int(plan.constants.get("UNROLL") or 1)))}
+        for kind, row in best.items():
+            if kind != "float16":
+                say(what="gemv", layer=f"{inputs} -> {outputs}", weights=f"{kind}, best", **row)
     compiler.close()
+
+
+def _bandwidth() -> float:
+    """Bytes a second of a sum or a copy of 1 GiB, whichever is faster."""
+    source, target = (torch.zeros(1 << 28, dtype=torch.float32, device="cuda") for _ in range(2))
+    size = 4 * source.numel()
+    return 1e6 * max(size / microseconds(lambda: source.sum(), 3), 2 * size / microseconds(lambda: target.copy_(source), 3))
 
 
 def _row_plans(inputs: int, outputs: int) -> dict[str, Plan]:
     plans = {"float16": plan_float.linear(1, inputs, outputs, "float16", plan_float.FloatTail(), LEVEL)}
     for bits in (8, 4):
         codes = plan_coded.Codes(outputs, inputs, bits, 64, inputs // 64, 1 << bits, rule="integers", first=-(1 << bits - 1))
-        for warps in (1, 2, 4):
-            plan = plan_coded.linear(1, codes, "float16", plan_float.FloatTail(), warps)
-            plans[f"int{bits} g64, {warps} warps"] = plan
+        guess = plan_coded.row_of(codes)
+        for row in dict.fromkeys([guess, *(plan_coded.Row(warps, unroll) for warps in (1, 2, 4, 8, 16) for unroll in (2, 4))]):
+            name = f"int{bits} g64" if row == guess else f"int{bits} g64, {row.warps} warps, {row.unroll} lines"
+            plans[name] = plan_coded.linear(1, codes, "float16", plan_float.FloatTail(), row)
     return plans
 
 

@@ -111,7 +111,7 @@ def linear(
 
 @triton.jit
 def add_product(part, word, x, SHIFT: tl.constexpr, MASK: tl.constexpr, FIRST: tl.constexpr):
-    """part + ((word >> SHIFT & MASK) + FIRST) * (x * 2^SHIFT), given that product's second factor; SHIFT and MASK stay below bit 23.
+    """part + ((word >> SHIFT & MASK) + FIRST) * v for x = v / 2^SHIFT; MASK << SHIFT stays below bit 23.
 
     In the low bits of 2^23 a code is a number without a conversion, and one exact subtraction leaves its entry times 2^SHIFT.
     """
