@@ -20,12 +20,13 @@ import torch
 from graphwright.backends import nvidia
 from graphwright.backends.artifact import Artifact
 from graphwright.backends.base import Compiled
+from graphwright.backends.loader import load
 from graphwright.backends.target import LEVELS, Target
 from graphwright.backends.tvm import target as targets
 from graphwright.backends.tvm.backend import TVMBackend
 from graphwright.backends.tvm.cuda import tir
 from graphwright.ir.dialect import gw
-from graphwright.ir.errors import TargetError
+from graphwright.ir.errors import ArtifactError, TargetError
 from graphwright.ir.program import Program
 from integer_graphs import codes, normal, program, scales
 
@@ -69,14 +70,13 @@ def driver(tmp_path_factory) -> Path:
 class Machine:
     """A folder with one program, and the process that runs it beside the driver of these tests."""
 
-    def __init__(
-        self, folder: Path, driver: Path, graph: Program, monkeypatch: pytest.MonkeyPatch, *inputs: torch.Tensor
-    ) -> None:
+    def __init__(self, folder: Path, driver: Path, graph: Program, *inputs: torch.Tensor) -> None:
         self.folder, self.graph, self.inputs = folder, graph, inputs
         self.environment = {"FAKE_CUDA_LOG": str(folder / "log"), "LD_LIBRARY_PATH": str(driver.parent)}
-        monkeypatch.setattr(tir, "compile_cubin", self._emulate)
-        monkeypatch.setattr(targets, "missing_nvcc", lambda level: "")
-        self.compiled: Compiled = TVMBackend().compile(graph, SM90)
+        with pytest.MonkeyPatch.context() as patch:  # nvcc is not needed for what these machines run
+            patch.setattr(tir, "compile_cubin", self._emulate)
+            patch.setattr(targets, "missing_nvcc", lambda level: "")
+            self.compiled: Compiled = TVMBackend().compile(graph, SM90)
         (folder / "model.so").write_bytes(self.compiled.library)
         for index, x in enumerate(inputs):
             np.save(folder / f"in{index}.npy", x.numpy())
@@ -102,13 +102,10 @@ class Machine:
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory, driver):
-    """Makes machines; nvcc is not needed for what they run."""
-    with pytest.MonkeyPatch.context() as patch:
+    def made(function, *inputs: torch.Tensor, **parameters: torch.Tensor) -> Machine:
+        return Machine(tmp_path_factory.mktemp("machine"), driver, program(function, *inputs, **parameters), *inputs)
 
-        def made(function, *inputs: torch.Tensor, **parameters: torch.Tensor) -> Machine:
-            return Machine(tmp_path_factory.mktemp("machine"), driver, program(function, *inputs, **parameters), patch, *inputs)
-
-        yield made
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +194,16 @@ def test_gw_run_runs_the_artifact(pool, tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_CUDA_CAPABILITY", "89")
     done = runner.gw_run(path, "--input", here.folder / "in0.npy", "--output", tmp_path / "out.npy")
     assert done.returncode == 4 and "this machine's GPU (Fake GPU 0) is sm_89" in done.stderr
+
+
+def test_loading_an_artifact_names_what_this_machine_lacks(pool, tmp_path, monkeypatch):
+    Artifact.build(pool.graph, [pool.compiled]).save(tmp_path / "model.gw")
+    nvidia.first_gpu.cache_clear()
+    with pytest.raises(ArtifactError, match="cuda:sm_90 needs a GPU, and this machine has no NVIDIA driver"):
+        load(tmp_path / "model.gw")
+    monkeypatch.setattr(nvidia, "first_gpu", lambda: nvidia.Gpu("Older GPU", 80))
+    with pytest.raises(ArtifactError, match=r"this machine's GPU \(Older GPU\) is sm_80. Build it for target 'x86"):
+        load(tmp_path / "model.gw")
 
 
 # -- targets -------------------------------------------------------------------------------------------------------------------

@@ -86,10 +86,13 @@ class Row:
 
 
 def row_of(codes: Codes) -> Row:
-    """Enough warps for one step over a row, up to eight: more only wait for each other in the end."""
-    unroll = unroll_of(codes)
-    steps = -(-codes.row_bytes // (32 * unroll))
-    return Row(next((few for few in (1, 2, 4) if steps <= few), 8), unroll)
+    """Measured on an H200: few panels need many warps to have enough loads on their way, and of many short ones, which would wait
+    for the sum over their warps, one warp each is best."""
+    if codes.panels > 2048 and codes.row_bytes <= 1024:
+        return Row(1, unroll_of(codes))
+    if codes.panels > 264:  # two for each multiprocessor
+        return Row(8, unroll_of(codes))
+    return Row(16 if codes.row_bytes > 1024 else 8, unroll_of(codes, 4 if codes.row_bytes % 2048 == 0 else 2))
 
 
 def unroll_of(codes: Codes, most: int = 4) -> int:
