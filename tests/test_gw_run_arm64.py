@@ -2,7 +2,15 @@
 
 import numpy as np
 import pytest
+from graphwright.backends.artifact import Artifact
+from graphwright.backends.target import Target
+from graphwright.backends.tvm.backend import TVMBackend
+from graphwright.ir import capture
+from graphwright.passes.base import PassContext
+from graphwright.passes.manager import PassManager
+from graphwright.passes.pipeline import parse
 from integers import artifact, program, samples
+from models import small_cnn, small_inputs
 from runner import gw_run, infer
 
 
@@ -25,11 +33,29 @@ def check(path, folder, cpu, count):
 
 
 def test_one_file_serves_several_cores(tmp_path):
-    path = tmp_path / "model.gw"
-    artifact("arm64:cortex-a53", "arm64:cortex-a76").save(path)
-    for cpu, lacking in (("cortex-a53", "arm64:cortex-a76: does not run here"), ("cortex-a76", "")):
-        check(path, tmp_path, cpu, 3)
-        assert lacking in gw_run(path, "--info", arch="aarch64", cpu=cpu).stdout
+    """Each core takes the best library that it runs; which one says --info."""
+    path, levels = tmp_path / "model.gw", ("neoverse-v1", "cortex-a76", "cortex-a53")
+    artifact(*(f"arm64:{level}" for level in levels)).save(path)
+    for cpu, first in (("cortex-a53", 2), ("cortex-a76", 1), ("max", 0)):
+        check(path, tmp_path, cpu, 2)
+        lines = gw_run(path, "--info", arch="aarch64", cpu=cpu).stdout.splitlines()
+        rows = [next(line for line in lines if f"arm64:{level}" in line) for level in levels]
+        assert ["does not run here" in row for row in rows] == [index < first for index in range(3)]
+
+
+@pytest.mark.parametrize(("level", "cpu"), [("cortex-a53", "cortex-a53"), ("cortex-a76", "cortex-a76")])
+def test_half_precision_is_float16_in_memory_and_float32_in_registers(level, cpu, tmp_path):
+    path, x = tmp_path / "model.gw", small_inputs(3, seed=4)
+    captured = capture(small_cnn().eval(), x[:1])
+    half = PassManager().run(captured, parse("canonicalize,cast-float{dtype=float16}"), PassContext()).program
+    compiled = TVMBackend().compile(half, Target("arm64", level))
+    Artifact.build(half, [compiled], certificate=[], plan={"pipeline": "cast-float", "target": str(compiled.target)}).save(path)
+    (outputs,) = infer(path, [x[:, None].numpy()], tmp_path, arch="aarch64", cpu=cpu)
+    for output, sample in zip(outputs, x[:, None], strict=True):
+        exact, rounded = captured(sample)[0].detach().numpy(), half(sample)[0].detach().numpy()
+        # One rounding of 2^-11 for each of the values between the seven layers, as in torch; sums do not add any.
+        assert 0 < np.abs(output - exact).max() < 8 * 2.0**-11 * np.abs(exact).max()
+        assert np.abs(output - rounded).max() < 8 * 2.0**-11 * np.abs(rounded).max()
 
 
 @pytest.mark.parametrize(
