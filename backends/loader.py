@@ -119,7 +119,8 @@ def choose(manifest: Manifest, source: str) -> TargetEntry:
         missing = sorted(set(target.requires) - flags)
         lack = f"lacks {', '.join(missing)}" if target.arch == arch else f"is {arch}"
         reasons.append(f"{target} needs {', '.join(target.requires) or target.arch}; this CPU {lack}")
-    raise ArtifactError(f"'{source}' is built for another machine: {'; '.join(reasons)}. Build it for target '{arch}'")
+    advice = f"Build it for a level that this machine has, or for target '{arch}:{LEVELS[arch][-1]}'"
+    raise ArtifactError(f"'{source}' is built for another machine: {'; '.join(reasons)}. {advice}")
 
 
 def _as_numpy(model: str, tensor: torch.Tensor) -> np.ndarray:

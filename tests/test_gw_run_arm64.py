@@ -68,6 +68,7 @@ def test_a_core_without_the_instructions_is_refused(level, cpu, feature, tmp_pat
     done = gw_run(path, "--input", tmp_path / "x.npy", "--repeat", 1, arch="aarch64", cpu=cpu)
     lacks = done.stderr.partition("this CPU lacks")[2]
     assert done.returncode == 4 and f"arm64:{level} needs" in done.stderr and feature in lacks and "crc32" not in lacks
+    assert "or for target 'arm64:generic'" in lacks
 
 
 def test_one_file_serves_both_architectures(tmp_path):

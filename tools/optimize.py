@@ -81,7 +81,7 @@ def optimize(
 
     Args:
         model: a module, an ExportedProgram, a Program, or the path of an ONNX file or .pt2 archive.
-        target: `cpu` (this machine), `x86[:level]` or `arm64[:core]`; see `graphwright targets`.
+        target: `cpu` (this machine), `x86[:level]`, `arm64[:core]` or `cuda[:chip]`; see `graphwright targets`.
         example_inputs: one tensor or a tuple; needed for a module. Its batch size is the artifact's.
         calibration: batches of inputs (tensors or tuples, any batch size, no labels); needed by quantization.
         evaluate: called as evaluate(predict) -> score, higher is better; `predict(*inputs)` takes batches of any size

@@ -129,7 +129,8 @@ const TargetEntry& Choose(const Artifact& artifact, std::string_view arch, const
     reasons += (reasons.empty() ? "" : "; ") + target.Name() + " needs " + Join(target.requires_flags) + ", and this CPU ";
     reasons += target.arch == arch ? "lacks " + Join(missing) : "is " + std::string(arch);
   }
-  throw Failure(Exit::kCpu, "built for another machine: " + reasons + "; build it for target '" + std::string(arch) + "'");
+  const std::string lowest = arch == "x86" ? "x86:avx2" : "arm64:generic";
+  throw Failure(Exit::kCpu, "built for another machine: " + reasons + "; build it for a level that it has, or for target '" + lowest + "'");
 }
 
 }  // namespace gw

@@ -49,7 +49,7 @@ from .options import (
 def optimize(
     model: ModelArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="The artifact to write (.gw).")],
-    target: Annotated[str, typer.Option(help="cpu, x86[:level] or arm64[:core].")] = "cpu",
+    target: Annotated[str, typer.Option(help="cpu, x86[:level], arm64[:core] or cuda[:chip]; see `targets`.")] = "cpu",
     pipeline: Annotated[str | None, typer.Option("--pipeline", "-p", help="Default: 8 bits, fewer where limits ask.")] = None,
     calibration: Calibration = None,
     samples: Samples = 512,
