@@ -23,10 +23,13 @@ body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:72rem;paddin
 table{border-collapse:collapse;margin:.5rem 0 1.5rem;width:100%}
 th,td{padding:.3rem .6rem;border-bottom:1px solid #dfe3e8;text-align:left}
 th{background:#f4f6f8}td:nth-child(n+2){font-variant-numeric:tabular-nums}
-td:not(:first-child):not(:last-child){white-space:nowrap}td:last-child{overflow-wrap:anywhere}
+td:not(:first-child):not(:last-child){white-space:nowrap}td:first-child,td:last-child{overflow-wrap:anywhere}
+td:first-child{min-width:7rem}td:last-child{min-width:18rem}
 code{font-size:.9em;overflow-wrap:anywhere}
 details{margin:.5rem 0 1.5rem}summary{cursor:pointer}
 """
+#: A pass is named with its options up to so many characters: a plan's formats fill pages, and stand above in the pipeline.
+_PASS_TEXT = 60
 #: Entries shown of what a pass counted for each layer; the report's JSON has them all.
 _ENTRIES = 6
 _KINDS = {"designed": OURS, "generic": PEER, "island": "#d55e00"}
@@ -38,7 +41,7 @@ def page(report: Report) -> str:
         [r.system, number_text(r.score, ".4f"), size_text(r.size_bytes), number_text(r.latency_ms, ".3f ms")] for r in report.rows
     ]
     passes = [
-        [r.text, r.effect, "yes" if r.modified else "no", f"{r.max_abs:.3g}", number_text(r.sqnr_db, ".1f dB"),
+        [_shorter(r.text, r.name), r.effect, "yes" if r.modified else "no", f"{r.max_abs:.3g}", number_text(r.sqnr_db, ".1f dB"),
          f"{r.nodes_before} to {r.nodes_after}", f"{size_text(r.bytes_before)} to {size_text(r.bytes_after)}",
          f"{r.seconds:.1f} s", "; ".join(f"{name.replace('_', ' ')}: {_brief(value)}" for name, value in r.stats.items())]
         for r in report.certificate
@@ -152,6 +155,10 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     cells = "".join(f"<th>{html.escape(h)}</th>" for h in head)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows)
     return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _shorter(text: str, name: str) -> str:
+    return text if len(text) <= _PASS_TEXT else f"{name}{{...}}"
 
 
 def _brief(value: Any) -> str:

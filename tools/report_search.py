@@ -109,6 +109,10 @@ def front_figure(
     line = {"mode": "lines+markers", "line": {"color": OURS, "width": 1, "shape": "hv"}, "marker": {"size": 5, "color": OURS}}
     figure.add_trace(marks(front, [plan.loss for plan in front], "loss", **line), 1, 1)
     if evaluations:
+        scores = [e.score for e in evaluations]
+        # Hundredths are what plans differ by: one score alone would get an axis from far below to far above it.
+        pad = max(0.15 * (max(scores) - min(scores)), 0.005)
+        figure.update_yaxes(range=[min(scores) - pad, max(scores) + pad], row=1, col=2)
         dots = {"mode": "markers", "marker": {"size": 9, "color": PEER}}
         measured = sorted(evaluations, key=lambda e: e.solution.totals[metric])
         figure.add_trace(marks([e.solution for e in measured], [e.score for e in measured], "score", **dots), 1, 2)
