@@ -15,6 +15,7 @@ from .artifact import Artifact
 from .host import host_arch, host_flags
 from .manifest import Manifest, TargetEntry
 from .nvidia import missing_to_run
+from .target import LEVELS
 from .tiles import request_tiles
 
 
