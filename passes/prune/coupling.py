@@ -40,9 +40,9 @@ class Analysis:
     """What the walk found.
 
     Attributes:
-        places: every dimension with labels; those of equal labels share an array of one identity in `labels`.
-        free: the free atoms behind each label of a place, by the place's key.
-        groups: group -> its free atoms in order; `groups[k][a]` goes with atom `a` of the k-th group.
+        places: every dimension with labels -> a key that dimensions of equal labels share.
+        free: key -> the free atoms behind each index of these dimensions.
+        groups: name -> the group, and the free atom behind each of its atoms, in order.
     """
 
     coupling: Coupling

@@ -66,12 +66,12 @@ def reconstruct(
         kept: for the nodes of `original` whose value is cut, what is left of it.
         only: names of the nodes to fit, and the walk ends behind the last of them; None: all.
     """
-    runs = _Runs(original, cut, kept, samples)
-    generator = torch.Generator().manual_seed(settings.seed)
-    errors: dict[str, list[float]] = {}
     order = schedule(cut)
     if only is not None:
         order = order[: 1 + max((i for i, node in enumerate(order) if node.name in only), default=-1)]
+    runs = _Runs(original, cut, kept, samples, order)
+    generator = torch.Generator().manual_seed(settings.seed)
+    errors: dict[str, list[float]] = {}
     for index, node in enumerate(order):
         runs.evaluate(node)
         layer = layer_of(cut, node)
@@ -82,7 +82,7 @@ def reconstruct(
                 set_parameters(cut, layer, weight, bias)
                 runs.redo(node)
                 errors[origin_of(node)] = [round(e, 6) for e in error]
-        runs.drop_after(index, order)
+        runs.drop_after(index)
         progress(index + 1, len(order), "reconstruct")
     cut.sweep()
     return errors
@@ -115,12 +115,16 @@ def schedule(program: Program) -> list[fx.Node]:
 
 @dataclass
 class _Runs:
-    """The values of the original program (`exact`, by node name) and of the cut one on all samples, while someone reads them."""
+    """The values of the original program (`exact`, by node name) and of the cut one on all samples, while someone reads them.
+
+    order: nodes of the cut program as they are evaluated.
+    """
 
     original: Program
     cut: Program
     kept: Kept
     samples: Sequence[Sample]
+    order: Sequence[fx.Node]
     values: dict[fx.Node, list[Any]] = field(default_factory=dict)
     exact: dict[str, list[Any]] = field(default_factory=dict)
     #: Nodes of the cut program whose values differ from the original's, other than by channels left out.
@@ -128,6 +132,8 @@ class _Runs:
 
     def __post_init__(self) -> None:
         self.nodes = {n.name: n for n in self.original.nodes}
+        #: Node -> the last place in `order` that reads it.
+        self.last = {read: i for i, n in enumerate(self.order) for read in (n, *n.all_input_nodes)}
         missing = [n.name for n in self.cut.nodes if n.op == "call_function" and n.name not in self.nodes]
         if missing:
             raise PassError(f"the cut program has nodes that the original lacks: {', '.join(missing[:3])}")
@@ -166,13 +172,11 @@ class _Runs:
             value = value.index_select(dim, positions)
         return value
 
-    def drop_after(self, index: int, order: list[fx.Node]) -> None:
+    def drop_after(self, index: int) -> None:
         """Forgets what no node behind `order[index]` reads."""
-        if not hasattr(self, "_last"):
-            self._last = {read: i for i, n in enumerate(order) for read in (n, *n.all_input_nodes)}
-        node = order[index]
+        node = self.order[index]
         for read in (node, *node.all_input_nodes):
-            if self._last.get(read, index) <= index:
+            if self.last.get(read, index) <= index:
                 self.values.pop(read, None)
                 self.exact.pop(read.name, None)
 

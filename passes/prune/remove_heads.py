@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ...ir.errors import OptionError, PassError, UnknownNameError
+from ...ir.errors import OptionError, PassError
 from ...ir.program import Program, Stage
 from ..base import LOSSY, Pass, PassContext, PassResult, register
+from ..rules import values_by_name
 from .coupling import coupled_groups
 from .group import Group
 from .prune_channels import PruneChannels
@@ -24,7 +25,7 @@ class RemoveHeads(Pass):
     Source: Michel et al. 2019, Are Sixteen Heads Really Better than One? (arXiv:1905.10650); importance as `criterion` says.
 
     Args:
-        keep: `ATTENTION=COUNT` items, such as blocks.0.attention=8; the other attentions keep all heads. Either this or `count`.
+        keep: `ATTENTION=COUNT` items, such as blocks.0.attention=8, or globs; the others keep all heads. This or `count`.
         count: heads that go in every attention.
         criterion, reconstruct, samples: see `prune-channels`.
 
@@ -67,15 +68,7 @@ class RemoveHeads(Pass):
                     f"'{few[0]}' has {heads[few[0]].size} heads, so {self.count} cannot go; name counts by keep=[...]"
                 )
             return {name: group.size - self.count for name, group in heads.items()}
-        found = {}
-        for item in self.keep:
-            name, equals, number = item.rpartition("=")
-            if not equals or not number.isdigit():
-                raise OptionError(f"remove-heads: 'keep' takes ATTENTION=COUNT items such as blocks.0.attention=2, not '{item}'")
-            if name not in heads:
-                raise UnknownNameError("attention", name, heads)
-            found[name] = int(number)
-        return found
+        return values_by_name(self.keep, heads, f"'keep' of {self.name}", "ATTENTION=COUNT, such as blocks.0.attention=2", int)
 
 
 def head_groups(program: Program) -> dict[str, Group]:

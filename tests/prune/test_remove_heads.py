@@ -46,7 +46,7 @@ def test_it_is_prune_channels_on_the_groups_of_heads():
 def test_bad_input_is_refused():
     with pytest.raises(OptionError, match="one of the two"):
         compress(transformer(1), "remove-heads")
-    with pytest.raises(OptionError, match="takes ATTENTION=COUNT"):
+    with pytest.raises(OptionError, match="write ATTENTION=COUNT"):
         compress(transformer(2), "remove-heads{keep=[blocks.0.attention]}")
     with pytest.raises(UnknownNameError, match=r"did you mean 'blocks\.0\.attention'"):
         compress(transformer(2), 'remove-heads{keep=["blocks.0.atention=1"]}')
