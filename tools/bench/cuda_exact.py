@@ -88,7 +88,8 @@ def prepare(
                 progress(start, samples, f"reference of {model}")
                 found.append(chunked(*[torch.from_numpy(x[start : start + CHUNK]) for x in inputs]))
             outputs = [torch.cat(column).numpy() for column in zip(*found, strict=True)]
-            np.savez_compressed(out / f"{model}.exact.npz", **arrays, **{f"y{i}": y for i, y in enumerate(outputs)})
+            named: dict[str, Any] = {**arrays, **{f"y{i}": y for i, y in enumerate(outputs)}}
+            np.savez_compressed(out / f"{model}.exact.npz", **named)
 
 
 @app.command()
