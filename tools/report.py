@@ -139,10 +139,11 @@ class Report:
             )
         passes = Table(title="certificate")
         for column in ("pass", "effect", "changed", "max |diff|", "SQNR", "nodes", "parameters", "time"):
-            passes.add_column(column, justify="left" if column == "pass" else "right")
+            # In 80 columns other cells wrap before a name is cut; its options stand in the plan.
+            passes.add_column(column, justify="left" if column == "pass" else "right", no_wrap=column == "pass")
         for row in self.certificate:
             passes.add_row(
-                row.text, row.effect, "yes" if row.modified else "no", f"{row.max_abs:.3g}", number_text(row.sqnr_db, ".1f dB"),
+                row.name, row.effect, "yes" if row.modified else "no", f"{row.max_abs:.3g}", number_text(row.sqnr_db, ".1f dB"),
                 f"{row.nodes_before} -> {row.nodes_after}", f"{size_text(row.bytes_before)} -> {size_text(row.bytes_after)}",
                 f"{row.seconds:.1f} s",
             )  # fmt: skip
