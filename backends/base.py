@@ -84,6 +84,14 @@ class Backend(abc.ABC):
     ) -> StepTimes:
         """The time of every kernel, in place. Raises TargetError where the target cannot run here."""
 
+    def recorded(self, compiled: Compiled) -> StepTimes | None:
+        """Times of its kernels that were measured on the target elsewhere; None where one was not."""
+        return None
+
+    def records(self, target: Target) -> str:
+        """Which measurements `recorded` draws from, for keys of what is kept; empty where none."""
+        return ""
+
 
 def example_inputs(program: Program, seed: int = 0) -> tuple[torch.Tensor, ...]:
     """Inputs to time a program with: standard normal floats, zeros for every other type (any index is then in range)."""

@@ -120,7 +120,10 @@ class Tables:
         """The allocation problem under `limits`; every metric is counted, those without a limit up to infinity."""
         for metric in limits:
             if not self._counted(metric):
-                raise OptionError(f"a limit on {metric} needs prices; microseconds need a target that runs on this machine")
+                raise OptionError(
+                    f"a limit on {metric} needs prices; microseconds need a target that runs on this machine, or one for which "
+                    "the times of all kernels are recorded"
+                )
         every = {metric: limits.get(metric, math.inf) for metric in METRICS}
         return Problem(
             self.scores.layers,

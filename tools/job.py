@@ -117,10 +117,17 @@ class Job:
             self.progress(0, 1, "evaluate float")
             score = float(self.evaluate(program_predict(self.source)))
             self.progress(1, 1, "evaluate float")
-        if self.measure and self.runs_here:
+        if self.measure and (self.runs_here or "latency" in self.limits):
             compiled = self.backend.compile(self.float_program(), self.target, self.progress)
-            latency = self.backend.latency(compiled, example_inputs(self.source))
+            latency = self._latency(compiled, self.source)
         return Measurement("float", score, size, latency)
+
+    def _latency(self, compiled: Compiled, program: Program) -> float | None:
+        """Milliseconds of a run, measured here, or the sum of what its kernels took on the target elsewhere; None: neither."""
+        if self.runs_here:
+            return self.backend.latency(compiled, example_inputs(program))
+        recorded = self.backend.recorded(compiled)
+        return None if recorded is None else recorded.total / 1e3
 
     @cached_property
     def macs(self) -> int:
@@ -142,8 +149,8 @@ class Job:
             # Where the target is another machine the torch reference stands in: the artifact equals it bit for bit.
             score = float(self.evaluate(artifact_predict(artifact) if run else program_predict(program)))
             self.progress(1, 1, "evaluate result")
-        if run:
-            latency = self.backend.latency(compiled, example_inputs(program))
+        if self.measure:
+            latency = self._latency(compiled, program)
         return Measurement(program.stage.label, score, artifact.size, latency)
 
     def _notes(self, outcome: PipelineResult, compiled: Compiled) -> tuple[str, ...]:
@@ -154,7 +161,9 @@ class Job:
         if self.evaluate is None:
             notes.append("no accuracy: it takes evaluate=... in Python, or a reference model, to have it measured")
         if not self.runs_here:
-            notes.append("the target does not run on this machine: no latency, and the score is the torch reference's")
+            known = self.measure and self.backend.recorded(compiled) is not None
+            latency = "latency is the sum of its kernels' times on such a GPU elsewhere" if known else "no latency"
+            notes.append(f"the target does not run on this machine: {latency}, and the score is the torch reference's")
         if outcome.program.stage is not Stage.INTEGER:
             notes.append(f"the program is in stage {outcome.program.stage.label}: not integer arithmetic")
         return tuple(notes)

@@ -36,7 +36,7 @@ DEFAULT_SEARCH = BitSearch()
 CONSTRAINTS = {
     "max_drop": "largest loss of the evaluate() score, absolute",
     "size": "artifact bytes over the float model's parameter bytes",
-    "latency": "latency over the float artifact's latency, measured on this machine",
+    "latency": "latency over the float artifact's latency, measured on this machine, or as recorded for a GPU",
     "bops": "bit operations over those of the float model, 32 x 32 a multiply-accumulate",
     "average_bits": "bits of a weight on average",
     "macs": "multiply-accumulates over the float model's, or above 1 their number",

@@ -110,7 +110,9 @@ class Report:
         missed = {}
         for name, limit in limits.items():
             if name not in reached:
-                missed[name] = "could not be measured (the target does not run here)"
+                missed[name] = (
+                    "could not be measured (the target does not run here, and not all of its kernels' times are recorded)"
+                )
             elif reached[name] > limit + 1e-9 * abs(limit):  # differences of scores carry rounding
                 missed[name] = f"limit {limit:g}, reached {reached[name]:.4g}"
         return missed

@@ -23,7 +23,7 @@ from .lower import lower
 from .pipeline import build
 from .profile import step_times
 from .target import require_emit, require_run, target_rows, tvm_target
-from .tuning import TuningDatabase
+from .tuning import TuningDatabase, latency
 
 #: Stages that have a meaning in machine code.
 STAGES = (Stage.CANONICAL, Stage.COMPRESSED, Stage.INTEGER)
@@ -92,6 +92,12 @@ class TVMBackend(Backend):
         """The time of every kernel, in place. Raises TargetError where the target cannot run here."""
         require_run(compiled.target)
         return step_times(compiled, [x.numpy() for x in inputs], threads, repeats)
+
+    def recorded(self, compiled: Compiled) -> StepTimes | None:
+        return latency.recorded(compiled)
+
+    def records(self, target: Target) -> str:
+        return latency.version(target.arch)
 
 
 def _library(module: tvm.IRModule, compiler_target: tvm.target.Target, target: Target) -> bytes:

@@ -30,10 +30,14 @@ def step_times(compiled: Compiled, inputs: Sequence[np.ndarray], threads: int | 
         start = time.perf_counter()
         program.run(arguments, outputs)
         whole.append((time.perf_counter() - start) * 1e6)
-        calls = _calls(program.step_names, program.profile(arguments, outputs))
-        columns.append(_by_row(compiled.kernels, calls))
+        columns.append(row_times(compiled.kernels, program.step_names, program.profile(arguments, outputs)))
     medians = tuple(statistics.median(column) for column in zip(*columns, strict=True))
     return StepTimes(medians, statistics.median(whole))
+
+
+def row_times(rows: Sequence[KernelRow], steps: Sequence[tuple[str, int]], microseconds: Sequence[float]) -> list[float]:
+    """Microseconds of each kernel row, from those of each step that `Executor.profile` gives."""
+    return _by_row(rows, _calls(steps, microseconds))
 
 
 def _calls(steps: Sequence[tuple[str, int]], microseconds: Sequence[float]) -> list[tuple[str, float]]:

@@ -60,7 +60,10 @@ class FormatCosts:
 
 @dataclass(frozen=True)
 class Pricing:
-    """How to price: on which backend and target, and whether to time (the target must run on this machine)."""
+    """How to price: on which backend and target, and whether to time (the target must run on this machine).
+
+    Untimed, layers have the times that the backend has recorded for the target, where it has all.
+    """
 
     backend: Backend
     target: Target
@@ -87,7 +90,8 @@ def uniform_costs(
     for index, name in enumerate(formats):
         progress(index, len(formats), "price formats")
         pipeline = tail(name)
-        machine = (platform.processor() or platform.machine(), platform.node()) if pricing.time else ()
+        here = (platform.processor() or platform.machine(), platform.node())
+        machine = here if pricing.time else pricing.backend.records(pricing.target)
         key = content_key(program, str(pipeline), str(pricing.target), pricing.time, pricing.repeats, machine)
         kept = store.remember("costs", key, lambda p=pipeline: _price(program, p, pricing, samples))
         found[name] = FormatCosts(**kept)
@@ -99,7 +103,10 @@ def _price(program: Program, pipeline: Pipeline, pricing: Pricing, samples: Cali
     context = PassContext(calibration=Calibration(samples.samples[:SAMPLES]))
     lowered = PassManager().run(program, pipeline, context).program
     compiled = pricing.backend.compile(lowered, pricing.target)
-    times = pricing.backend.profile(compiled, example_inputs(lowered), pricing.repeats) if pricing.time else None
+    if pricing.time:
+        times = pricing.backend.profile(compiled, example_inputs(lowered), pricing.repeats)
+    else:
+        times = pricing.backend.recorded(compiled)
     bops, fixed_bops = layer_bops(lowered)
     return {
         "bytes": layer_bytes(lowered),
