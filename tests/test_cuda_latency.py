@@ -99,6 +99,4 @@ def test_a_latency_limit_is_met_by_recorded_times(monkeypatch):
 def test_without_recorded_times_a_latency_limit_says_so():
     x = torch.randn(8, 3, 8, 8)
     with pytest.raises(ConstraintError, match="times are recorded"):
-        optimize(
-            network(), "arm64:cortex-a53", example_inputs=x[:1], calibration=[x], constraints={"latency": 0.2}, search=None
-        )
+        optimize(network(), "arm64:cortex-a53", example_inputs=x[:1], calibration=[x], constraints={"latency": 0.2}, search=None)
