@@ -157,7 +157,7 @@ def save_networks(rows: Sequence[Point], folder: Path) -> list[Path]:
     """The points' networks as ONNX files named by their methods, for `pruned-latency`. Our own have the shapes, not the weights.
 
     Raises:
-        DataError: a point without its network. OutputError: a file that is there already.
+        DataError: a point without its network.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
