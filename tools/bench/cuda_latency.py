@@ -14,7 +14,7 @@ import statistics
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ def prepare(
         for name, program in programs.items():
             compiled = backend.compile(program, chosen)
             (out / f"{model}.{name}.so").write_bytes(compiled.library)
-            inputs = {f"x{i}": x.numpy() for i, x in enumerate(example_inputs(program))}
+            inputs: dict[str, Any] = {f"x{i}": x.numpy() for i, x in enumerate(example_inputs(program))}
             np.savez_compressed(out / f"{model}.{name}.npz", **inputs)
             (out / f"{model}.{name}.json").write_text(json.dumps([str(chosen), [asdict(row) for row in compiled.kernels]]))
 
