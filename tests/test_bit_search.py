@@ -155,6 +155,14 @@ def test_bad_searches(search, limits, error, message):
         optimize(small_cnn(), constraints=limits, search=search, **ARGUMENTS)
 
 
+def test_a_bad_search_is_refused_before_anything_is_computed(monkeypatch):
+    from graphwright.tools.job import Job
+
+    monkeypatch.setattr(Job, "run", lambda *_: pytest.fail("8 bits ran before the search was checked"))
+    with pytest.raises(OptionError, match="'int9' is no weight format"):
+        optimize(small_cnn(), constraints={"size": 0.1}, search=BitSearch(formats=("int9",)), **ARGUMENTS)
+
+
 @pytest.mark.parametrize(
     ("pipeline", "message"),
     [

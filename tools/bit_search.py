@@ -13,6 +13,7 @@ import torch
 from ..ir.content import content_key
 from ..ir.errors import OptionError, UnknownNameError
 from ..passes.pipeline import Pipeline
+from ..passes.quantize.formats import parse_integer_format
 from ..search.cost.bops import FLOAT_BITS
 from ..search.cost.uniform import Pricing
 from ..search.planner import Request, Surroundings, Tables, allocate, evolve, tabulate
@@ -20,7 +21,7 @@ from ..search.problem import InfeasibleError, Solution
 from ..search.sensitivity import parse_scorers
 from ..search.sensitivity.base import Scorer
 from ..search.sensitivity.statistics import calibration_warning
-from ..search.solvers import bisection, pareto
+from ..search.solvers import SOLVERS, bisection, pareto
 from ..search.solvers.bisection import Evaluation
 from ..search.store import Store
 from .job import Job, Result
@@ -53,6 +54,19 @@ class BitSearch:
     minimize: str | None = None
     labels: torch.Tensor | None = None
     cache: Path | None = None
+
+    def check(self) -> None:
+        """Refuses names that nothing is called, before anything is computed.
+
+        Raises:
+            OptionError, UnknownNameError: formats, scorer, solver or metric.
+        """
+        for name in Request(self.formats, self.parsed_scorer()).formats:
+            parse_integer_format(name)
+        if self.solver not in (*SOLVERS, "evolutionary"):
+            raise UnknownNameError("solver", self.solver, (*SOLVERS, "evolutionary"))
+        if self.minimize is not None and self.minimize not in METRICS:
+            raise UnknownNameError("metric to minimize", self.minimize, METRICS)
 
     def parsed_scorer(self) -> Scorer:
         found = parse_scorers(self.scorer)
@@ -148,8 +162,6 @@ def wholes(job: Job) -> dict[str, float]:
 def _cheapest(job: Job, tables: Tables, options: BitSearch, store: Store) -> bisection.Found:
     """The least of one metric whose measured score stays within `max_drop`: bisection over the front, real evaluations."""
     name = options.minimize or ""
-    if name not in METRICS:
-        raise UnknownNameError("metric to minimize", name, METRICS)
     if options.solver != "ilp":
         raise OptionError(f"minimize={name} walks the Pareto front of integer programs: leave out solver={options.solver}")
     if "max_drop" not in job.limits:

@@ -100,6 +100,8 @@ def optimize(
         GraphwrightError: every expected failure, with the culprit and the way out.
     """
     limits = _check_constraints(constraints or {}, evaluate, measure)
+    if search is not None:
+        search.check()
     chosen = Target.parse(target)
     backend = backend_for(chosen)
     source = as_program(model, example_inputs)
