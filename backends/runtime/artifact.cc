@@ -130,7 +130,8 @@ const TargetEntry& Choose(const Artifact& artifact, std::string_view arch, const
     reasons += target.arch == arch ? "lacks " + Join(missing) : "is " + std::string(arch);
   }
   const std::string lowest = arch == "x86" ? "x86:avx2" : "arm64:generic";
-  throw Failure(Exit::kCpu, "built for another machine: " + reasons + "; build it for a level that it has, or for target '" + lowest + "'");
+  const std::string advice = "build it for a level that it has, or for target '" + lowest + "'";
+  throw Failure(Exit::kCpu, "built for another machine: " + reasons + "; " + advice);
 }
 
 }  // namespace gw
