@@ -1,5 +1,7 @@
-"""The command line, run as a user runs it: exit status, messages, files."""
+"""The command line: exit status, messages, files."""
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -7,21 +9,42 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from graphwright.ir import capture
 from graphwright.ir.onnx_export import export_onnx
+from graphwright.tools.cli import main, options
 from models import small_cnn, small_inputs
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / ".link"), "COLUMNS": "200"}
 
 
-def graphwright(*arguments, cwd=None):
+def spawn(*arguments, cwd=None):
+    """The command in a process of its own, as a user runs it."""
     command = [sys.executable, "-W", "ignore", "-m", "graphwright.tools.cli", *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True)
+
+
+def graphwright(*arguments, cwd="."):
+    """The same entry point in this process: a new one spends seconds on imports."""
+    stdout, stderr, status = io.StringIO(), io.StringIO(), 0
+    with contextlib.ExitStack() as around:
+        around.enter_context(contextlib.redirect_stdout(stdout))
+        around.enter_context(contextlib.redirect_stderr(stderr))
+        around.enter_context(contextlib.chdir(cwd))
+        around.enter_context(mock.patch.object(sys, "argv", ["graphwright", *map(str, arguments)]))
+        around.enter_context(mock.patch.dict(os.environ, ENVIRONMENT))
+        for console in (options.out, options.err):
+            around.enter_context(mock.patch.object(console, "_width", int(ENVIRONMENT["COLUMNS"])))
+        try:
+            main()
+        except SystemExit as leaving:
+            status = leaving.code
+    return subprocess.CompletedProcess(arguments, status or 0, stdout.getvalue(), stderr.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +60,7 @@ def files(tmp_path_factory):
     np.savez(folder / "named.npz", wrong=small_inputs(1, seed=5).numpy())
     np.savez(folder / "objects.npz", x=np.array([{}], dtype=object))
     arguments = ["--calibration", folder / "calib.npz", "-o", folder / "model.gw", "--plan", folder / "plan.json"]
-    done = graphwright(
-        "optimize", folder / "model.onnx", *arguments, "--report", folder / "report.html", "--dump", folder / "dump"
-    )
+    done = spawn("optimize", folder / "model.onnx", *arguments, "--report", folder / "report.html", "--dump", folder / "dump")
     assert done.returncode == 0, done.stderr
     assert "wrote" in done.stdout
     return folder
@@ -155,6 +176,11 @@ def test_bad_input_is_one_clear_message(files, tmp_path, arguments, message):
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_failing_command_exits_with_1_and_prints_no_traceback(tmp_path):
+    done = spawn("optimize", "resnet2", "-o", "x.gw", cwd=tmp_path)
+    assert done.returncode == 1 and "did you mean 'resnet20'" in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
 
 
 def test_analyze_prints_and_saves_every_layer(files, tmp_path):
