@@ -53,6 +53,39 @@ class Mixed(nn.Module):
         return self.head(F.avg_pool2d(x, 2).mean((2, 3)))
 
 
+class Kinds(nn.Module):
+    """Dense, depthwise and grouped convolutions, 1x1, a residual sum, linear layers over many rows and over one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, 2, 1)
+        self.expand = nn.Conv2d(16, 40, 1)
+        self.depthwise = nn.Conv2d(40, 40, 3, 1, 1, groups=40)
+        self.grouped = nn.Conv2d(40, 24, 3, 1, 1, groups=4)
+        self.project = nn.Conv2d(24, 16, 1)
+        self.rows, self.head = nn.Linear(16, 48), nn.Linear(48, 11)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        y = torch.relu(self.grouped(torch.relu(self.depthwise(torch.relu(self.expand(x))))))
+        rows = (x + self.project(y)).flatten(2).transpose(1, 2)
+        return self.head(torch.relu(self.rows(rows)).mean(1))
+
+
+class Concat(nn.Module):
+    """A concatenation of two parts, one of which another layer reads; the other may be on a grid of its own."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+        self.a, self.b, self.c = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        x = torch.relu(self.a(x))
+        branch = self.b(x)
+        return self.c(torch.cat([x, branch if self.scale == 1.0 else self.scale * branch], 1))
+
+
 class Block(nn.Module):
     """A pre-norm transformer block with its attention written out, and a head over the mean token."""
 

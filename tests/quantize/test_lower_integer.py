@@ -8,7 +8,7 @@ from graphwright.ir.dialect import gw
 from graphwright.ir.errors import PassError
 from graphwright.ir.program import Stage, dtype_of, origin_of
 from graphwright.ir.verify import is_gw
-from quantize_models import BLOCK, Block, ConvNet, Mixed, prepare, prepared, run, seeded, targets
+from quantize_models import BLOCK, Block, Concat, ConvNet, Mixed, prepare, prepared, run, seeded, targets
 from torch import nn
 
 MODES = ["float-scale", "dyadic"]
@@ -177,16 +177,7 @@ def test_a_skipped_layer_is_an_island():
 
 
 def test_concat_parts_on_other_grids_are_requantized():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b, self.c = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1), nn.Conv2d(4, 2, 1)
-
-        def forward(self, x):
-            x = torch.relu(self.a(x))
-            return self.c(torch.cat([x, 3 * self.b(x)], 1))
-
-    result = lower(Net, (2, 2, 5, 5))
+    result = lower(functools.partial(Concat, 3.0), (2, 2, 5, 5))
     names = targets(result.program)
     assert names.count("gw.lookup") == 1 and names.count("gw.rescale") == 2 and "aten.mul.Tensor" not in names
     assert result.certificate[-1].stats["islands"] == []

@@ -2,7 +2,7 @@ import torch
 import torch.nn.functional as F
 from graphwright.ir.program import origin_of
 from graphwright.passes.quantize.regions import find_regions
-from quantize_models import BLOCK, Block, ConvNet, Mixed, prepared
+from quantize_models import BLOCK, Block, Concat, ConvNet, Mixed, prepared
 from torch import nn
 
 
@@ -38,16 +38,7 @@ def test_concat_parts_without_other_readers_share_the_encoding_of_the_result():
 
 
 def test_a_concat_part_with_other_readers_keeps_its_own_encoding():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b, self.c = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1), nn.Conv2d(4, 2, 1)
-
-        def forward(self, x):
-            x = torch.relu(self.a(x))
-            return self.c(torch.cat([x, self.b(x)], 1))
-
-    program, _ = prepared(Net, (1, 2, 4, 4))
+    program, _ = prepared(Concat, (1, 2, 4, 4))
     assert sources(program) == ["placeholder", "relu", "cat"]
 
 
