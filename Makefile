@@ -48,7 +48,7 @@ demo: setup ## compress two real models to int8, compare with ONNX Runtime, run 
 	$(BIN)/python -m graphwright.tools.demo --output demo
 
 test: setup runner ## the whole test suite
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup ## ruff and pyright
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

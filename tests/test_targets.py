@@ -96,7 +96,7 @@ def test_the_command_prints_the_rows(monkeypatch):
     done = CliRunner().invoke(app, ["targets"])
     assert done.exit_code == 0
     cells = [[cell.strip() for cell in line.split("│")] for line in done.output.splitlines() if line.count("│") > 3]
-    runs = {target: here for _, target, _, here, *_ in cells}
+    runs = {target: here for _, target, _, here, *_ in cells if target}  # long words go on in lines without
     assert list(runs) == [str(row.target) for row in targets.target_rows()]
     assert "pip install 'graphwright[cuda]'" in done.output  # no markup
     assert [runs[f"cuda:{level}"] for level in LEVELS["cuda"]] == ["no", "no", "yes", "yes"]

@@ -71,7 +71,7 @@ def convolutions(draw, kind: str):
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("kind", ["dense", "pointwise", "depthwise", "grouped"])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(data=st.data())
 def test_equals_reference(kind, level, data):
     shape = data.draw(convolutions(kind))
@@ -106,7 +106,7 @@ def test_shapes_of_real_networks(layer, residual, level):
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(data=st.data())
 def test_quantizes_a_float_image(level, data):
     shape = data.draw(convolutions("dense"))

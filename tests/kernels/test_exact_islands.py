@@ -23,7 +23,7 @@ from tvm.tirx.script.builder import ir as T
 
 from .float_cases import AARCH64, AVX2, AVX512, LEVELS, assembly, run
 
-EXAMPLES = settings(max_examples=15, deadline=None)
+EXAMPLES = settings(max_examples=10, deadline=None)
 LENGTHS = st.one_of(st.integers(1, 50), st.sampled_from([64, 128, 197, 384, 1000]))
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from .float_cases import ACTIVATIONS, LEVELS, activated, assert_close, normal, run
 
-EXAMPLES = settings(max_examples=8, deadline=None)
+EXAMPLES = settings(max_examples=6, deadline=None)
 
 
 @pytest.mark.parametrize("level", LEVELS)

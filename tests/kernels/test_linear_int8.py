@@ -15,7 +15,7 @@ from .kernel_cases import LEVELS, random_values, run, tails
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(data=st.data())
 def test_equals_reference(level, data):
     rows, inner, outer = (data.draw(st.integers(1, most)) for most in (40, 150, 150))

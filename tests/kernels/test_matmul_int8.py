@@ -14,7 +14,7 @@ from .kernel_cases import LEVELS, check_matmul
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("transposed", [False, True])
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(data=st.data())
 def test_equals_reference(transposed, level, data):
     dtypes = [("uint8", 0), ("uint8", 131), ("int8", 0), ("int8", -128), ("int8", 5)]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from .float_cases import EPS, LEVELS, normal, run
 
-EXAMPLES = settings(max_examples=8, deadline=None)
+EXAMPLES = settings(max_examples=6, deadline=None)
 LENGTHS = st.one_of(st.integers(1, 70), st.sampled_from([128, 197, 384, 1000]))
 
 

@@ -15,7 +15,7 @@ from .float_cases import LEVELS, assert_close, normal, run
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     rows=st.integers(1, 9),
     inputs=st.integers(1, 70),
