@@ -10,7 +10,7 @@ from graphwright.backends.tvm import tuning
 from graphwright.backends.tvm.backend import TVMBackend
 from graphwright.backends.tvm.kernels import convolution_f32, convolution_int8, linear_int8
 from graphwright.backends.tvm.kernels.base import Convolution, Tail
-from graphwright.backends.tvm.kernels.float_base import FloatSpec, fits, level_of
+from graphwright.backends.tvm.kernels.float_base import FloatSpec, fits
 from graphwright.backends.tvm.kernels.gemm_int8 import Pixels
 from graphwright.backends.tvm.kernels.isa import ISAS, isa_of
 from graphwright.backends.tvm.kernels.tilings import Cut, cuts, tiling
@@ -85,13 +85,14 @@ def test_a_convolution_is_the_same_bits_with_any_cut(level, cut, seed):
 def test_float_choices_always_fit_the_register_file():
     shape = Convolution(1, 24, 14, 14, 100, (1, 1))
     family = FAMILIES[convolution_f32.convolution]
-    for level in ("avx512", "portable"):
-        spec = (shape, FloatSpec(level=level), False)
-        assert family.key(spec) == "convolution_f32 24x14x14 -> 100x14x14, 1x1"
+    for plain in (FloatSpec(), FloatSpec(level="portable"), FloatSpec(level="avx512-bf16", dtype="bfloat16")):
+        spec = (shape, plain, False)
+        assert str(family.key(spec)).endswith("24x14x14 -> 100x14x14, 1x1")
         space = family.space(spec)
-        assert 4 < len(space) <= 16
+        assert 4 < len(space) <= 32
         for choice in [*space, {"rows": 99, "groups": 99}, {"rows": 1, "groups": 99}]:
-            assert fits(level_of(level), family.chosen(spec, choice)[1].tile)
+            tiled = family.chosen(spec, choice)[1]
+            assert fits(tiled.machine, tiled.tile)
 
 
 def test_a_row_is_found_by_key_and_level_and_changes_only_the_tiling():

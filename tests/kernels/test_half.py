@@ -5,6 +5,7 @@ Convolutions have theirs in `test_convolution_f32`.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -190,6 +191,15 @@ def test_the_level_uses_its_instructions():
         code = assembly(linear_f32.linear(MatrixProduct(14, 64, 32), spec), BF16)
         assert ("vdpbf16ps" in code) == dot and ("vfmadd" in code) != dot
         assert "vcvtneps2bf16" in code
+
+
+@pytest.mark.parametrize("dot", (False, True))
+def test_sums_stay_in_registers(dot):
+    """Two vectors of weights live at once where a pair is widened: no sum of the chosen tile goes through the stack."""
+    spec = FloatSpec(level=NATIVE, dtype="bfloat16", dot=dot)
+    lines = assembly(linear_f32.linear(MatrixProduct(128, 384, 1536), spec), BF16).splitlines()
+    products = [index for index, line in enumerate(lines) if re.search(r"\s(?:vfmadd\w+ps|vdpbf16ps)\s", line)]
+    assert not [line for line in lines[products[0] : products[-1]] if re.search(r"%rsp|%rbp", line)]
 
 
 def test_bad_options():

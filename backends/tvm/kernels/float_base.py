@@ -9,13 +9,13 @@ more, of the result: by u |y| with u = 2^-8 for bfloat16 and 2^-11 for float16 (
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ....ir.errors import OptionError, UnknownNameError
 from .base import LANES, VECTOR
 from .emit import accumulator, arguments, bind, ramp, splat, store
-from .half import NATIVE, NUMPY, is_half, lanes_of, rounded, widened
+from .half import NATIVE, NUMPY, is_half, lanes_of, rounded, weight_step, widened
 from .isa import T
 from .vector_math import FUNCTIONS
 
@@ -59,7 +59,8 @@ class Level:
 
     registers: vectors the register file holds. fma, load, broadcast: cycles each takes when the ports are saturated.
     stream: cycles to bring one vector from the second-level cache. far: cycles more where it comes from behind that.
-    latency: cycles before a sum can be added to again.
+    latency: cycles before a sum can be added to again. weights: vectors that one step's weights of a group take, 2 where pairs
+    of channels are widened together.
     """
 
     name: str
@@ -71,6 +72,11 @@ class Level:
     far: float
     latency: float
     flops_per_us: int
+    weights: int = 1
+
+    def most_rows(self, groups: int) -> int:
+        """Rows of a tile of `groups` that leave registers for one step's weights and one broadcast value; 0 where none fits."""
+        return max(0, (self.registers - 1) // groups - self.weights)
 
 
 LEVELS = {
@@ -120,6 +126,11 @@ class FloatSpec:
             raise UnknownNameError("float type of a kernel", self.dtype, NUMPY)
         if self.dot and (self.dtype, self.level) != ("bfloat16", NATIVE):
             raise OptionError(f"vdpbf16ps multiplies bfloat16 at level {NATIVE}, not {self.dtype} at level {self.level}")
+
+    @property
+    def machine(self) -> Level:
+        """The level as a product with packed weights of `dtype` uses it."""
+        return replace(level_of(self.level), weights=1 if self.dot else weight_step(self.dtype))
 
 
 #: Neither residual nor activation, at the best level.
@@ -184,7 +195,7 @@ def declare(
 
 def fits(level: Level, tile: Tile) -> bool:
     """Whether the accumulators, one step's weights and one broadcast value stay in registers."""
-    return tile.rows * tile.groups + tile.groups + 1 <= level.registers
+    return tile.rows <= level.most_rows(tile.groups)
 
 
 def panel_widths(groups: int, width: int) -> list[tuple[int, int, int]]:

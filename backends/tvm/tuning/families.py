@@ -18,7 +18,7 @@ from ..cuda.kernels.family_float import dtype_of
 from ..kernels import convolution_f32, convolution_int8, linear_f32, linear_int8, matmul_f32, matmul_int8
 from ..kernels.base import LANES, Convolution, padded
 from ..kernels.convolution_int8 import ConvolutionInt8
-from ..kernels.float_base import Level, MatrixProduct, Tile, fits, level_of, tile_cycles
+from ..kernels.float_base import Level, MatrixProduct, Tile, fits, tile_cycles
 from ..kernels.gemm_int8 import Pixels
 from ..kernels.half import NATIVE
 from ..kernels.isa import isa_of
@@ -215,9 +215,9 @@ def _float_family(name: str, work: Callable[[Specification], str | None]) -> Fam
     """A generator of (shape, FloatSpec, further options)."""
 
     def space(spec: Specification) -> list[Choice]:
-        shape, registers = _lines(spec), level_of(spec[1].level)
-        tiles = _tiles(registers, shape.columns, shape.groups)
-        estimate = [tile_cycles(registers, t, shape.lines, shape.columns, shape.groups, shape.depth) for t in tiles]
+        shape, level = _lines(spec), spec[1].machine
+        tiles = _tiles(level, shape.columns, shape.groups)
+        estimate = [tile_cycles(level, t, shape.lines, shape.columns, shape.groups, shape.depth) for t in tiles]
         best = sorted(zip(estimate, tiles, strict=True), key=lambda pair: (pair[0], pair[1].rows * pair[1].groups))
         choices = [asdict(tile) for _, tile in best[:FLOAT_TILES]]
         if (spec[1].dtype, spec[1].level) != ("bfloat16", NATIVE):
@@ -225,10 +225,11 @@ def _float_family(name: str, work: Callable[[Specification], str | None]) -> Fam
         return [{**choice, "dot": dot} for choice in choices for dot in (False, True)]
 
     def chosen(spec: Specification, choice: Choice) -> Specification:
-        registers = level_of(spec[1].level).registers
-        groups = max(1, min(int(choice["groups"]), (registers - 1) // 2))
-        tile = Tile(max(1, min(int(choice["rows"]), (registers - 1 - groups) // groups)), groups)
-        return (spec[0], replace(spec[1], tile=tile, dot=bool(choice.get("dot", False))), *spec[2:])
+        tiled = replace(spec[1], dot=bool(choice.get("dot", False)))
+        level = tiled.machine
+        groups = max(1, min(int(choice["groups"]), (level.registers - 1) // (level.weights + 1)))
+        tile = Tile(max(1, min(int(choice["rows"]), level.most_rows(groups))), groups)
+        return (spec[0], replace(tiled, tile=tile), *spec[2:])
 
     def typed(spec: Specification) -> str | None:
         found, dtype = work(spec), spec[1].dtype
