@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import triton
+from graphwright.backends.tvm.cuda.build import triton_kernel
 from graphwright.backends.tvm.cuda.kernels import (
     blocks,
     coded_f32,
@@ -27,6 +28,7 @@ from graphwright.backends.tvm.cuda.kernels.blocks import Block, Problem
 from graphwright.backends.tvm.cuda.kernels.plan_float import FloatTail
 from graphwright.backends.tvm.cuda.kernels.plans import Plan, function_of
 from graphwright.backends.tvm.cuda.launch import triton_call
+from graphwright.backends.tvm.cuda.measure import plan_of
 from graphwright.backends.tvm.kernels.base import Convolution, Tail
 from graphwright.backends.tvm.kernels.coded_f32 import Coded, Minifloat
 from graphwright.backends.tvm.kernels.convolution_int8 import ConvolutionInt8
@@ -40,7 +42,7 @@ from graphwright.tools.bench.cuda_shapes import SHAPES
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-INTEGER = ("linear", "matmul", "dense", "grouped", "depthwise", "image", "attention")
+INTEGER = ("linear", "matmul", "dense", "grouped", "depthwise", "image", "framed", "attention")
 FLOAT = tuple(f"float-{name}" for name in ("linear", "matmul", "dense", "grouped", "depthwise", "planar", "attention"))
 CODED = ("coded-linear", "coded-decode")
 CASES_EACH = 3
@@ -136,6 +138,23 @@ def test_functions_declare_the_buffers_that_pack_fills():
     assert declared[0] == ((2, 9, 9, 32), "uint8") and declared[-1] == ((2, 9, 9, 32), "uint8")
     call = triton_call(function)
     assert call is not None and call.function == "triton_int8:convolution" and dict(call.constants)["BATCH"] == 2
+
+
+def test_a_first_layer_of_many_taps_quantizes_its_image_in_a_launch_of_its_own():
+    shape = Convolution(2, 3, 20, 20, 24, (7, 7), (2, 2), (3, 3))
+    spec = ConvolutionInt8(shape, "uint8", 3, Quantize(0.02, 3, 0, 255, "uint8"))
+    function = convolution_int8.build(spec, TAIL, "sm_90")
+    packed = convolution_int8.pack(spec, TAIL, "sm_90", np.ones((24, 3, 7, 7), np.int8), None, scale=np.ones(1, np.float32))
+    declared = [(tuple(int(d) for d in p.shape), str(p.dtype)) for p in function.params]
+    assert declared[0] == ((2, 3, 20, 20), "float32") and declared[1:-1] == [(a.shape, str(a.dtype)) for a in packed]
+    assert plan_of(function) == convolution_int8.plan(spec, TAIL, "sm_90")
+    call = triton_call(function)
+    assert call is not None
+    kernel = triton_kernel("first", function, call, "sm_90")
+    # The scratch stands behind the five buffers of the function: written by the first launch, read by the second in X's place.
+    assert [launch.pointers for launch in kernel.phases] == [(0, 5), (5, 1, 2, 3, 4)]
+    assert [launch.name for launch in kernel.phases] == ["first_frame", "first"]
+    assert kernel.scratch == (2 * 25 * 28 * 4,)
 
 
 def test_a_linear_layer_of_odd_sizes_is_padded_only_in_its_weights():

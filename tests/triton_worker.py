@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from graphwright.backends.tvm.cuda.kernels import plan_coded, plan_float, plan_int8
+from graphwright.backends.tvm.cuda.kernels import plan_coded, plan_float, plan_image, plan_int8
 from graphwright.backends.tvm.cuda.kernels.blocks import Block
 from graphwright.backends.tvm.cuda.kernels.plan_attention import Heads, IntegerAttention, attention
 from graphwright.backends.tvm.cuda.kernels.plan_float import FloatTail
@@ -100,9 +100,9 @@ def physical(x: torch.Tensor) -> torch.Tensor:
 def launched(plan: Plan, inputs: list) -> torch.Tensor:
     """Checks the inputs against the plan's buffers, runs it, and returns its output."""
     tensors = [torch.from_numpy(t) if isinstance(t, np.ndarray) else t for t in inputs]
-    for tensor, (name, shape, dtype) in zip(tensors, plan.buffers[:-1], strict=True):
+    for tensor, (name, shape, dtype) in zip(tensors, plan.operands[:-1], strict=True):
         assert (tuple(tensor.shape), tensor.dtype) == (shape, TORCH[dtype]), (name, tensor.shape, shape)
-    _, shape, dtype = plan.buffers[-1]
+    _, shape, dtype = plan.operands[-1]
     out = torch.full(shape, 77, dtype=TORCH[dtype], device=DEVICE)
     run(plan, [*(tensor.to(DEVICE) for tensor in tensors), out])
     return out.cpu()
@@ -147,13 +147,15 @@ def some_shape(kind: str) -> Convolution:
     if kind == "depthwise":
         channels = filters = groups = random.choice((3, 16, 40, 100))
     if kind == "image":
-        channels, kernel = random.choice((1, 3)), random.choice(((3, 3), (7, 7)))
+        channels, kernel = random.choice((1, 3)), (3, 3)
+    if kind == "framed":
+        channels, kernel = random.choice((2, 3, 4)), random.choice(((7, 7), (5, 7), (6, 9)))
     padding = random.choice(((0, 0), (1, 1), (2, 1))) if kernel != (1, 1) else (0, 0)
     return Convolution(
         batch=random.choice((1, 2)),
         channels=channels,
-        height=random.randint(7, 11),
-        width=random.randint(7, 11),
+        height=random.randint(9, 12),
+        width=random.randint(9, 12),
         filters=filters,
         kernel=kernel,
         stride=random.choice(((1, 1), (2, 2), (1, 2))),
@@ -173,7 +175,7 @@ def convolution_case(kind: str) -> Case:
     weight = codes("int8", (shape.filters, shape.channels // shape.groups, *shape.kernel))
     bias = random.choice((None, torch.randint(-1000, 1000, (shape.filters,), dtype=torch.int32)))
     quantize = None
-    if kind == "image":
+    if kind in ("image", "framed"):
         low, high = (0, 255) if dtype == "uint8" else (-128, 127)
         scale = 0.02
         quantize = plan_int8.ImageQuantize(float(np.float32(1) / np.float32(scale)), low, high)
@@ -184,9 +186,13 @@ def convolution_case(kind: str) -> Case:
         given = physical(x)
     other = None if tail.residual is None else some_other(tail, (shape.batch, shape.filters, shape.out_height, shape.out_width))
     block = some_block() if not shape.depthwise else None
-    plan = plan_int8.convolution(shape, dtype, zero_point, tail, "sm_90", block, quantize)
     offset = None if bias is None else bias.numpy()
-    packed = plan_int8.pack_convolution(shape, dtype, zero_point, tail, weight.numpy(), offset, quantize is not None, **values)
+    if quantize is None:
+        plan = plan_int8.convolution(shape, dtype, zero_point, tail, "sm_90", block)
+        packed = plan_int8.pack_convolution(shape, dtype, zero_point, tail, weight.numpy(), offset, **values)
+    else:
+        plan = plan_image.convolution(shape, dtype, zero_point, tail, "sm_90", quantize, block)
+        packed = plan_image.pack(shape, dtype, zero_point, tail, weight.numpy(), offset, **values)
     out = launched(plan, [given, *([] if other is None else [physical(other)]), *packed])
     acc = gw.convolution(x, weight, bias, shape.stride, shape.padding, shape.dilation, shape.groups, zero_point)
     expected = finished(acc, tail, values, other, 1)
@@ -445,7 +451,7 @@ CASES = {
     "attention": attention_case,
     "linear": linear_case,
     "matmul": matmul_case,
-    **{kind: (lambda kind=kind: convolution_case(kind)) for kind in ("dense", "grouped", "depthwise", "image")},
+    **{kind: (lambda kind=kind: convolution_case(kind)) for kind in ("dense", "grouped", "depthwise", "image", "framed")},
 }
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...backends.tvm.cuda.kernels import plan_coded, plan_float, plan_int8
+from ...backends.tvm.cuda.kernels import plan_coded, plan_float, plan_image, plan_int8
 from ...backends.tvm.cuda.kernels.blocks import Block, Problem, choose, space
 from ...backends.tvm.cuda.kernels.plans import Plan, run
 from ...backends.tvm.cuda.kernels.timing import LAUNCHES, Compiler, cause_of, microseconds, operands, timed, torch_type
@@ -54,9 +54,8 @@ def checked_operands(product: Product) -> tuple[list[torch.Tensor], torch.Tensor
     rng = np.random.default_rng(0)
     if isinstance(shape, Convolution):
         weight = rng.integers(-128, 128, (shape.filters, shape.channels // shape.groups, *shape.kernel), np.int8)
-        packed = plan_int8.pack_convolution(
-            shape, product.dtype, product.zero_point, TAIL, weight, None, product.image, scale=scale
-        )
+        layer = (shape, product.dtype, product.zero_point, TAIL, weight, None)
+        packed = plan_image.pack(*layer, scale=scale) if product.image else plan_int8.pack_convolution(*layer, scale=scale)
     else:
         weight = rng.integers(-128, 128, (shape[2], shape[1]), np.int8)
         packed = plan_int8.pack_linear(product.dtype, product.zero_point, TAIL, weight, None, scale=scale)
@@ -232,8 +231,10 @@ def plan_of(product: Product, block: Block | None) -> Plan:
             return plan_float.convolution(shape, product.dtype, RELU, LEVEL, product.image, block)
         return plan_float.linear(*shape, product.dtype, RELU, LEVEL, block)
     if isinstance(shape, Convolution):
-        quantize = plan_int8.ImageQuantize(50.0, 0, 255) if product.image else None
-        return plan_int8.convolution(shape, product.dtype, product.zero_point, TAIL, LEVEL, block, quantize)
+        if product.image:
+            quantize = plan_int8.ImageQuantize(50.0, 0, 255)
+            return plan_image.convolution(shape, product.dtype, product.zero_point, TAIL, LEVEL, quantize, block)
+        return plan_int8.convolution(shape, product.dtype, product.zero_point, TAIL, LEVEL, block)
     return plan_int8.linear(*shape, product.dtype, TAIL, LEVEL, block)
 
 
@@ -241,7 +242,7 @@ def problem_of(product: Product) -> Problem:
     if product.half and isinstance(product.shape, Convolution):
         return plan_float.convolution_problem(product.shape, product.dtype)
     if isinstance(product.shape, Convolution):
-        return plan_int8.convolution_problem(product.shape, product.image)
+        return plan_image.problem(product.shape) if product.image else plan_int8.convolution_problem(product.shape)
     return replace(plan_int8.linear_problem(*product.shape), unit=2 if product.half else 1)
 
 
@@ -252,8 +253,8 @@ def blocks_of(product: Product, most: int) -> list[Block]:
         guess = plan_int8.depthwise_block(shape)
         others = plan_int8.depthwise_space(shape)
     elif isinstance(shape, Convolution) and product.image and not product.half:
-        guess = plan_int8.image_block(shape, LEVEL)
-        others = plan_int8.image_space(shape)
+        guess = plan_image.guess(shape, LEVEL)
+        others = plan_image.space(shape)
     else:
         guess = choose(problem_of(product), LEVEL)
         others = space(problem_of(product), LEVEL, most)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import tvm
@@ -11,7 +12,8 @@ from tvm.relax import transform
 
 from ..region import Region, plan_region
 from ..tasks import TaskKernel
-from .launch import Launch, TritonCall, triton_call
+from ..values import item_size
+from .launch import Launch, TritonCall, call_before, triton_call
 from .tir import Nests, generate, level_of, split_nests
 from .triton_aot import compile_kernel
 
@@ -28,7 +30,7 @@ def build(module: tvm.IRModule, target: tvm.target.Target) -> Region:
     calls = {name: call for name, function in functions.items() if (call := triton_call(function)) is not None}
     nests = split_nests({name: f for name, f in functions.items() if name not in calls}, target)
     level = level_of(target)
-    kernels = {name: _triton_kernel(name, functions[name], call, level) for name, call in calls.items()}
+    kernels = {name: triton_kernel(name, functions[name], call, level) for name, call in calls.items()}
     if nests:
         kernels |= _nest_kernels(nests, generate(nests, target))
     return plan_region(module["main"], kernels)
@@ -45,10 +47,25 @@ def _relax_passes() -> list[Any]:
     ]
 
 
-def _triton_kernel(name: str, function: Any, call: TritonCall, level: str) -> TaskKernel[Launch]:
-    kernel = compile_kernel(call, [str(buffer.dtype) for buffer in function.params], level)
+def triton_kernel(name: str, function: Any, call: TritonCall, level: str) -> TaskKernel[Launch]:
+    """The launches that a function of `launch.device_function` stands for, compiled."""
+    dtypes = [str(buffer.dtype) for buffer in function.params]
+    before = call_before(function)
+    if before is None:
+        return TaskKernel((_launch(name, call, dtypes, level, None),), ())
+    first, (scratch, shape, dtype) = before
+    place, others = len(dtypes), tuple(range(1, len(dtypes)))  # scratch stands behind what the function declares
+    launches = (
+        _launch(f"{name}_{scratch}", first, [dtypes[0], dtype], level, (0, place)),
+        _launch(name, call, [dtype, *dtypes[1:]], level, (place, *others)),
+    )
+    return TaskKernel(launches, (prod(shape) * item_size(dtype),))
+
+
+def _launch(name: str, call: TritonCall, dtypes: Sequence[str], level: str, pointers: tuple[int, ...] | None) -> Launch:
+    kernel = compile_kernel(call, dtypes, level)
     block = (kernel.threads, 1, 1)
-    return TaskKernel((Launch(name, kernel.entry, kernel.cubin, call.grid, block, kernel.shared, kernel.hidden),), ())
+    return Launch(name, kernel.entry, kernel.cubin, call.grid, block, kernel.shared, kernel.hidden, pointers)
 
 
 def _nest_kernels(nests: Mapping[str, Nests], cubin: bytes) -> dict[str, TaskKernel[Launch]]:

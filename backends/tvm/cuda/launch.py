@@ -1,7 +1,8 @@
 """A Triton kernel as a function of a Relax module: its buffers, and how it is launched.
 
 Lowering and the static memory plan know kernels as PrimFuncs. A Triton kernel has no TIR, so its PrimFunc declares the buffers
-(the kernel's pointer parameters, in order) and carries the launch as an attribute; the body is empty.
+(the kernel's pointer parameters, in order) and carries the launch as an attribute; the body is empty. Another launch may come
+before it: that one reads the first buffer and writes a scratch, which the kernel reads in the buffer's place.
 """
 
 from __future__ import annotations
@@ -47,7 +48,11 @@ class TritonCall:
         return cls(function, tuple(sorted(constants.items())), (x, y, z), warps, stages)
 
 
-def device_function(name: str, buffers: Sequence[Argument], call: TritonCall) -> tirx.PrimFunc:
+#: A launch before another, and the scratch that it writes.
+Before = tuple[TritonCall, Argument]
+
+
+def device_function(name: str, buffers: Sequence[Argument], call: TritonCall, before: Before | None = None) -> tirx.PrimFunc:
     """The PrimFunc that stands for `call`. buffers: (name, shape, dtype) of the kernel's pointers in order, outputs last."""
 
     def body() -> None:
@@ -56,14 +61,29 @@ def device_function(name: str, buffers: Sequence[Argument], call: TritonCall) ->
         T.evaluate(T.int32(0))
 
     function: Any = build(name, body)  # `with_attr` is typed by its base class
-    return function.with_attr(ATTRIBUTE, json.dumps(asdict(call), sort_keys=True))
+    fields = {"call": asdict(call)}
+    if before is not None:
+        fields |= {"before": asdict(before[0]), "scratch": before[1]}
+    return function.with_attr(ATTRIBUTE, json.dumps(fields, sort_keys=True))
 
 
 def triton_call(function: Any) -> TritonCall | None:
-    """What `device_function` was given; None for a function with a body of its own."""
+    """The launch that `device_function` was given; None for a function with a body of its own."""
     if function.attrs is None or ATTRIBUTE not in function.attrs:
         return None
+    return _call(json.loads(str(function.attrs[ATTRIBUTE]))["call"])
+
+
+def call_before(function: Any) -> Before | None:
+    """The launch before it, where `device_function` was given one."""
     fields = json.loads(str(function.attrs[ATTRIBUTE]))
+    if "before" not in fields:
+        return None
+    name, shape, dtype = fields["scratch"]
+    return _call(fields["before"]), (name, tuple(shape), dtype)
+
+
+def _call(fields: dict[str, Any]) -> TritonCall:
     fields["constants"] = tuple((name, value) for name, value in fields["constants"])
     fields["grid"] = tuple(fields["grid"])
     return TritonCall(**fields)
@@ -79,6 +99,7 @@ class Launch:
         grid, block: programs, and threads of one, along x, y, z.
         shared: bytes of dynamic shared memory.
         hidden: null pointers that the function takes after its own.
+        pointers: which of its step's buffers the function takes, in its order; None: all of them.
     """
 
     name: str
@@ -88,6 +109,7 @@ class Launch:
     block: tuple[int, int, int]
     shared: int = 0
     hidden: int = 0
+    pointers: tuple[int, ...] | None = None
 
     @property
     def parallel(self) -> bool:

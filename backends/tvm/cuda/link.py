@@ -39,9 +39,10 @@ def tables(region: Region, target: Target, images: Sequence[bytes], paths: Seque
     for step in region.steps:
         launch = launch_of(step)
         sizes = ", ".join(f"{{{x}, {y}, {z}}}" for x, y, z in (launch.grid, launch.block))
-        count = f"{len(places)}, {len(step.places)}, {launch.hidden}"
+        own = step.places if launch.pointers is None else [step.places[pointer] for pointer in launch.pointers]
+        count = f"{len(places)}, {len(own)}, {launch.hidden}"
         launches.append(f"{{{json.dumps(launch.symbol)}, {numbers[launch.image]}, {sizes}, {launch.shared}, {count}}}")
-        places += map(place_entry, step.places)
+        places += map(place_entry, own)
     tensors = [*region.inputs, *region.outputs]
     return "\n".join(
         [

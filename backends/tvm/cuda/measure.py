@@ -15,8 +15,8 @@ import torch
 
 from ....ir.errors import TuningError
 from .kernels import timing
-from .kernels.plans import Plan
-from .launch import triton_call
+from .kernels.plans import Buffer, Plan
+from .launch import TritonCall, call_before, triton_call
 
 #: A choice replaces the guess where it takes less than this share of the guess's time.
 NOISE = 0.97
@@ -44,7 +44,15 @@ def plan_of(function: Any) -> Plan:
         buffers = ", ".join(str(p.name) for p in function.params)
         raise TuningError(f"the kernel of ({buffers}) is no Triton kernel: it has no blocks to choose from")
     buffers = [(str(p.name), tuple(int(d) for d in p.shape), str(p.dtype)) for p in function.params]
-    return Plan(call.function, dict(call.constants), call.grid, tuple(buffers), call.warps, call.stages)
+    before = call_before(function)
+    if before is None:
+        return _plan(call, buffers, None)
+    first, scratch = before
+    return _plan(call, [scratch, *buffers[1:]], _plan(first, [buffers[0], scratch], None))
+
+
+def _plan(call: TritonCall, buffers: Sequence[Buffer], first: Plan | None) -> Plan:
+    return Plan(call.function, dict(call.constants), call.grid, tuple(buffers), call.warps, call.stages, first)
 
 
 @functools.cache

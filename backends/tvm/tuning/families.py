@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from math import ceil, prod
 from typing import Any
 
-from ..cuda.kernels import blocks, plan_float, plan_int8
+from ..cuda.kernels import blocks, plan_float, plan_image, plan_int8
 from ..cuda.kernels import convolution_f32 as cuda_convolution_f32
 from ..cuda.kernels import convolution_int8 as cuda_convolution
 from ..cuda.kernels import linear_f32 as cuda_linear_f32
@@ -129,7 +129,7 @@ def _blocks(spec: Specification) -> list[Choice]:
         if operation.shape.depthwise:
             return [asdict(block) for block in plan_int8.depthwise_space(operation.shape)]
         if operation.quantize is not None:
-            return [asdict(block) for block in plan_int8.image_space(operation.shape)]
+            return [asdict(block) for block in plan_image.space(operation.shape)]
         problem = plan_int8.convolution_problem(operation.shape)
     elif isinstance(operation, LinearInt8):
         problem = plan_int8.linear_problem(operation.rows, operation.inner, operation.outer)

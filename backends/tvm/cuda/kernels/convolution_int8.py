@@ -11,15 +11,17 @@ from tvm import tirx
 
 from ...kernels.base import Tail
 from ...kernels.convolution_int8 import ConvolutionInt8
-from . import plan_int8
+from . import plan_image, plan_int8
 from .blocks import Block
 from .family import function
 
 
 def plan(spec: ConvolutionInt8, tail: Tail, level: str, block: Block | None = None) -> plan_int8.Plan:
     given = spec.quantize
-    quantize = None if given is None else plan_int8.ImageQuantize(given.inverse, given.qmin, given.qmax)
-    return plan_int8.convolution(spec.shape, spec.dtype, spec.zero_point, tail, level, block, quantize)
+    if given is None:
+        return plan_int8.convolution(spec.shape, spec.dtype, spec.zero_point, tail, level, block)
+    quantize = plan_int8.ImageQuantize(given.inverse, given.qmin, given.qmax)
+    return plan_image.convolution(spec.shape, spec.dtype, spec.zero_point, tail, level, quantize, block)
 
 
 def build(spec: ConvolutionInt8, tail: Tail, level: str, block: Block | None = None, *, name: str = "main") -> tirx.PrimFunc:
@@ -31,5 +33,7 @@ def pack(
     spec: ConvolutionInt8, tail: Tail, level: str, weight: np.ndarray, bias: np.ndarray | None, **values: np.ndarray
 ) -> tuple[np.ndarray, ...]:
     """Packed parameters in buffer order; arguments as those of `kernels/convolution_int8.pack`."""
-    quantized = spec.quantize is not None
-    return plan_int8.pack_convolution(spec.shape, spec.dtype, spec.zero_point, tail, weight, bias, quantized, **values)
+    layer = (spec.shape, spec.dtype, spec.zero_point, tail, weight, bias)
+    if spec.quantize is None:
+        return plan_int8.pack_convolution(*layer, quantized=False, **values)
+    return plan_image.pack(*layer, **values)

@@ -9,5 +9,9 @@ from .plans import Plan
 
 
 def function(plan: Plan, name: str = "main") -> tirx.PrimFunc:
-    call = TritonCall.of(plan.function, plan.constants, plan.grid, plan.warps, plan.stages)
-    return device_function(name, list(plan.buffers), call)
+    before = None if plan.first is None else (_call(plan.first), plan.buffers[0])
+    return device_function(name, list(plan.operands), _call(plan), before)
+
+
+def _call(plan: Plan) -> TritonCall:
+    return TritonCall.of(plan.function, plan.constants, plan.grid, plan.warps, plan.stages)

@@ -266,7 +266,7 @@ def convolution(
         constants |= image_constants(shape) | {"X_ZERO_POINT": zero_point, "BM": chosen.rows, "BN": chosen.columns}
         grid = (ceil(rows / chosen.rows), ceil(filters / chosen.columns), 1)
         return Plan("triton_int8:depthwise", constants, grid, buffers, chosen.warps, 1)
-    chosen = block or (choose(convolution_problem(shape), level) if quantize is None else image_block(shape, level))
+    chosen = block or choose(convolution_problem(shape, quantize is not None), level)
     if pointwise(shape) and quantize is None:
         channels = padded(shape.channels)
         sizes = {"M": rows, "N": filters, "K": channels, "X_PITCH": channels, "W_PITCH": weight[1], "FLIP": flip_of(dtype)}
@@ -297,24 +297,6 @@ def depthwise_block(shape: Convolution) -> Block:
     """Channels in a program as far as they go, pixels of one image row beside them."""
     columns = min(64, power_of_two(padded(shape.filters)))
     return Block(max(8, 1024 // columns), columns, 1, 4, 1)
-
-
-def image_block(shape: Convolution, level: str) -> Block:
-    """The guess for a convolution that quantizes its image, one stage deep: asynchronous copies would be of four bytes each, and
-    the numbers are quantized in registers anyway."""
-    chosen = choose(convolution_problem(shape, True), level)
-    rows, columns = min(chosen.rows, 128), min(chosen.columns, 64)
-    return Block(rows, columns, LEAST_DEPTH, 4, 1, chosen.group)
-
-
-def image_space(shape: Convolution) -> list[Block]:
-    columns = min(64, power_of_two(padded(shape.filters)))
-    sizes = ((32, columns), (64, columns), (128, columns), (256, columns), (128, 32))
-    return [
-        Block(rows, columns, depth, warps, stages)
-        for rows, columns in dict.fromkeys(sizes)
-        for depth, warps, stages in ((32, 4, 1), (64, 4, 1))
-    ]
 
 
 def depthwise_space(shape: Convolution) -> list[Block]:

@@ -16,7 +16,8 @@ class Plan:
     """One launch of `function` (`module:name`, the module in this package).
 
     constants: its `tl.constexpr` parameters; a pointer that this launch has no buffer for is None. buffers: what the other
-    pointers are, in order, the output last.
+    pointers are, in order, the output last. first: a launch before this one; what it writes is this one's first buffer, and
+    nobody else sees it.
     """
 
     function: str
@@ -25,6 +26,12 @@ class Plan:
     buffers: tuple[Buffer, ...]
     warps: int = 4
     stages: int = 3
+    first: Plan | None = None
+
+    @property
+    def operands(self) -> tuple[Buffer, ...]:
+        """The buffers that its caller brings, the output last."""
+        return self.buffers if self.first is None else (*self.first.operands[:-1], *self.buffers[1:])
 
 
 def function_of(plan: Plan) -> Any:
@@ -33,7 +40,13 @@ def function_of(plan: Plan) -> Any:
 
 
 def run(plan: Plan, tensors: list[Any]) -> None:
-    """Launches on torch tensors, one a buffer: on a GPU, or on the CPU in Triton's interpreter (TRITON_INTERPRET=1)."""
+    """Launches on torch tensors, one an operand: on a GPU, or on the CPU in Triton's interpreter (TRITON_INTERPRET=1)."""
+    if plan.first is not None:
+        _, shape, dtype = plan.buffers[0]
+        between = tensors[0].new_empty(shape, dtype=getattr(importlib.import_module("torch"), dtype))
+        count = len(plan.first.operands) - 1
+        run(plan.first, [*tensors[:count], between])
+        tensors = [between, *tensors[count:]]
     function = function_of(plan)
     pointers = [name for name in function.arg_names if name not in plan.constants]
     given = dict(zip(pointers, tensors, strict=True))

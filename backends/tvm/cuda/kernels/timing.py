@@ -30,6 +30,8 @@ def cause_of(error: BaseException) -> str:
 
 def compile_plan(plan: Plan) -> str:
     """Compiles into Triton's cache, in a worker; returns what went wrong."""
+    if plan.first is not None and (error := compile_plan(plan.first)):
+        return error
     try:
         function = function_of(plan)
         # Pointers (in lower case) come first, by place: Triton takes types in their stead only there.
@@ -63,7 +65,7 @@ class Compiler:
 def operands(plan: Plan) -> list[torch.Tensor]:
     """Random inputs of a plan, in its order; the output last."""
     made = []
-    for name, shape, dtype in plan.buffers:
+    for name, shape, dtype in plan.operands:
         kind = torch_type(dtype)
         if kind.is_floating_point:
             value = torch.rand(shape, device="cuda") * (1e-3 if name == "scale" else 1.0)
