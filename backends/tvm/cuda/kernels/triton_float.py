@@ -156,19 +156,18 @@ def linear(
     if M * X_PITCH >= 2**31 or M * N >= 2**31:
         row = row.to(tl.int64)
     k = tl.arange(0, BK)
-    x_at = x + row[:, None] * X_PITCH + k[None, :]
-    w_at = w + column[None, :] * W_PITCH + k[:, None]
+    x_at = x + row * X_PITCH
+    w_at = w + column * W_PITCH
     acc = tl.zeros((BM, BN), tl.float32)
-    for start in range(0, K, BK):
+    for step in range(tl.cdiv(K, BK)):
+        start = step * BK
         if K % BK == 0:
-            left = tl.load(x_at)
-            right = tl.load(w_at)
+            left = tl.load(x_at[:, None] + (start + k)[None, :])
+            right = tl.load(w_at[None, :] + (start + k)[:, None])
         else:
-            left = tl.load(x_at, mask=k[None, :] < K - start, other=0.0)
-            right = tl.load(w_at, mask=k[:, None] < W_PITCH - start, other=0.0)
+            left = tl.load(x_at[:, None] + (start + k)[None, :], mask=k[None, :] < K - start, other=0.0)
+            right = tl.load(w_at[None, :] + (start + k)[:, None], mask=k[:, None] < W_PITCH - start, other=0.0)
         acc = tl.dot(left, right, acc, input_precision=PRECISION)
-        x_at += BK
-        w_at += BK
     acc += tl.load(bias + column)[None, :]
     offsets = row[:, None] * N + columns[None, :]
     mask = (rows[:, None] < M) & (columns[None, :] < N)
@@ -239,7 +238,8 @@ def convolution(
     w_at = w + column[None, :] * W_PITCH + k[:, None]
     acc = tl.zeros((BM, BN), tl.float32)
     if PLANAR:
-        for start in range(0, TAPS * BLOCK_CHANNELS, BK):
+        for step in range(tl.cdiv(TAPS * BLOCK_CHANNELS, BK)):
+            start = step * BK
             depth = start + k
             tap = depth // BLOCK_CHANNELS
             channel = depth % BLOCK_CHANNELS
@@ -249,9 +249,8 @@ def convolution(
             inside = inside & ((channel < CHANNELS) & (tap < TAPS))[None, :]
             plane = image[:, None] * CHANNELS + channel[None, :]
             value = tl.load(x + (plane * HEIGHT + y_in) * WIDTH + x_in, mask=inside, other=0.0)
-            right = tl.load(w_at, mask=k[:, None] < W_PITCH - start, other=0.0)
+            right = tl.load(w_at + start, mask=k[:, None] < W_PITCH - start, other=0.0)
             acc = tl.dot(value, right, acc, input_precision=PRECISION)
-            w_at += BK
     elif BLOCK_CHANNELS % BK == 0:
         # A k block lies inside one tap: its place is a scalar.
         origin = x + ((image * HEIGHT + top) * WIDTH + left) * X_PITCH
@@ -267,12 +266,12 @@ def convolution(
             if CHANNELS % BK != 0:
                 inside = inside & (first + channel + k < CHANNELS)[None, :]
             value = tl.load(x_at + offset, mask=inside, other=0.0)
-            right = tl.load(w_at)
+            right = tl.load(w_at + block * BK)
             acc = tl.dot(value, right, acc, input_precision=PRECISION)
-            w_at += BK
     else:
         origin = x + ((image * HEIGHT + top) * WIDTH + left) * X_PITCH
-        for start in range(0, TAPS * BLOCK_CHANNELS, BK):
+        for step in range(tl.cdiv(TAPS * BLOCK_CHANNELS, BK)):
+            start = step * BK
             depth = start + k
             tap = depth // BLOCK_CHANNELS
             channel = first + depth % BLOCK_CHANNELS
@@ -284,9 +283,8 @@ def convolution(
             inside = (y_in >= 0) & (y_in < HEIGHT) & (x_in >= 0) & (x_in < WIDTH)
             inside = inside & ((channel < CHANNELS) & (tap < TAPS))[None, :]
             value = tl.load(origin[:, None] + offset[None, :], mask=inside, other=0.0)
-            right = tl.load(w_at, mask=k[:, None] < W_PITCH - start, other=0.0)
+            right = tl.load(w_at + start, mask=k[:, None] < W_PITCH - start, other=0.0)
             acc = tl.dot(value, right, acc, input_precision=PRECISION)
-            w_at += BK
     acc += tl.load(bias + column)[None, :]
     offsets = row[:, None] * N + columns[None, :]
     mask = (rows[:, None] < M) & (columns[None, :] < N)
@@ -376,23 +374,19 @@ def matmul(
     row = tl.minimum(rows, M - 1)
     column = tl.minimum(columns, N - 1)
     k = tl.arange(0, BK)
-    a_at = a + batch * (M * K) + row[:, None] * K + k[None, :]
-    STEP: tl.constexpr = BK if TRANSPOSED else BK * N
-    if TRANSPOSED:
-        b_at = b + batch * (N * K) + column[None, :] * K + k[:, None]
-    else:
-        b_at = b + batch * (N * K) + column[None, :] + k[:, None] * N
+    a_at = a + batch * (M * K) + row * K
+    STEP: tl.constexpr = 1 if TRANSPOSED else N
+    b_at = b + batch * (N * K) + column * (K if TRANSPOSED else 1)
     acc = tl.zeros((BM, BN), tl.float32)
-    for start in range(0, K, BK):
+    for step in range(tl.cdiv(K, BK)):
+        start = step * BK
         if K % BK == 0:
-            left = tl.load(a_at)
-            right = tl.load(b_at)
+            left = tl.load(a_at[:, None] + (start + k)[None, :])
+            right = tl.load(b_at[None, :] + ((start + k) * STEP)[:, None])
         else:
-            left = tl.load(a_at, mask=k[None, :] < K - start, other=0.0)
-            right = tl.load(b_at, mask=k[:, None] < K - start, other=0.0)
+            left = tl.load(a_at[:, None] + (start + k)[None, :], mask=k[None, :] < K - start, other=0.0)
+            right = tl.load(b_at[None, :] + ((start + k) * STEP)[:, None], mask=k[:, None] < K - start, other=0.0)
         acc = tl.dot(left, right, acc, input_precision=PRECISION)
-        a_at += BK
-        b_at += STEP
     offsets = batch * (M * N) + row[:, None] * N + columns[None, :]
     mask = (rows[:, None] < M) & (columns[None, :] < N)
     store(acc, residual, y, offsets, mask, RESIDUAL, FUNCTION, LOW, HIGH)

@@ -109,14 +109,18 @@ def convolution(
         row = row.to(tl.int64)
     first = (image * FRAME_HEIGHT + row // OUT_WIDTH % OUT_HEIGHT * STRIDE_Y) * X_PITCH + row % OUT_WIDTH * (4 * STRIDE_X)
     k = tl.arange(0, BK)
-    x_at = x + first[:, None] + k[None, :]
-    w_at = w + column[None, :] * W_PITCH + k[:, None]
+    x_at = x + first
+    w_at = w + column * W_PITCH
     acc = tl.zeros((BM, BN), tl.int32)
     BLOCKS: tl.constexpr = ROW // BK
     for block in range(KERNEL_HEIGHT * BLOCKS):
         offset = block // BLOCKS * (DILATION_Y * X_PITCH) + block % BLOCKS * BK
-        acc = tl.dot(tl.load(x_at + offset), tl.load(w_at), acc, out_dtype=tl.int32)
-        w_at += BK
+        acc = tl.dot(
+            tl.load(x_at[:, None] + (offset + k)[None, :]),
+            tl.load(w_at[None, :] + (block * BK + k)[:, None]),
+            acc,
+            out_dtype=tl.int32,
+        )
     acc += tl.load(bias + column)[None, :]
     offsets = row[:, None] * N + columns[None, :]
     mask = (rows[:, None] < M) & (columns[None, :] < N)

@@ -62,19 +62,18 @@ def linear(
     if M * X_PITCH >= 2**31 or M * N >= 2**31:
         row = row.to(tl.int64)
     k = tl.arange(0, BK)
-    x_at = x + row[:, None] * X_PITCH + k[None, :]
-    w_at = w + column[None, :] * W_PITCH + k[:, None]
+    x_at = x + row * X_PITCH
+    w_at = w + column * W_PITCH
     acc = tl.zeros((BM, BN), tl.int32)
-    for start in range(0, K, BK):
+    for step in range(tl.cdiv(K, BK)):
+        start = step * BK
         if K % BK == 0:
-            left = tl.load(x_at)
-            right = tl.load(w_at)
+            left = tl.load(x_at[:, None] + (start + k)[None, :])
+            right = tl.load(w_at[None, :] + (start + k)[:, None])
         else:
-            left = tl.load(x_at, mask=k[None, :] < K - start, other=0)
-            right = tl.load(w_at, mask=k[:, None] < W_PITCH - start, other=0)
+            left = tl.load(x_at[:, None] + (start + k)[None, :], mask=k[None, :] < K - start, other=0)
+            right = tl.load(w_at[None, :] + (start + k)[:, None], mask=k[:, None] < W_PITCH - start, other=0)
         acc = tl.dot(signed(left, FLIP), right, acc, out_dtype=tl.int32)
-        x_at += BK
-        w_at += BK
     acc += tl.load(bias + column)[None, :]
     offsets = row[:, None] * N + columns[None, :]
     mask = (rows[:, None] < M) & (columns[None, :] < N)
@@ -166,7 +165,8 @@ def convolution(
     if INVERSE != 0.0:
         # A gather: the k lanes walk taps of one channel's plane. What depends on k alone is computed once a lane.
         origin = x + (image * (CHANNELS * HEIGHT * WIDTH) + top * WIDTH + left)
-        for start in range(0, TAPS * CHANNELS, BK):
+        for step in range(tl.cdiv(TAPS * CHANNELS, BK)):
+            start = step * BK
             depth = start + k
             tap = depth % TAPS
             down = tap // KERNEL_WIDTH * DILATION_Y
@@ -181,9 +181,8 @@ def convolution(
             real = tl.minimum(tl.maximum(real, 1.0 * (X_QMIN - X_ZERO_POINT)), 1.0 * (X_QMAX - X_ZERO_POINT))
             # Outside the image stands the real value 0, whose code is the zero point.
             codes = (tl.where(inside, round_even(real), 0) + (X_ZERO_POINT - 128 * FLIP)).to(tl.int8)
-            right = tl.load(w_at, mask=k[:, None] < W_PITCH - start, other=0)
+            right = tl.load(w_at + start, mask=k[:, None] < W_PITCH - start, other=0)
             acc = tl.dot(codes, right, acc, out_dtype=tl.int32)
-            w_at += BK
     elif CHANNELS % BK == 0:
         # A k block lies inside one tap: its place is a scalar.
         origin = x + ((image * HEIGHT + top) * WIDTH + left) * X_PITCH
@@ -196,12 +195,12 @@ def convolution(
             offset = (down * WIDTH + along) * X_PITCH + block % BLOCKS * BK
             inside = (top + down >= 0) & (top + down < HEIGHT) & (left + along >= 0) & (left + along < WIDTH)
             codes = tl.load(x_at + offset, mask=inside[:, None], other=X_ZERO_POINT)
-            right = tl.load(w_at)
+            right = tl.load(w_at + block * BK)
             acc = tl.dot(signed(codes, FLIP), right, acc, out_dtype=tl.int32)
-            w_at += BK
     else:
         origin = x + ((image * HEIGHT + top) * WIDTH + left) * X_PITCH
-        for start in range(0, TAPS * CHANNELS, BK):
+        for step in range(tl.cdiv(TAPS * CHANNELS, BK)):
+            start = step * BK
             depth = start + k
             tap = depth // CHANNELS
             down = tap // KERNEL_WIDTH * DILATION_Y
@@ -211,9 +210,8 @@ def convolution(
             x_in = left[:, None] + along[None, :]
             inside = (y_in >= 0) & (y_in < HEIGHT) & (x_in >= 0) & (x_in < WIDTH) & (depth[None, :] < TAPS * CHANNELS)
             codes = tl.load(origin[:, None] + offset[None, :], mask=inside, other=X_ZERO_POINT)
-            right = tl.load(w_at, mask=k[:, None] < W_PITCH - start, other=0)
+            right = tl.load(w_at + start, mask=k[:, None] < W_PITCH - start, other=0)
             acc = tl.dot(signed(codes, FLIP), right, acc, out_dtype=tl.int32)
-            w_at += BK
     acc += tl.load(bias + column)[None, :]
     offsets = row[:, None] * N + columns[None, :]
     mask = (rows[:, None] < M) & (columns[None, :] < N)
@@ -338,26 +336,22 @@ def matmul(
     row = tl.minimum(rows, M - 1)
     column = tl.minimum(columns, N - 1)
     k = tl.arange(0, BK)
-    a_at = a + batch * (M * K) + row[:, None] * K + k[None, :]
-    STEP: tl.constexpr = BK if TRANSPOSED else BK * N
-    if TRANSPOSED:
-        b_at = b + batch * (N * K) + column[None, :] * K + k[:, None]
-    else:
-        b_at = b + batch * (N * K) + column[None, :] + k[:, None] * N
+    a_at = a + batch * (M * K) + row * K
+    STEP: tl.constexpr = 1 if TRANSPOSED else N
+    b_at = b + batch * (N * K) + column * (K if TRANSPOSED else 1)
     acc = tl.zeros((BM, BN), tl.int32)
     sums = tl.zeros((BN,), tl.int32)
-    for start in range(0, K, BK):
+    for step in range(tl.cdiv(K, BK)):
+        start = step * BK
         if K % BK == 0:
-            left = tl.load(a_at)
-            right = tl.load(b_at)
+            left = tl.load(a_at[:, None] + (start + k)[None, :])
+            right = tl.load(b_at[None, :] + ((start + k) * STEP)[:, None])
         else:
-            left = tl.load(a_at, mask=k[None, :] < K - start, other=0)
-            right = tl.load(b_at, mask=k[:, None] < K - start, other=0)
+            left = tl.load(a_at[:, None] + (start + k)[None, :], mask=k[None, :] < K - start, other=0)
+            right = tl.load(b_at[None, :] + ((start + k) * STEP)[:, None], mask=k[:, None] < K - start, other=0)
         acc = tl.dot(signed(left, FLIP), right, acc, out_dtype=tl.int32)
         if OFFSET != 0:
             sums += tl.sum(right.to(tl.int32), axis=0)
-        a_at += BK
-        b_at += STEP
     if OFFSET != 0:
         acc += (sums * OFFSET)[None, :]
     offsets = batch * (M * N) + row[:, None] * N + columns[None, :]
