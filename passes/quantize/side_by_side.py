@@ -12,6 +12,8 @@ from torch import fx
 from ...ir.data import Sample
 from ...ir.program import Program
 from ...ir.verify import FAKE
+from ..base import PassContext
+from ..fold.fold_constants import FoldConstants
 from ..layerwise import TwoRuns
 from . import operators as ops
 from .encoding import is_fake_quantize
@@ -32,13 +34,21 @@ def output_errors(original: Program, corrected: Program, samples: tuple[Sample, 
         if node.target in FAKE:
             node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
     exact.sweep()
+    quantized = [_folded(original), _folded(corrected)]
     signal, errors = 0.0, [0.0, 0.0]
     for sample in samples:
         expected = [o.to(torch.float64) for o in exact(*sample)]
         signal += sum(float(e.square().sum()) for e in expected)
-        for index, program in enumerate((original, corrected)):
+        for index, program in enumerate(quantized):
             errors[index] += sum(float((o - e).square().sum()) for o, e in zip(program(*sample), expected, strict=True))
     return errors[0] / max(signal, 1e-300), errors[1] / max(signal, 1e-300)
+
+
+def _folded(program: Program) -> Program:
+    """The program with its weights on their grids already: they are quantized once, not once a sample."""
+    folded = FoldConstants().run(program.clone(), PassContext()).program
+    folded.sweep()
+    return folded
 
 
 @dataclass
