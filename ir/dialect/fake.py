@@ -28,9 +28,15 @@ class _FakeQuantize(torch.autograd.Function):
         scale = broadcast_along(scale, x.dim(), axis)
         zero_point = broadcast_along(zero_point, x.dim(), axis).to(x.dtype)
         # The product is clamped first: with integer bounds this equals rounding first, and it never overflows.
-        steps = torch.clamp(x * torch.reciprocal(scale), qmin - zero_point, qmax - zero_point)
-        ctx.save_for_backward(x * torch.reciprocal(scale) == steps)
-        return (torch.round(steps) if codes is None else codes.to(x.dtype) - zero_point) * scale
+        low, high = qmin - zero_point, qmax - zero_point
+        needs_gradient = ctx.needs_input_grad[0]
+        if codes is None or needs_gradient:
+            product = x * torch.reciprocal(scale)
+            steps = torch.clamp(product, low, high) if needs_gradient else product.clamp_(low, high)
+            if needs_gradient:
+                ctx.save_for_backward(product == steps)
+        # Everything is a fresh tensor by now, so the rest is in place: activations are large, and memory is what takes time.
+        return steps.round_().mul_(scale) if codes is None else (codes.to(x.dtype) - zero_point) * scale
 
     @staticmethod
     def backward(ctx, *gradients):  # type: ignore[override]
