@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from graphwright.ir.capture import capture
 from graphwright.ir.data import Calibration
@@ -83,13 +85,35 @@ def canonical(model: nn.Module, *shape: int) -> Program:
 
 
 def transformer(depth: int = 3, readout: str = "mean", seed: int = 0, batch: int = 1) -> Program:
+    """A copy of the captured `Transformer`; capturing takes longer than most tests, so it happens once a process and network."""
     torch.manual_seed(seed)
-    return canonical(Transformer(depth, readout), batch, 1, 12, 12)
+    return _transformer(depth, readout, seed, batch)[1].clone()
+
+
+def transformer_module(depth: int, readout: str, batch: int = 1) -> tuple[Transformer, Program]:
+    """The module with the Program that was captured from it; both share their weights."""
+    model, program = _transformer(depth, readout, 0, batch)
+    return model, program.clone()
+
+
+@functools.cache
+def _transformer(depth: int, readout: str, seed: int, batch: int) -> tuple[Transformer, Program]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Transformer(depth, readout)
+        return model, canonical(model, batch, 1, 12, 12)
 
 
 def residual(seed: int = 0) -> Program:
     torch.manual_seed(seed)
-    return canonical(Residual(), 1, 3, 6, 6)
+    return _residual(seed).clone()
+
+
+@functools.cache
+def _residual(seed: int) -> Program:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return canonical(Residual(), 1, 3, 6, 6)
 
 
 def compress(program: Program, text: str, calibrated: bool = True, seed: int = 0) -> PipelineResult:

@@ -1,5 +1,6 @@
 """prune-channels: what goes, what the reconstruction makes up for, and what is refused."""
 
+import functools
 import math
 
 import pytest
@@ -14,7 +15,7 @@ from graphwright.passes.pipeline import parse
 from graphwright.passes.prune.coupling import coupled_groups
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import SmallCNN, small_cnn, small_inputs
+from models import small_cnn, small_inputs
 from torch import nn
 
 
@@ -39,8 +40,10 @@ class Redundant(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def prepared(module, batch=1):
-    return PassManager().run(capture(module.eval(), (small_inputs(batch),)), parse("canonicalize")).program
+@functools.cache
+def prepared(build):
+    """The network that `build` makes, canonical. Passes leave the program they are given as it is, so all tests share it."""
+    return PassManager().run(capture(build().eval(), (small_inputs(),)), parse("canonicalize")).program
 
 
 def context(program, count=16, seed=0):
@@ -64,7 +67,7 @@ def error(before, after, count=16):
 
 @pytest.mark.parametrize("criterion", ["thinet", "taylor", "random"])
 def test_every_group_loses_its_share_and_the_program_is_really_smaller(criterion):
-    before = prepared(small_cnn())
+    before = prepared(small_cnn)
     after, row = run(before, f"prune-channels{{ratio=0.25,criterion={criterion}}}")
     assert sizes(before) == {"stem": 8, "head": 5}
     assert row.modified and after.stage is Stage.COMPRESSED
@@ -75,7 +78,7 @@ def test_every_group_loses_its_share_and_the_program_is_really_smaller(criterion
 
 
 def test_what_is_redundant_goes_without_loss():
-    before = prepared(Redundant())
+    before = prepared(Redundant)
     cut, _ = run(before, 'prune-channels{keep=["wide=4"],reconstruct=false}')
     fitted, row = run(before, 'prune-channels{keep=["wide=4"],damping=1e-9}')
     assert sizes(fitted)["wide"] == 4
@@ -84,7 +87,7 @@ def test_what_is_redundant_goes_without_loss():
 
 
 def test_refitting_selects_one_of_each_kind():
-    before = prepared(Redundant())
+    before = prepared(Redundant)
     after, _ = run(before, 'prune-channels{keep=["wide=4"],reconstruct=false}')
     weight = next(p for p in after.parameters().values() if p.shape[:2] == (4, 3)).flatten(1)
     alike = torch.nn.functional.cosine_similarity(weight[:, None], weight[None], dim=2)
@@ -92,7 +95,7 @@ def test_refitting_selects_one_of_each_kind():
 
 
 def test_reconstruction_lowers_the_error_of_every_criterion():
-    before = prepared(Redundant())
+    before = prepared(Redundant)
     for criterion in ("l2", "random", "thinet"):
         errors = [
             error(before, run(before, f"prune-channels{{ratio=0.5,criterion={criterion},reconstruct={flag}}}")[0])
@@ -102,7 +105,7 @@ def test_reconstruction_lowers_the_error_of_every_criterion():
 
 
 def test_a_plan_written_out_replays_it():
-    before = prepared(Redundant())
+    before = prepared(Redundant)
     after, row = run(before, "prune-channels{ratio=0.5}")
     keep = ",".join(f'"{name}={kept}"' for name, (_, kept) in row.stats["groups"].items())
     again, _ = run(before, f"prune-channels{{keep=[{keep}]}}")
@@ -111,20 +114,20 @@ def test_a_plan_written_out_replays_it():
 
 
 def test_keep_leaves_other_groups_whole_and_ignore_keeps_them_so():
-    before = prepared(Redundant())
+    before = prepared(Redundant)
     assert sizes(run(before, 'prune-channels{keep=["wide=6"]}')[0]) == sizes(before) | {"wide": 6}
     assert sizes(run(before, 'prune-channels{ratio=0.5,keep=["wide=9"]}')[0]) == sizes(before) | {"wide": 9, "read": 4}
     assert sizes(run(before, 'prune-channels{ratio=0.5,ignore=["read"]}')[0]) == sizes(before) | {"wide": 6}
 
 
 def test_counts_are_rounded_up_to_what_kernels_like():
-    before = prepared(Redundant())
+    before = prepared(Redundant)
     assert sizes(run(before, "prune-channels{ratio=0.5,round_to=8}")[0]) == sizes(before) | {"wide": 8}
     assert sizes(run(before, "prune-channels{ratio=0.7,round_to=4}")[0]) == sizes(before) | {"wide": 4, "read": 4}
 
 
 def test_a_global_ranking_takes_its_share_of_all_atoms():
-    before = prepared(Redundant())
+    before = prepared(Redundant)
     after, row = run(before, "prune-channels{ratio=0.4,scope=global,criterion=l1}")
     gone = sum(whole - kept for whole, kept in row.stats["groups"].values())
     assert gone == math.floor(0.4 * 20)
@@ -132,15 +135,14 @@ def test_a_global_ranking_takes_its_share_of_all_atoms():
 
 
 def test_nothing_asked_for_nothing_done():
-    before, _ = run(prepared(Redundant()), "prune-channels{ratio=0.5}")
+    before, _ = run(prepared(Redundant), "prune-channels{ratio=0.5}")
     after, row = run(before, "prune-channels{ratio=0}")
     assert not row.modified and sizes(after) == sizes(before)
 
 
 def test_a_symbolic_batch_gives_the_same_network():
-    module = Redundant().eval()
-    fixed = prepared(module)
-    free = PassManager().run(capture(module, (small_inputs(2),), dynamic_batch=True), parse("canonicalize")).program
+    fixed = prepared(Redundant)
+    free = PassManager().run(capture(Redundant().eval(), (small_inputs(2),), dynamic_batch=True), parse("canonicalize")).program
     samples = PassContext(calibration=Calibration.for_program(free, list(small_inputs(32, seed=5).split(8))))
     one, two = run(fixed, 'prune-channels{keep=["wide=4"]}')[0], run(free, 'prune-channels{keep=["wide=4"]}', samples)[0]
     assert sizes(one) == sizes(two)
@@ -150,7 +152,7 @@ def test_a_symbolic_batch_gives_the_same_network():
 @settings(max_examples=4)
 @given(ratio=st.floats(0.0, 0.95), seed=st.integers(0, 5), round_to=st.integers(1, 5))
 def test_any_ratio_leaves_a_network_that_runs(ratio, seed, round_to):
-    before = prepared(SmallCNN().eval())
+    before = prepared(small_cnn)
     text = f"prune-channels{{ratio={ratio},criterion=random,round_to={round_to},samples=4}}"
     after, row = run(before, text, context(before, 4, seed))
     assert all(1 <= kept < whole for whole, kept in row.stats["groups"].values())
@@ -178,7 +180,7 @@ def test_any_ratio_leaves_a_network_that_runs(ratio, seed, round_to):
     ],
 )
 def test_bad_requests_are_refused(options, kind, message):
-    program = prepared(Redundant())
+    program = prepared(Redundant)
     with pytest.raises(kind, match=message):
         run(program, f"prune-channels{{{options}}}")
 
@@ -193,11 +195,11 @@ def test_a_network_of_which_nothing_can_be_cut_says_what_pins_it():
             return torch.sort(self.first(x), 1)[0]
 
     with pytest.raises(PassError, match=r"can be cut \('first': aten.sort at 'sort' is an operator .* does not know\); inspect"):
-        run(prepared(Sorted()), "prune-channels{ratio=0.5}")
+        run(prepared(Sorted), "prune-channels{ratio=0.5}")
 
 
 def test_calibration_is_asked_for_only_where_it_is_used():
-    program = prepared(Redundant())
+    program = prepared(Redundant)
     with pytest.raises(PassError, match="prune-channels needs calibration"):
         run(program, "prune-channels{criterion=l1}", PassContext())
     with pytest.raises(PassError, match="criterion taylor needs calibration"):
