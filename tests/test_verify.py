@@ -99,6 +99,16 @@ def test_recorded_shapes_are_the_computed_ones(program):
         verify(program)
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_shapes_are_compared_again_where_the_calls_are_known(dynamic):
+    program = capture(Net(), torch.randn(2, 4), dynamic_batch=dynamic)
+    verify(program)
+    node = program.outputs[0]
+    node.meta["val"] = node.meta["val"].new_empty(2, 5)
+    with pytest.raises(VerificationError, match=r"'relu' \(from relu\): records \(2, 5\) torch.float32 but computes \(.*, 3\)"):
+        verify(program)
+
+
 def test_recorded_dtypes_are_the_computed_ones(program):
     node = program.outputs[0]
     node.meta["val"] = node.meta["val"].double()
