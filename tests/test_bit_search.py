@@ -37,9 +37,20 @@ def agreement():
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory):
-    search = BitSearch(cache=tmp_path_factory.mktemp("cache"))
-    return optimize(small_cnn(), constraints={"average_bits": 5.0}, search=search, **ARGUMENTS)
+def shared(tmp_path_factory):
+    """A search whose scores and prices are computed by the first test that needs them."""
+    return BitSearch(cache=tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def result(shared):
+    return optimize(small_cnn(), constraints={"average_bits": 5.0}, search=shared, **ARGUMENTS)
+
+
+@pytest.fixture(scope="module")
+def uniform():
+    """8 bits everywhere."""
+    return optimize(small_cnn(), **ARGUMENTS)
 
 
 def test_the_plan_meets_the_limit_with_more_than_one_format(result):
@@ -88,16 +99,15 @@ def test_eight_bits_stay_where_they_meet_the_limits():
     assert not formats_of(result) and result.report.average_bits == 8.0
 
 
-def test_fewer_bit_operations_than_eight_bits_need():
-    uniform = optimize(small_cnn(), **ARGUMENTS).report.bops
-    result = optimize(small_cnn(), constraints={"bops": 0.7 * uniform}, **ARGUMENTS)
-    assert result.report.bops <= 0.7 * uniform
+def test_fewer_bit_operations_than_eight_bits_need(uniform, shared):
+    limit = 0.7 * uniform.report.bops
+    result = optimize(small_cnn(), constraints={"bops": limit}, search=shared, **ARGUMENTS)
+    assert result.report.bops <= limit
 
 
-def test_a_smaller_artifact_than_eight_bits_give():
-    uniform = optimize(small_cnn(), **ARGUMENTS)
+def test_a_smaller_artifact_than_eight_bits_give(uniform, shared):
     size = uniform.artifact.size / uniform.report.rows[0].size_bytes
-    least = optimize(small_cnn(), constraints={"average_bits": 2.0}, **ARGUMENTS).artifact.size
+    least = optimize(small_cnn(), constraints={"average_bits": 2.0}, search=shared, **ARGUMENTS).artifact.size
     limit = (size + least / uniform.report.rows[0].size_bytes) / 2
     result = optimize(small_cnn(), constraints={"size": limit}, **ARGUMENTS)
     assert result.report.reached()["size"] <= limit
@@ -109,14 +119,14 @@ def test_one_calibration_image_is_warned_about():
     assert any("calibration" in note and "interval" in note for note in result.report.notes)
 
 
-def test_limits_no_plan_meets_are_named_as_they_are_stated():
+def test_limits_no_plan_meets_are_named_as_they_are_stated(shared):
     with pytest.raises(InfeasibleError, match=r"artifact_bytes.*smallest feasible.*as limits: size=\d"):
-        optimize(small_cnn(), constraints={"size": 0.001}, **ARGUMENTS)
+        optimize(small_cnn(), constraints={"size": 0.001}, search=shared, **ARGUMENTS)
 
 
-def test_limits_no_plan_meets_are_named_with_the_smallest_value():
+def test_limits_no_plan_meets_are_named_with_the_smallest_value(shared):
     with pytest.raises(InfeasibleError, match=r"average_bits.*1\.5.*2"):
-        optimize(small_cnn(), constraints={"average_bits": 1.5}, **ARGUMENTS)
+        optimize(small_cnn(), constraints={"average_bits": 1.5}, search=shared, **ARGUMENTS)
 
 
 def test_without_a_search_a_limit_is_only_checked():
