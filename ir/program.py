@@ -22,6 +22,9 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from .errors import VerificationError
 
+#: The 16-bit floats.
+HALF = frozenset({torch.float16, torch.bfloat16})
+
 
 class Stage(enum.IntEnum):
     """How far a Program has been rewritten; see `ir.verify` for what each stage promises."""
@@ -162,8 +165,7 @@ class Program:
         for name in [k for k in (*module._parameters, *module._buffers) if k not in used]:
             delattr(module, name)
         self.graph.lint()
-        module.recompile()
-        self._compiled = self._calls()
+        self._refresh()
         return removed
 
     def _calls(self) -> list[tuple[Any, ...]]:
@@ -235,6 +237,20 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
 
 def dtype_of(node: fx.Node) -> torch.dtype:
     return node.meta["val"].dtype
+
+
+def half_node(program: Program) -> fx.Node | None:
+    """The first node whose value has 16-bit floats; None where all are wider."""
+    for node in program.nodes:
+        if any(value.dtype in HALF for value in tensors_of(node)):
+            return node
+    return None
+
+
+def tensors_of(node: fx.Node) -> list[torch.Tensor]:
+    """The (fake) tensors that a node makes: one, several, or none for the output."""
+    value = node.meta.get("val")
+    return [v for v in (value if isinstance(value, (tuple, list)) else [value]) if isinstance(v, torch.Tensor)]
 
 
 def origin_of(node: fx.Node) -> str:

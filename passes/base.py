@@ -16,7 +16,7 @@ from typing import Any, ClassVar, TypeVar
 
 from ..ir.data import Calibration, Sample
 from ..ir.errors import PassError
-from ..ir.program import Program, Stage
+from ..ir.program import Program, Stage, dtype_of, half_node, origin_of
 from ..ir.registry import Registry
 
 T = TypeVar("T")
@@ -106,12 +106,21 @@ class Pass(abc.ABC):
     leaves: ClassVar[Stage | None] = None
     #: Whether it refuses to run without calibration samples.
     needs_calibration: ClassVar[bool] = False
+    #: Whether it refuses programs with parameters or values of 16 bits, and whether it makes such programs.
+    float32_only: ClassVar[bool] = False
+    leaves_half: ClassVar[bool] = False
 
     def requires(self, program: Program, context: PassContext) -> None:
         """Raises PassError where the program cannot be handled. Overriders call super()."""
         if program.stage not in self.accepts:
             stages = ", ".join(s.label for s in self.accepts)
             raise PassError(f"{self.name} takes a program in stage {stages}, but '{program.name}' is {program.stage.label}")
+        half = half_node(program) if self.float32_only else None
+        if half is not None:
+            raise PassError(
+                f"{self.name} computes in float32, but '{origin_of(half)}' of '{program.name}' is {str(dtype_of(half))[6:]}; "
+                f"take the model in float32 (model.float()), and put cast-float behind {self.name} where it shall have 16 bits"
+            )
         if self.needs_calibration:
             context.require_calibration(self.name)
 

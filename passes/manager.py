@@ -13,15 +13,19 @@ from typing import Any
 import torch
 
 from ..ir.data import Sample, random_sample
-from ..ir.errors import GraphwrightError, PassContractError, PassError, VerificationError
+from ..ir.errors import CalibrationError, GraphwrightError, PassContractError, PassError, VerificationError
 from ..ir.printer import print_program
-from ..ir.program import Program, Stage
+from ..ir.program import HALF, Program, Stage, half_node, tensors_of
 from ..ir.verify import verify
 from .base import Pass, PassContext
+from .order import check_order
 from .pipeline import Pipeline, pass_text
 
 #: Re-association tolerance of exact float passes, relative to the largest magnitude of the output.
 EXACT_TOLERANCE = 1e-4
+
+#: The same where values have 16 bits, in units of their roundoff: each op between rounds once.
+HALF_ROUNDINGS = 16
 
 
 @dataclass(frozen=True)
@@ -113,12 +117,16 @@ class PassManager:
         self.instruments = tuple(instruments)
 
     def run(self, program: Program, pipeline: Pipeline, context: PassContext | None = None) -> PipelineResult:
-        """Raises PassContractError where a pass breaks its contract, PassError where one fails."""
+        """Raises PassContractError where a pass breaks its contract, PassError where one fails or cannot follow those before it.
+
+        CalibrationError: samples that the program does not run on.
+        """
+        check_order(program, pipeline)
         context = context or PassContext()
         context = replace(context, original=context.original or program)
         verify(program)
         probes, real = select_probes(program, context)
-        expected = [program(*probe) for probe in probes]
+        expected = [_first_run(program, index, probe) for index, probe in enumerate(probes)]
         rows: list[CertificateRow] = []
         for index, instance in enumerate(pipeline, 1):
             for instrument in self.instruments:
@@ -141,7 +149,8 @@ class PassManager:
             if instance.leaves is not None:
                 result.program.stage = instance.leaves
             instance.ensures(result, context)
-            verify(result.program)
+            if result.modified:  # else it is as it was verified, or the lie is found below
+                verify(result.program)
         except VerificationError as error:
             raise PassContractError(f"{where} left an invalid program: {error}") from error
         except PassError as error:
@@ -154,7 +163,7 @@ class PassManager:
         _check_untouched(where, before, contents)
         _check_interface(where, before, after)
         _check_modified(where, result.modified, before, after)
-        actual = [after(*probe) for probe in probes] if result.modified else expected
+        actual = [_run(where, after, probe) for probe in probes] if result.modified else expected
         judged = len(probes) if instance.effect.kind == "exact" or not real else real
         difference = compare(expected[:judged], actual[:judged])
         _check_effect(where, instance, difference, after, history)
@@ -176,6 +185,23 @@ def select_probes(program: Program, context: PassContext) -> tuple[list[Sample],
     # A symbolic batch is tried at two sizes: a pass that fixed it shows at the second.
     random = [random_sample(program.input_specs, generator, dynamic) for dynamic in (1, 3)]
     return probes + [sample for sample in random if sample is not None], len(probes)
+
+
+def _first_run(program: Program, index: int, probe: Sample) -> tuple[torch.Tensor, ...]:
+    try:
+        return program(*probe)
+    except Exception as error:
+        raise CalibrationError(
+            f"'{program.name}' does not run on sample {index} of its calibration: {type(error).__name__}: {error}; "
+            "give values that the model takes, such as token ids within its vocabulary"
+        ) from error
+
+
+def _run(where: str, after: Program, probe: Sample) -> tuple[torch.Tensor, ...]:
+    try:
+        return after(*probe)
+    except Exception as error:
+        raise PassContractError(f"{where} left a program that does not run: {type(error).__name__}: {error}") from error
 
 
 def compare(before: Sequence[Sequence[torch.Tensor]], after: Sequence[Sequence[torch.Tensor]]) -> Difference:
@@ -200,6 +226,15 @@ def compare(before: Sequence[Sequence[torch.Tensor]], after: Sequence[Sequence[t
             noise += float(gap.square().sum())
     sqnr = math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal > 0 and noise < math.inf else -math.inf
     return Difference(max_abs, relative, sqnr, first)
+
+
+def exact_tolerance(program: Program) -> float:
+    """How far an exact pass may move the outputs, relative to their largest magnitude."""
+    half = half_node(program)
+    if half is None:
+        return EXACT_TOLERANCE
+    dtype = next(v.dtype for v in tensors_of(half) if v.dtype in HALF)
+    return HALF_ROUNDINGS * torch.finfo(dtype).eps / 2
 
 
 def parameter_bytes(program: Program) -> int:
@@ -263,7 +298,7 @@ def _check_effect(where: str, instance: Pass, difference: Difference, after: Pro
     if difference.first is None or (effect.kind == "lossy" and difference.max_abs < math.inf):
         return
     exact_bits = effect.kind == "exact" and after.stage is Stage.INTEGER
-    limit = 0.0 if exact_bits else EXACT_TOLERANCE if effect.kind == "exact" else effect.tolerance
+    limit = 0.0 if exact_bits else exact_tolerance(after) if effect.kind == "exact" else effect.tolerance
     # A lossy pass may change values, but never make one infinite or NaN.
     if limit is not None and difference.relative <= limit:
         return

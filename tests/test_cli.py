@@ -157,7 +157,11 @@ def test_passes_lists_options_and_effects():
         (["optimize", "{folder}/model.onnx", "-o", "x.gw", "--calibration", "{folder}/absent.npz"], "No such file"),
         (["optimize", "{folder}/model.onnx", "-o", "x.gw", "--dry-run"], "needs calibration data"),
         (["optimize", "{folder}/model.onnx", "-o", "x.gw", "--report", "x.gw"], "'x.gw' is another output of this run"),
-        (["rewrite", "{folder}/model.onnx", "-p", "quantize", "-o", "x.onnx", "--dry-run"], "needs calibration data"),
+        (
+            ["rewrite", "{folder}/model.onnx", "-p", "canonicalize,quantize", "-o", "x.onnx", "--dry-run"],
+            "needs calibration data",
+        ),
+        (["rewrite", "{folder}/model.onnx", "-p", "quantize", "-o", "x.onnx", "--dry-run"], "put canonicalize before quantize"),
         (["run", "{folder}/model.gw", "--input", "{folder}/named.npz"], "'wrong', but model takes 'x'"),
         (["run", "{folder}/model.gw", "--input", "{folder}/objects.npz"], "holds Python objects"),
         (["rewrite", "{folder}/model.onnx"], "exactly one"),

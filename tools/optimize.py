@@ -18,6 +18,7 @@ from ..ir.load import load_program
 from ..ir.program import Program
 from ..passes.base import Training
 from ..passes.manager import Instrument
+from ..passes.order import check_order
 from ..passes.pipeline import Pipeline, parse
 from ..search.store import Store
 from .bit_search import METRICS, BitSearch, search_bits
@@ -109,6 +110,8 @@ def optimize(
     training = Training() if finetune is None else finetune.training(source)
     job = Job(source, chosen, backend, samples, evaluate, limits, measure, seed, instruments, progress, training)
     pipelines = [_parsed(pipeline, default(source)) for default in (default_pipeline, search_pipeline)]
+    for parsed in pipelines:
+        check_order(source, parsed)
     if "macs" in limits:
         if limits["macs"] > 1:
             job.limits["macs"] = limits["macs"] / max(job.macs, 1)

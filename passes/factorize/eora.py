@@ -57,6 +57,7 @@ class Eora(Pass):
     accepts: ClassVar = (Stage.CANONICAL, Stage.COMPRESSED)
     leaves: ClassVar = Stage.COMPRESSED
     needs_calibration: ClassVar = True
+    float32_only: ClassVar = True
 
     format: str = "int4"
     rank: int = 16

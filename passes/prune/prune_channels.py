@@ -55,6 +55,7 @@ class PruneChannels(Pass):
 
     name: ClassVar[str] = "prune-channels"
     effect: ClassVar = LOSSY
+    float32_only: ClassVar = True
     accepts: ClassVar = (Stage.CANONICAL, Stage.COMPRESSED)
     leaves: ClassVar = Stage.COMPRESSED
 

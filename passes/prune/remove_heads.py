@@ -42,6 +42,7 @@ class RemoveHeads(Pass):
 
     name = "remove-heads"
     effect = LOSSY
+    float32_only = True
     accepts = (Stage.CANONICAL, Stage.COMPRESSED)
     leaves = Stage.COMPRESSED
 

@@ -60,12 +60,13 @@ class ShareBlocks(Pass):
         before = sum(p.numel() for p in program.parameters().values())
         sharing(program, groups)
         after = sum(p.numel() for p in program.parameters().values())
-        return PassResult(program, True, {"groups": ", ".join(groups), "parameters": before - after})
+        modified = after < before or program.stage is not self.leaves
+        return PassResult(program, modified, {"groups": ", ".join(groups), "parameters": before - after})
 
     def _choose(self, program: Program, context: PassContext) -> list[str]:
         """Groups in which `count` layers give up their weights."""
         layers = find_blocks(program).layers
-        able = [i + 1 for i, (a, b) in enumerate(pairwise(layers)) if a.exit is b.entry and a.structure == b.structure]
+        able = [i + 1 for i, (a, b) in enumerate(pairwise(layers)) if _may_share(a, b)]
         if len(able) < self.count:
             raise PassError(f"{self.count} layers are to share weights, but '{program.name}' has {len(able)} that can")
         samples = context.require_calibration(self.name).samples[: self.samples]
@@ -80,6 +81,13 @@ class ShareBlocks(Pass):
             scores = block_scores.output_distortion(program, variants, samples, context)
             chosen.add(rest[min(range(len(rest)), key=scores.__getitem__)])
         return _groups(layers, chosen)
+
+
+def _may_share(first: Block, second: Block) -> bool:
+    """Whether the second may take the weights of the first, which it follows, and has others now."""
+    if first.exit is not second.entry or first.structure != second.structure:
+        return False
+    return any(own is not shared for own, shared in zip(second.parameters(), first.parameters(), strict=True))
 
 
 def _groups(layers: Sequence[Block], chosen: set[int]) -> list[str]:

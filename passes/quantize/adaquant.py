@@ -53,7 +53,7 @@ class AdaQuant(Rounding):
 
     def choose(self, rows: Rows, steps: Steps, following: Following | None, generator: torch.Generator) -> Chosen:
         apply = following or (lambda value: value)
-        spread = rows.targets.std(1, keepdim=True).clamp_min(1e-12)
+        spread = rows.targets.std(1, correction=0, keepdim=True).clamp_min(1e-12)
         # Codes that a pass before chose are where the weights start from.
         origin = torch.where(rows.current == steps.nearest(rows.weight), rows.weight / steps.scale, rows.current)
         moved, factor, offset = origin.clone(), torch.zeros_like(steps.scale), torch.zeros_like(rows.bias)

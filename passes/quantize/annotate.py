@@ -64,6 +64,7 @@ class Quantize(Pass):
     effect: ClassVar = LOSSY
     accepts: ClassVar = (Stage.CANONICAL, Stage.COMPRESSED)
     leaves: ClassVar = Stage.ANNOTATED
+    float32_only: ClassVar = True
 
     weight_bits: int = 8
     activation_bits: int = 8

@@ -75,6 +75,7 @@ class CastFloat(Pass):
 
     name = "cast-float"
     effect = LOSSY
+    leaves_half = True
 
     def run(self, program: Program, context: PassContext) -> PassResult:
         cast = _Cast(program, getattr(torch, self.dtype))

@@ -82,7 +82,7 @@ def clusters_of(weight: torch.Tensor, count: int) -> torch.Tensor:
         if torch.equal(moved, centers):
             break
         centers = moved
-    return torch.bucketize(weight.detach().to(torch.float64), (centers[1:] + centers[:-1]) / 2, right=True)
+    return torch.bucketize(weight.detach().to(torch.float64).contiguous(), (centers[1:] + centers[:-1]) / 2, right=True)
 
 
 def _split(program: Program, layer: fx.Node, count: int) -> bool:

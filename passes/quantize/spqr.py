@@ -56,6 +56,7 @@ class Spqr(Pass):
     name: ClassVar[str] = "spqr"
     effect: ClassVar = EXACT
     needs_calibration: ClassVar = True
+    float32_only: ClassVar = True
 
     format: str = "int3g64"
     share: float = 0.01

@@ -52,6 +52,7 @@ class Distill(Recipe, Pass):
 
     name: ClassVar[str] = "distill"
     effect: ClassVar = LOSSY
+    float32_only: ClassVar = True
     accepts: ClassVar = (Stage.CANONICAL, Stage.COMPRESSED, Stage.ANNOTATED)
 
     def requires(self, program: Program, context: PassContext) -> None:

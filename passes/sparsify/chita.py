@@ -45,6 +45,7 @@ class SparsifyChita(CalibratedSparsify):
     """
 
     name: ClassVar[str] = "sparsify-chita"
+    float32_only: ClassVar = True
 
     stages: int = 8
     steps: int = 8
@@ -94,8 +95,11 @@ def solved(start: torch.Tensor, exact: torch.Tensor, hessian: torch.Tensor, step
 
 
 def _largest_eigenvalue(matrix: torch.Tensor) -> torch.Tensor:
-    """An upper estimate for positive definite matrices (G, K, K): (G, 1, 1), by power iteration and 5% on top."""
-    vector = torch.ones(*matrix.shape[:2], 1)
+    """An upper estimate for positive definite matrices (G, K, K): (G, 1, 1), by power iteration and 5% on top.
+
+    The start is random: a vector of ones is orthogonal to what is sought where two inputs go against each other.
+    """
+    vector = torch.randn(*matrix.shape[:2], 1, generator=torch.Generator().manual_seed(0))
     for _ in range(POWER_STEPS):
         vector = matrix @ vector
         vector = vector / vector.norm(dim=1, keepdim=True).clamp_min(1e-30)

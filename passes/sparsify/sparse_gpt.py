@@ -37,6 +37,7 @@ class SparsifySparseGpt(CalibratedSparsify):
     """
 
     name: ClassVar[str] = "sparsify-sparsegpt"
+    float32_only: ClassVar = True
 
     damping: float = 0.01
     block: int = 128

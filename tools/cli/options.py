@@ -73,10 +73,15 @@ def check_outputs(reads: Sequence[str | Path | None], outputs: Sequence[Path | N
 
 
 def batches_of(source: Source, passes: Pipeline, path: Path | None, samples: int) -> list | None:
-    """Batches for the pipeline, checked against the model's inputs; None where there are none and no pass needs them."""
+    """Batches for the pipeline, checked against the model's inputs; None where there are none and no pass needs them.
+
+    Nothing is read for passes that cannot follow each other.
+    """
     from ...ir.data import Calibration as Samples_
     from ...passes.base import PassContext
+    from ...passes.order import check_order
 
+    check_order(source.program, passes)
     batches = source.calibration(path, samples)
     context = PassContext(None if batches is None else Samples_.for_program(source.program, batches))
     for instance in passes:

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from ....ir.dialect import gw
-from ....ir.program import dtype_of, shape_of, single_user
+from ....ir.program import HALF, dtype_of, shape_of, single_user
 from ..kernels import (
     activation_f32,
     coded_f32,
@@ -36,8 +36,6 @@ from .generic import fallback
 from .operands import matmul_operands, planar, without_frame
 
 aten = torch.ops.aten
-
-HALF = (torch.bfloat16, torch.float16)
 
 #: Activations without options.
 ACTIVATIONS: dict[Any, Activation] = {
