@@ -26,15 +26,22 @@ def why_infeasible(problem: Problem) -> InfeasibleError:
     smallest = {key: _least(problem, limits, ()) for key, limits in groups.items()}
     unmet = {key: value for key, value in smallest.items() if value is not None and not _holds(groups[key], value)}
     if not unmet:
-        return InfeasibleError(*_jointly(problem))
+        text, found = _jointly(problem)
+        return InfeasibleError(f"{text}. Raise the limits named or offer smaller choices", found)
     parts = [f"{metric}: limit {most:.10g}, smallest feasible {value:.10g}" for (metric, most), value in unmet.items()]
-    text = f"no plan meets {len(unmet)} of {len(groups)} limits, each taken alone: {'; '.join(parts)}"
+    text = f"{_subject(len(unmet), len(groups))} be met, whatever is chosen: {'; '.join(parts)}"
     found = _by_metric(unmet)
     raised = replace(problem, limits=tuple(_raised(limit, unmet) for limit in problem.limits))
     if not feasible(raised):
         joint, values = _jointly(raised)
-        text, found = f"{text}. With these raised so far, {joint}", {**found, **values}
-    return InfeasibleError(f"{text}. Raise these limits or offer smaller choices", found)
+        text, found = f"{text}. With the limits raised so far, {joint}", {**found, **values}
+    return InfeasibleError(f"{text}. Raise the limits named or offer smaller choices", found)
+
+
+def _subject(unmet: int, every: int) -> str:
+    if unmet == every:
+        return "the limit cannot" if every == 1 else f"none of the {every} limits can"
+    return f"{unmet} of the {every} limits cannot"
 
 
 def feasible(problem: Problem) -> bool:
@@ -94,7 +101,7 @@ def _jointly(problem: Problem) -> tuple[str, dict[str, float]]:
             parts.append(f"{metric}: limit {most:.10g}, smallest feasible {value:.10g} with the others kept")
     if not parts:
         raise UnsolvedError("HiGHS found no plan within the limits, but its nearest plan meets them; solve by 'greedy'")
-    text = f"no plan meets all {len(groups)} limits together: {'; '.join(parts)}"
+    text = f"each of the {len(groups)} limits can be met by itself, but not all together: {'; '.join(parts)}"
     if not found:
         found = _nearest(problem, groups)
         near = ", ".join(f"{metric} {value:.10g}" for (metric, _), value in found.items())

@@ -29,15 +29,34 @@ def test_every_limit_unmet_alone_is_named_and_the_others_are_not():
         ilp.solve(problem(Limit("bytes", SIZE, 7.0), Limit("us", TIME, 1.0), Limit("free", SIZE, 16.0)))
     # Smallest bytes and smallest time contradict each other, and the message says so at once.
     text = str(caught.value)
-    assert "no plan meets 2 of 3 limits" in text and "bytes: limit 7, smallest feasible 8" in text
-    assert "us: limit 1, smallest feasible 2" in text and "With these raised so far" in text
+    assert text.startswith("2 of the 3 limits cannot be met, whatever is chosen: bytes: limit 7, smallest feasible 8; us:")
+    assert "us: limit 1, smallest feasible 2. With the limits raised so far, each of the 3 limits can be met by itself" in text
     assert set(caught.value.smallest) == {"bytes", "us"}
 
 
 def test_contradictory_limits_name_what_each_needs_while_the_other_is_kept():
-    with pytest.raises(InfeasibleError, match="limits together.*with the others kept") as caught:
+    with pytest.raises(InfeasibleError, match="each of the 2 limits can be met by itself, but not all together") as caught:
         ilp.solve(problem(Limit("bytes", SIZE, 8.0), Limit("us", TIME, 4.0)))
     assert caught.value.smallest == {"bytes": 12.0, "us": 6.0}
+    parts = "bytes: limit 8, smallest feasible 12 with the others kept; us: limit 4, smallest feasible 6 with the others kept"
+    assert str(caught.value).endswith(f"{parts}. Raise the limits named or offer smaller choices")
+
+
+@pytest.mark.parametrize(
+    ("limits", "text"),
+    [
+        ([Limit("bytes", SIZE, 7.0)], "the limit cannot be met, whatever is chosen: bytes: limit 7, smallest feasible 8. Raise"),
+        (
+            [Limit("bytes", SIZE, 7.0), Limit("us", TIME, 6.0)],
+            "1 of the 2 limits cannot be met, whatever is chosen: bytes: limit",
+        ),
+        ([Limit("bytes", SIZE, 7.0), Limit("us", TIME, 1.0)], "none of the 2 limits can be met, whatever is chosen:"),
+    ],
+)
+def test_the_message_counts_the_limits_that_cannot_be_met(limits, text):
+    with pytest.raises(InfeasibleError) as caught:
+        ilp.solve(problem(*limits))
+    assert str(caught.value).startswith(text)
 
 
 def test_where_no_limit_alone_can_give_way_the_nearest_plan_is_named():
@@ -76,7 +95,7 @@ def test_the_values_named_are_the_smallest_of_all_plans(problem):
         assert unmet <= set(error.smallest)
         for metric in unmet:
             assert error.smallest[metric] >= alone[metric] - 1e-9
-            if "With these raised" not in str(error):
+            if "With the limits raised" not in str(error):
                 assert error.smallest[metric] == pytest.approx(alone[metric], rel=1e-5)
         return
     for metric, value in error.smallest.items():
