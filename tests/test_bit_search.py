@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from graphwright import optimize
-from graphwright.ir.errors import OptionError, UnknownNameError
+from graphwright.ir.capture import capture
+from graphwright.ir.errors import DataError, OptionError, UnknownNameError
 from graphwright.ir.program import Stage
 from graphwright.passes.pipeline import parse
 from graphwright.passes.quantize.annotate import Quantize
 from graphwright.search import planner
 from graphwright.search.problem import InfeasibleError
+from graphwright.search.sensitivity import parse_scorers
+from graphwright.tools.analyze import analyze
 from graphwright.tools.bit_search import BitSearch
+from graphwright.tools.defaults import search_pipeline
 from graphwright.tools.plan import Plan
 from graphwright.tools.report import ConstraintError
 from graphwright.tools.report_page import page
@@ -82,8 +86,6 @@ def test_the_plan_replays_to_the_same_program(result, tmp_path):
 
 
 def test_a_plan_for_another_model_is_refused(result):
-    from graphwright.ir.capture import capture
-
     program = capture(small_cnn(), small_inputs())
     result.plan.require_model(program)
     moved = program.clone()
@@ -127,6 +129,19 @@ def test_limits_no_plan_meets_are_named_as_they_are_stated(shared):
 def test_limits_no_plan_meets_are_named_with_the_smallest_value(shared):
     with pytest.raises(InfeasibleError, match=r"average_bits.*1\.5.*2"):
         optimize(small_cnn(), constraints={"average_bits": 1.5}, search=shared, **ARGUMENTS)
+
+
+@pytest.mark.parametrize("scorer", ["fisher", "hessian-trace{loss=labels}", "output-distortion{loss=labels}"])
+def test_missing_labels_are_noticed_before_the_calibration_data_is_read(scorer):
+    def batches():
+        raise AssertionError("read")
+        yield
+
+    with pytest.raises(DataError, match="needs a label for each calibration sample"):
+        optimize(small_cnn(), search=BitSearch(scorer=scorer), **{**ARGUMENTS, "calibration": batches()})
+    program = capture(small_cnn(), small_inputs())
+    with pytest.raises(DataError, match="needs a label for each calibration sample"):
+        analyze(program, parse(search_pipeline(program)), parse_scorers(f"sqnr,{scorer}"), BitSearch(), batches())
 
 
 def test_without_a_search_a_limit_is_only_checked():

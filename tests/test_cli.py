@@ -170,6 +170,8 @@ def test_passes_lists_options_and_effects():
         (["run", "{folder}/model.gw", "--input", "{folder}/calib.npz"], "shape"),
         (["optimize", "{folder}/model.onnx", "-o", "x.gw", "--traget", "cpu"], "--target"),
         (["bench", "resnet20", "--peers", "ortt"], "did you mean 'ort'"),
+        (["optimize", "resnet20", "-o", "x.gw", "--scorer", "fisher", "--calibration", "absent.npz"], "fisher needs a label"),
+        (["analyze", "{folder}/model.onnx", "--scorers", "fisher", "--calibration", "absent.npz"], "Labels are needed by fisher"),
         (["ranks", "{folder}/model.onnx"], "name at least one limit"),
         (["ranks", "{folder}/model.onnx", "-p", "canonicalize", "--size", "0.5"], "needs a pipeline with one factorization"),
     ],

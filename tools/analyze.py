@@ -34,7 +34,13 @@ def analyze(
     seed: int = 0,
     progress: Callable[[int, int, str], None] = silent,
 ) -> list[Scores]:
-    """The score table of each scorer, on the program as the passes before `quantize` leave it; kept in `options.cache`."""
+    """The score table of each scorer, on the program as the passes before `quantize` leave it; kept in `options.cache`.
+
+    Raises:
+        DataError: a scorer whose labels are missing, before anything runs.
+    """
+    for scorer in scorers:
+        scorer.require_labels(options.labels)
     samples = None if calibration is None else Calibration.for_program(program, calibration)
     around = Surroundings(samples, options.labels, Store(options.cache), seed, progress)
     split, ready = prepare(program, pipeline, around)

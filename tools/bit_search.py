@@ -56,12 +56,14 @@ class BitSearch:
     cache: Path | None = None
 
     def check(self) -> None:
-        """Refuses names that nothing is called, before anything is computed.
+        """Refuses names that nothing is called, and a scorer without its labels, before anything is computed.
 
         Raises:
-            OptionError, UnknownNameError: formats, scorer, solver or metric.
+            OptionError, UnknownNameError: formats, scorer, solver or metric. DataError: labels that the scorer needs are missing.
         """
-        for name in Request(self.formats, self.parsed_scorer()).formats:
+        scorer = self.parsed_scorer()
+        scorer.require_labels(self.labels)
+        for name in Request(self.formats, scorer).formats:
             parse_integer_format(name)
         if self.solver not in (*SOLVERS, "evolutionary"):
             raise UnknownNameError("solver", self.solver, (*SOLVERS, "evolutionary"))

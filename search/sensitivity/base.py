@@ -21,6 +21,7 @@ from ...ir.data import Calibration
 from ...ir.errors import CalibrationError, DataError
 from ...ir.program import Program
 from ...ir.registry import Registry
+from ...passes.pipeline import pass_text
 from ...passes.quantize.codebooks import Codebook
 from ...passes.quantize.encoding import Encoding
 from ..store import Store
@@ -135,18 +136,29 @@ class Scorer(abc.ABC):
     def score(self, task: Task) -> Scores:
         """Raises CalibrationError or DataError where samples or labels are missing (`require`)."""
 
-    def require(self, task: Task, labels: bool = False) -> None:
-        """`labels`: whether the options chosen need labels, where not every use of the scorer does."""
+    @property
+    def wants_labels(self) -> bool:
+        """Whether it needs labels with the options chosen."""
+        return self.needs_labels
+
+    def require_labels(self, labels: torch.Tensor | None) -> None:
+        """Raises DataError where labels are needed and missing; to be asked before anything runs on the samples."""
+        if labels is not None or not self.wants_labels:
+            return
+        always = [name for name, cls in registry().items() if cls.needs_labels]
+        raise DataError(
+            f"scorer {pass_text(self)} needs a label for each calibration sample: give labels=... (CLI: --labels FILE.npy), or "
+            f"take another. Labels are needed by {', '.join(always)} and wherever loss=labels is asked for; not by "
+            + ", ".join(name for name in registry() if name not in always)
+        )
+
+    def require(self, task: Task) -> None:
         if self.needs_samples and task.samples is None:
             raise CalibrationError(
                 f"scorer {self.name} needs calibration samples; without any there are: "
                 + ", ".join(n for n, c in registry().items() if not c.needs_samples)
             )
-        if (self.needs_labels or labels) and task.labels is None:
-            raise DataError(
-                f"scorer {self.name}{' with these options' if labels else ''} needs labels; without them there are: "
-                + ", ".join(n for n, c in registry().items() if not c.needs_labels)
-            )
+        self.require_labels(task.labels)
 
 
 _SCORERS: Registry[Scorer] = Registry("scorer", __package__ or "")

@@ -43,6 +43,10 @@ class HessianEigenvalue(Scorer):
     iterations: int = 20
     tolerance: float = 0.01
 
+    @property
+    def wants_labels(self) -> bool:
+        return self.loss == "labels"
+
     def score(self, task: Task) -> Scores:
         start = time.perf_counter()
         eigenvalues, sizes = self.eigenvalues(task)
@@ -65,7 +69,7 @@ class HessianEigenvalue(Scorer):
         if self.iterations < 1 or self.samples < 1:
             raise OptionError(f"options 'iterations' and 'samples' of {self.name} must be at least 1")
         loss = choose(self.loss, task.program)
-        self.require(task, loss.needs_labels)
+        self.require(task)
         groups = groups_of(task, self.samples)
         network = Network(task.program, task.layers)
         with differentiable(task.program, self.name):

@@ -42,6 +42,10 @@ class HessianTrace(Scorer):
     probes: int = 1
     per: Literal["layer", "channel"] = "layer"
 
+    @property
+    def wants_labels(self) -> bool:
+        return self.loss == "labels"
+
     def score(self, task: Task) -> Scores:
         start = time.perf_counter()
         traces, sizes = self.traces(task)
@@ -68,7 +72,7 @@ class HessianTrace(Scorer):
         if self.probes < 1:
             raise OptionError(f"option 'probes' of {self.name} must be at least 1, not {self.probes}")
         loss = choose(self.loss, task.program)
-        self.require(task, loss.needs_labels)
+        self.require(task)
         network = Network(task.program, task.layers)
 
         def compute(group: Group) -> np.ndarray:

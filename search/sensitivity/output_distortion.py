@@ -41,10 +41,14 @@ class OutputDistortion(Scorer):
     at: Literal["outputs", "layers"] = "outputs"
     samples: int = 512
 
+    @property
+    def wants_labels(self) -> bool:
+        return self.loss == "labels" and self.at == "outputs"
+
     def score(self, task: Task) -> Scores:
         start = time.perf_counter()
         loss = choose(self.loss, task.program)
-        self.require(task, loss.needs_labels and self.at == "outputs")
+        self.require(task)
         network = Network(task.program, task.layers)
         points = [*(layer.node for layer in task.layers), *task.program.outputs]
 

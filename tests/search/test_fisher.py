@@ -33,5 +33,5 @@ def test_it_is_the_mean_of_squared_gradients_times_squared_errors(model):
 
 def test_it_needs_labels():
     task = task_of(TinyConv, 2)
-    with pytest.raises(DataError, match="fisher needs labels; without them there are: .*hessian-trace.*sqnr"):
+    with pytest.raises(DataError, match=r"scorer fisher needs a label .*needed by fisher and .*; not by .*hessian-trace.*sqnr"):
         Fisher().score(type(task)(task.program, task.layers, task.choices, task.samples))

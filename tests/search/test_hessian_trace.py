@@ -124,7 +124,7 @@ def test_options_and_labels_are_checked():
     task = task_of(TinyConv, 4)
     with pytest.raises(OptionError, match="probes"):
         HessianTrace(probes=0).score(task)
-    with pytest.raises(DataError, match="needs labels; without them there are: .*output-distortion"):
+    with pytest.raises(DataError, match="scorer hessian-trace{loss=labels} needs a label .*; not by .*output-distortion"):
         HessianTrace(loss="labels").score(type(task)(task.program, task.layers, task.choices, task.samples))
 
 

@@ -106,8 +106,9 @@ def optimize(
     passes = parse(default_pipeline(source.program) if pipeline is None else pipeline)
     if "macs" in limits and not any(isinstance(p, PruneChannels) for p in passes):
         passes = with_channels(passes, PruneChannels())
-    batches = batches_of(source, passes, calibration, samples)
     search = search_of(source, samples, formats, scorer, solver, minimize, labels, calibration, cache)
+    search.check()  # before calibration samples are read or made
+    batches = batches_of(source, passes, calibration, samples)
     tuning = finetune_of(source, finetune, passes, finetune_data, finetune_samples, checkpoints, device)
     passes = passes if tuning is None else with_distill(passes, tuning.recipe)
     settings(

@@ -41,11 +41,13 @@ def analyze(
 
     if output is not None:
         check_output(output, overwrite)
-    chosen_scorers(scorers, with_samples=True, with_labels=True)  # a wrong name is an error before the model is read
+    named = chosen_scorers(scorers, with_samples=True, with_labels=True)  # a wrong name is an error before the model is read
     source = resolve(model, parse_shapes(input_shape))
     passes = parse(pipeline or search_pipeline(source.program))
-    batches = batches_of(source, passes, calibration, samples)
     options = search_of(source, samples, formats, None, None, None, labels, calibration, cache)
+    for scorer in named if scorers != "all" else ():
+        scorer.require_labels(options.labels)  # before calibration samples are read or made
+    batches = batches_of(source, passes, calibration, samples)
     chosen = chosen_scorers(scorers, with_samples=batches is not None, with_labels=options.labels is not None)
     settings(
         "analyze", model=source.program.name, scorers=", ".join(map(scorer_text, chosen)), formats=", ".join(options.formats),
