@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from graphwright.ir.errors import OptionError, UnknownNameError
 from graphwright.passes.rules import matching, values_by_name
+from quantize_models import ConvNet, prepared, run
 
 NAMES = ("stem", "blocks.0.fc1", "blocks.0.fc2", "blocks.1.fc1", "odd[0]")
 OPTION, FORM = "'ranks' of factorize-svd", "LAYER=RANK, such as fc1=64"
@@ -38,3 +39,22 @@ def test_what_matches_nothing_is_named_with_the_nearest_name():
 
 def test_matching_keeps_the_order_of_the_names():
     assert matching(["blocks.*", "st?m"], NAMES, OPTION) == ["stem", "blocks.0.fc1", "blocks.0.fc2", "blocks.1.fc1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "form"),
+    [
+        ("quantize", "weights", "int4", "LAYER=FORMAT"),
+        ("factorize-svd", "ranks", "4", "LAYER=RANK"),
+        ("sparsify-magnitude", "layers", "0.5", "LAYER=SPARSITY"),
+        ("prune-channels", "keep", "4", "GROUP=COUNT"),
+    ],
+)
+def test_every_pass_reads_its_items_in_this_way(name, option, value, form):
+    program, context = prepared(ConvNet, (1, 3, 16, 16))
+    where = f"'{option}' of {name}"
+    with pytest.raises(OptionError, match=f"'stem' in {where} is no rule; write {form}, such as"):
+        run(program, f"{name}{{{option}=[stem]}}", context)
+    with pytest.raises(UnknownNameError, match=f"name in {where}: 'steem'; did you mean 'stem'"):
+        run(program, f'{name}{{{option}=["steem={value}"]}}', context)
+    run(program, f'{name}{{{option}=["st?m={value}"]}}', context)
