@@ -18,8 +18,8 @@ from .isa import T
 ELEMENTS_PER_US = 4000
 
 
-def reduce_sum(shape: tuple[int, ...], axis: int, keepdim: bool = False, name: str = "reduce_sum_exact") -> tirx.PrimFunc:
-    """(X [shape], Y [shape without `axis`, or with it as 1]), float32, dense.
+def reduction(shape: tuple[int, ...], axis: int, keepdim: bool) -> tuple[tuple[int, int, int], tuple[int, ...]]:
+    """((elements before, on and behind the axis), shape of the sums).
 
     Raises:
         OptionError: an empty extent, or an axis the shape does not have.
@@ -27,8 +27,13 @@ def reduce_sum(shape: tuple[int, ...], axis: int, keepdim: bool = False, name: s
     if not -len(shape) <= axis < len(shape) or min(shape) < 1:
         raise OptionError(f"reduce_sum: axis {axis} of shape {shape}; extents must be at least 1")
     axis %= len(shape)
-    outer, length, inner = prod(shape[:axis]), shape[axis], prod(shape[axis + 1 :])
-    out = (*shape[:axis], *((1,) if keepdim else ()), *shape[axis + 1 :])
+    sizes = prod(shape[:axis]), shape[axis], prod(shape[axis + 1 :])
+    return sizes, (*shape[:axis], *((1,) if keepdim else ()), *shape[axis + 1 :])
+
+
+def reduce_sum(shape: tuple[int, ...], axis: int, keepdim: bool = False, name: str = "reduce_sum_exact") -> tirx.PrimFunc:
+    """(X [shape], Y [shape without `axis`, or with it as 1]), float32, dense. Raises as `reduction`."""
+    (outer, length, inner), out = reduction(shape, axis, keepdim)
 
     def body() -> None:
         x, y = arguments(("X", shape, "float32"), ("Y", out, "float32"))

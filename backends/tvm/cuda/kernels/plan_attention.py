@@ -32,6 +32,22 @@ class Heads:
     column: int
 
 
+def mask_and_output(mask: Heads | None, y: Heads) -> dict[str, Constant]:
+    """Constants of the places of the mask, if there is one (its columns are neighbours), and of Y, which begins its buffer."""
+    place = mask or Heads(0, 0, 0, 0, 0)
+    constants: dict[str, Constant] = {
+        "MASKED": mask is not None,
+        "MASK_START": place.start,
+        "MASK_OUTER": place.outer,
+        "MASK_HEAD": place.head,
+        "MASK_ROW": place.row,
+        "Y_OUTER": y.outer,
+        "Y_HEAD": y.head,
+        "Y_ROW": y.row,
+    }
+    return constants | ({} if mask is not None else {"mask": None})
+
+
 @dataclass(frozen=True)
 class IntegerAttention:
     """Sizes, places (k: rows are the inner dimension, columns the keys; v: rows are keys) and quantizations."""
@@ -66,8 +82,6 @@ def attention(shape: IntegerAttention, sources: Sequence[tuple[int, ...]], out: 
     keys = max(32, power_of_two(shape.keys))
     keys = keys if keys <= MOST_KEPT else SWEPT
     rows = 16 if keys > 256 or shape.outer * shape.heads * ceil(shape.rows / 32) < 132 else 32
-    none = Heads(0, 0, 0, 0, 0)
-    mask = shape.mask or none
     constants: dict[str, Constant] = {
         "ROWS": shape.rows,
         "WIDTH": shape.inner,
@@ -89,14 +103,6 @@ def attention(shape: IntegerAttention, sources: Sequence[tuple[int, ...]], out: 
         "V_HEAD": shape.v.head,
         "V_KEY": shape.v.row,
         "V_COLUMN": shape.v.column,
-        "MASKED": shape.mask is not None,
-        "MASK_START": mask.start,
-        "MASK_OUTER": mask.outer,
-        "MASK_HEAD": mask.head,
-        "MASK_ROW": mask.row,
-        "Y_OUTER": shape.y.outer,
-        "Y_HEAD": shape.y.head,
-        "Y_ROW": shape.y.row,
         "Q_FLIP": flip_of(shape.q_dtype),
         "Q_OFFSET": 128 * flip_of(shape.q_dtype) - shape.q_zero_point,
         "SCORE_SCALE": shape.scale,
@@ -113,9 +119,10 @@ def attention(shape: IntegerAttention, sources: Sequence[tuple[int, ...]], out: 
     }
     finish = {name: value for name, value in tail_constants(tail).items() if name in ("KIND", "ZERO_POINT", "QMIN", "QMAX")}
     absent = {name: None for name in missing_pointers(tail) if name != "residual"}
-    absent |= {} if shape.mask is not None else {"mask": None}
     dtypes = (shape.q_dtype, "int8", "int8", "float32")
     inputs = [(name, source, dtype) for name, source, dtype in zip(("Q", "K", "V", "mask"), sources, dtypes, strict=False)]
     buffers = (*inputs, *tail_buffers(tail, shape.columns), ("Y", out, tail.dtype))
     grid = (ceil(shape.rows / rows), shape.outer * shape.heads, 1)
-    return Plan("triton_attention:attention", constants | finish | absent, grid, buffers, 4, 1)
+    return Plan(
+        "triton_attention:attention", constants | mask_and_output(shape.mask, shape.y) | finish | absent, grid, buffers, 4, 1
+    )

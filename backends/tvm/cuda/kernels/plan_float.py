@@ -15,7 +15,7 @@ from .....ir.errors import OptionError
 from ...kernels.base import Convolution, padded
 from . import blocks
 from .blocks import Block, Problem, choose, power_of_two
-from .plan_attention import Heads
+from .plan_attention import Heads, mask_and_output
 from .plan_int8 import channels_read, fitted, image_constants, pointwise, spread
 from .plans import Buffer, Constant, Plan
 
@@ -254,21 +254,12 @@ def attention(shape: FloatAttention, sizes: Sequence[int], out: tuple[int, ...],
     narrow = dtype == "float32" and precision == "ieee"
     rows = 16 if narrow or shape.outer * shape.heads * ceil(shape.rows / 64) < 132 else 64
     keys = min(32 if narrow else 64, power_of_two(max(16, shape.keys)))
-    mask = shape.mask or Heads(0, 0, 0, 0, 0)
     constants: dict[str, Constant] = {
         "ROWS": shape.rows,
         "WIDTH": shape.width,
         "KEYS": shape.keys,
         "VALUES": shape.values,
         "HEADS": shape.heads,
-        "MASKED": shape.mask is not None,
-        "MASK_START": mask.start,
-        "MASK_OUTER": mask.outer,
-        "MASK_HEAD": mask.head,
-        "MASK_ROW": mask.row,
-        "Y_OUTER": shape.y.outer,
-        "Y_HEAD": shape.y.head,
-        "Y_ROW": shape.y.row,
         "SCALE": shape.scale,
         "PRECISION": precision,
         "BM": rows,
@@ -279,7 +270,7 @@ def attention(shape: FloatAttention, sizes: Sequence[int], out: tuple[int, ...],
     for name, place, step in (("Q", shape.q, "ROW"), ("K", shape.k, "KEY"), ("V", shape.v, "KEY")):
         constants |= {f"{name}_START": place.start, f"{name}_OUTER": place.outer, f"{name}_HEAD": place.head}
         constants[f"{name}_{step}"] = place.row
-    constants |= {} if shape.mask else {"mask": None}
+    constants |= mask_and_output(shape.mask, shape.y)
     buffers: list[Buffer] = [(name, (size,), dtype) for name, size in zip(("Q", "K", "V", "M"), sizes, strict=False)]
     grid = (ceil(shape.rows / rows), shape.outer * shape.heads, 1)
     return Plan("triton_float:attention", constants, grid, (*buffers, ("Y", out, dtype)), 4 if wide <= 128 else 8, 2)
