@@ -171,14 +171,16 @@ def _cheapest(job: Job, tables: Tables, options: BitSearch, store: Store) -> bis
     problem = tables.problem(absolute_limits(job))
     front = pareto.front(problem, METRICS[name])
     samples = [data.samples if data is not None else () for data in (job.samples, job.training.samples)]
+    # The last passes differ between plans in the formats alone, which `chosen` stands for.
+    before, after = str(tables.split.before), str(tables.split.after)
+    score, scored_on = job.float_evaluation
     return bisection.solve(
         front,
         METRICS[name],
         lambda chosen: job.score(tables.split.with_formats(tables.formats(chosen)))[1],
-        (job.float_row.score or 0.0) - job.limits["max_drop"],
+        score - job.limits["max_drop"],
         store=store,
-        # The last passes differ between plans in the formats alone, which `chosen` stands for.
-        key=content_key(job.source, str(tables.split.before), tables.split.quantize, str(tables.split.after), samples, job.seed),
+        key=content_key(job.source, before, tables.split.quantize, after, samples, job.seed, scored_on),
         progress=job.progress,
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 from ..backends.artifact import Artifact
 from ..backends.base import Backend, Compiled, example_inputs
 from ..backends.target import Target
-from ..ir.content import program_hash
+from ..ir.content import content_key, program_hash
 from ..ir.data import Calibration
 from ..ir.program import Program, Stage
 from ..passes.base import PassContext, Training
@@ -20,7 +20,7 @@ from ..passes.pipeline import Pipeline, parse
 from ..search.channels import macs_of
 from ..search.cost.bops import FLOAT_BITS, average_weight_bits, bit_operations
 from .plan import Plan
-from .predict import Predict, artifact_predict, program_predict
+from .predict import Predict, artifact_predict, program_predict, watched
 from .progress import silent
 from .report import Measurement, Report
 
@@ -80,15 +80,16 @@ class Job:
         rows = [row.to_json() for row in outcome.certificate]
         artifact = Artifact.build(outcome.program, [compiled], certificate=rows, plan=plan.to_json())
         integer = outcome.program.stage is Stage.INTEGER
+        measured = self.float_row, self._row(outcome.program, compiled, artifact)
         report = Report(
             name=self.source.name,
             target=str(self.target),
             pipeline=str(pipeline),
             certificate=outcome.certificate,
             kernels=compiled.kernels,
-            rows=(self.float_row, self._row(outcome.program, compiled, artifact)),
+            rows=measured,
             seconds=round(time.perf_counter() - start, 2),
-            notes=self._notes(outcome, compiled),
+            notes=self._notes(outcome, compiled, measured[1]),
             average_bits=average_weight_bits(outcome.program) if integer else None,
             bops=bit_operations(outcome.program) / max(self.macs * FLOAT_BITS**2, 1) if integer else None,
             macs=macs_of(outcome.program) / max(self.macs, 1),
@@ -112,15 +113,22 @@ class Job:
     def float_row(self) -> Measurement:
         """Score, parameter bytes and latency of the float model, the latter in the form a backend compiles."""
         size = sum(t.numel() * t.element_size() for t in self.source.parameters().values())
-        score = latency = None
-        if self.evaluate is not None:
-            self.progress(0, 1, "evaluate float")
-            score = float(self.evaluate(program_predict(self.source)))
-            self.progress(1, 1, "evaluate float")
+        score = None if self.evaluate is None else self.float_evaluation[0]
+        latency = None
         if self.measure and (self.runs_here or "latency" in self.limits):
             compiled = self.backend.compile(self.float_program(), self.target, self.progress)
             latency = self._latency(compiled, self.source)
         return Measurement("float", score, size, latency)
+
+    @cached_property
+    def float_evaluation(self) -> tuple[float, str]:
+        """Score of the float model, and a key of what it was scored on: the samples that `evaluate` shows, and that score."""
+        assert self.evaluate is not None
+        self.progress(0, 1, "evaluate float")
+        predict, seen = watched(program_predict(self.source))
+        score = float(self.evaluate(predict))
+        self.progress(1, 1, "evaluate float")
+        return score, content_key(seen, score)
 
     def _latency(self, compiled: Compiled, program: Program) -> float | None:
         """Milliseconds of a run, measured here, or the sum of what its kernels took on the target elsewhere; None: neither."""
@@ -153,7 +161,7 @@ class Job:
             latency = self._latency(compiled, program)
         return Measurement(program.stage.label, score, artifact.size, latency)
 
-    def _notes(self, outcome: PipelineResult, compiled: Compiled) -> tuple[str, ...]:
+    def _notes(self, outcome: PipelineResult, compiled: Compiled, row: Measurement) -> tuple[str, ...]:
         notes = []
         islands = [k for k in compiled.kernels if k.kind == "island"]
         if islands:
@@ -161,7 +169,7 @@ class Job:
         if self.evaluate is None:
             notes.append("no accuracy: it takes evaluate=... in Python, or a reference model, to have it measured")
         if not self.runs_here:
-            known = self.measure and self.backend.recorded(compiled) is not None
+            known = row.latency_ms is not None
             latency = "latency is the sum of its kernels' times on such a GPU elsewhere" if known else "no latency"
             notes.append(f"the target does not run on this machine: {latency}, and the score is the torch reference's")
         if outcome.program.stage is not Stage.INTEGER:

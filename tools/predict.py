@@ -10,6 +10,7 @@ import torch
 
 from ..backends.artifact import Artifact
 from ..backends.loader import load
+from ..ir.content import content_key
 from ..ir.errors import DataError
 from ..ir.program import Program, TensorSpec
 
@@ -36,6 +37,17 @@ def batched(run: Callable[..., tuple[torch.Tensor, ...]], specs: Sequence[Tensor
         return outputs[0] if len(outputs) == 1 else outputs
 
     return predict
+
+
+def watched(predict: Predict) -> tuple[Predict, list[str]]:
+    """The same function, and a list that gets a hash of the inputs of each of its calls."""
+    seen: list[str] = []
+
+    def run(*inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        seen.append(content_key(*inputs))
+        return predict(*inputs)
+
+    return run, seen
 
 
 def single_output(predict: Predict) -> Callable[[tuple[torch.Tensor, ...]], torch.Tensor]:

@@ -50,7 +50,7 @@ def solve(
         front: as `pareto.front` gives it.
         evaluate: chosen -> score, higher is better; one that is not a number meets no target.
         store: keeps the scores found under `key`, so that a run that was killed goes on where it was.
-        key: names all that a score depends on besides the plan: program, data, quantizer.
+        key: names all that a score depends on besides the plan: program, calibration and evaluation data, quantizer.
 
     Raises:
         InfeasibleError: no plan evaluated meets the target; its `smallest` holds the score of the last plan.
