@@ -146,10 +146,7 @@ class Tables:
 
     def _limit(self, metric: str, most: float) -> Limit:
         if metric == "average_bits":
-            whole = sum(layer.weight.numel() for layer in self.layers)
-            return Limit(
-                metric, self._rows(lambda layer, name: parse_integer_format(name).bits * layer.weight.numel() / whole), most
-            )
+            return average_bits(self.layers, self.scores.choices, most)
         if metric == "bops":
             rows = self._rows(lambda layer, name: self.costs[name].bops[layer.origin])
             return Limit(metric, rows, most, next(iter(self.costs.values())).fixed_bops)
@@ -164,6 +161,13 @@ class Tables:
 
     def _rows(self, cost: Callable[[Layer, str], float]) -> tuple[np.ndarray, ...]:
         return tuple(np.array([cost(layer, name) for name in self.scores.choices], dtype=np.float64) for layer in self.layers)
+
+
+def average_bits(layers: Sequence[Layer], choices: Sequence[str], most: float) -> Limit:
+    """At most `most` bits a weight, on average over all weights of the layers."""
+    whole = sum(layer.weight.numel() for layer in layers)
+    widths = np.array([float(parse_integer_format(name).bits) for name in choices])
+    return Limit("average_bits", tuple(widths * layer.weight.numel() / whole for layer in layers), most)
 
 
 def prepare(program: Program, pipeline: Pipeline, around: Surroundings) -> tuple[Split, Program]:

@@ -11,6 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import fx
+
 from ...backends.base import Backend, Compiled, StepTimes, example_inputs
 from ...backends.target import Target
 from ...ir.content import content_key
@@ -25,6 +28,8 @@ from .bops import multiplications, products
 
 #: Integer ops that are layers; everything else is the program's fixed part.
 LAYER_OPS = (gw.convolution.default, gw.linear.default)
+#: What turns a layer's sums into codes or floats; its factors count with the layer.
+RESCALES = (gw.rescale.default, gw.rescale_dyadic.default, gw.scale.default)
 #: Samples that fix the ranges of these programs: their values do not matter, their shapes do.
 SAMPLES = 2
 
@@ -125,23 +130,28 @@ def layer_bytes(program: Program) -> dict[str, int]:
     """
     counted: set[str] = set()
     found: dict[str, int] = {}
-    for node in program.nodes:
-        if node.target in LAYER_OPS:
-            readers = [
-                node,
-                *(u for u in node.users if u.target in (gw.rescale.default, gw.rescale_dyadic.default, gw.scale.default)),
-            ]
-            pending = [a for reader in readers for a in reader.all_input_nodes if a is not node]
-            size = 0
-            while pending:
-                read = pending.pop()
-                if read.target in (gw.unpack.default, gw.from_bitmask.default):
-                    pending.extend(read.all_input_nodes)
-                value = program.parameter(read)
-                if value is not None and read.target not in counted:
-                    counted.add(str(read.target))
-                    size += value.numel() * value.element_size()
-            found[origin_of(node)] = found.get(origin_of(node), 0) + size
+    for layer in program.nodes:
+        if layer.target not in LAYER_OPS:
+            continue
+        own = {name: value for name, value in _parameters_of(program, layer).items() if name not in counted}
+        counted.update(own)
+        size = sum(value.numel() * value.element_size() for value in own.values())
+        found[origin_of(layer)] = found.get(origin_of(layer), 0) + size
+    return found
+
+
+def _parameters_of(program: Program, layer: fx.Node) -> dict[str, torch.Tensor]:
+    """Name -> tensor of what a layer and its rescaling read, behind the ops that unpack weights too."""
+    readers = [layer, *(user for user in layer.users if user.target in RESCALES)]
+    pending = [read for reader in readers for read in reader.all_input_nodes if read is not layer]
+    found: dict[str, torch.Tensor] = {}
+    while pending:
+        read = pending.pop()
+        if read.target in (gw.unpack.default, gw.from_bitmask.default):
+            pending.extend(read.all_input_nodes)
+        value = program.parameter(read)
+        if value is not None:
+            found[str(read.target)] = value
     return found
 
 

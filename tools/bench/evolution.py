@@ -9,16 +9,15 @@ import time
 from dataclasses import replace
 from typing import Annotated
 
-import numpy as np
 import typer
 
 from ...ir.data import Calibration
 from ...passes.manager import PassManager
 from ...passes.pipeline import parse
 from ...passes.quantize.annotate import Quantize
-from ...passes.quantize.formats import parse_integer_format
 from ...search.plan_loss import PlanLoss
-from ...search.problem import Limit, Problem
+from ...search.planner import average_bits
+from ...search.problem import Problem
 from ...search.sensitivity import parse_scorers
 from ...search.sensitivity.base import Scores, Task
 from ...search.sensitivity.layers import weight_layers
@@ -31,9 +30,7 @@ FORMATS = ("int8", "int6", "int4", "int3", "int2")
 
 def _problem(task: Task, scores: Scores, bits: float) -> Problem:
     """Least sum of the layers' scores within `bits` a weight on average."""
-    whole = sum(layer.weight.numel() for layer in task.layers)
-    widths = np.array([float(parse_integer_format(name).bits) for name in task.choices])
-    limit = Limit("average_bits", tuple(widths * layer.weight.numel() / whole for layer in task.layers), bits)
+    limit = average_bits(task.layers, task.choices, bits)
     return Problem(scores.layers, (task.choices,) * len(task.layers), tuple(scores.loss), (limit,))
 
 
