@@ -375,17 +375,18 @@ def matmul(
     column = tl.minimum(columns, N - 1)
     k = tl.arange(0, BK)
     a_at = a + batch * (M * K) + row * K
-    STEP: tl.constexpr = 1 if TRANSPOSED else N
     b_at = b + batch * (N * K) + column * (K if TRANSPOSED else 1)
     acc = tl.zeros((BM, BN), tl.float32)
     for step in range(tl.cdiv(K, BK)):
         start = step * BK
         if K % BK == 0:
             left = tl.load(a_at[:, None] + (start + k)[None, :])
-            right = tl.load(b_at[None, :] + ((start + k) * STEP)[:, None])
+            right = tl.load(b_at[None, :] + ((start + k) * (1 if TRANSPOSED else N))[:, None])
         else:
             left = tl.load(a_at[:, None] + (start + k)[None, :], mask=k[None, :] < K - start, other=0.0)
-            right = tl.load(b_at[None, :] + ((start + k) * STEP)[:, None], mask=k[:, None] < K - start, other=0.0)
+            right = tl.load(
+                b_at[None, :] + ((start + k) * (1 if TRANSPOSED else N))[:, None], mask=k[:, None] < K - start, other=0.0
+            )
         acc = tl.dot(left, right, acc, input_precision=PRECISION)
     offsets = batch * (M * N) + row[:, None] * N + columns[None, :]
     mask = (rows[:, None] < M) & (columns[None, :] < N)

@@ -337,7 +337,6 @@ def matmul(
     column = tl.minimum(columns, N - 1)
     k = tl.arange(0, BK)
     a_at = a + batch * (M * K) + row * K
-    STEP: tl.constexpr = 1 if TRANSPOSED else N
     b_at = b + batch * (N * K) + column * (K if TRANSPOSED else 1)
     acc = tl.zeros((BM, BN), tl.int32)
     sums = tl.zeros((BN,), tl.int32)
@@ -345,10 +344,12 @@ def matmul(
         start = step * BK
         if K % BK == 0:
             left = tl.load(a_at[:, None] + (start + k)[None, :])
-            right = tl.load(b_at[None, :] + ((start + k) * STEP)[:, None])
+            right = tl.load(b_at[None, :] + ((start + k) * (1 if TRANSPOSED else N))[:, None])
         else:
             left = tl.load(a_at[:, None] + (start + k)[None, :], mask=k[None, :] < K - start, other=0)
-            right = tl.load(b_at[None, :] + ((start + k) * STEP)[:, None], mask=k[:, None] < K - start, other=0)
+            right = tl.load(
+                b_at[None, :] + ((start + k) * (1 if TRANSPOSED else N))[:, None], mask=k[:, None] < K - start, other=0
+            )
         acc = tl.dot(signed(left, FLIP), right, acc, out_dtype=tl.int32)
         if OFFSET != 0:
             sums += tl.sum(right.to(tl.int32), axis=0)
