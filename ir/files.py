@@ -22,8 +22,35 @@ def check_output(path: Path, overwrite: bool = False) -> None:
         raise OutputError(f"cannot write '{path}': it is a folder; name a file inside it")
     if path.exists() and not overwrite:
         raise OutputError(f"'{path}' exists already; choose another name or pass --overwrite (overwrite=True)")
-    if not os.access(folder, os.W_OK):
-        raise OutputError(f"cannot write '{path}': no write permission in '{folder}'")
+    _probe(folder, path)
+
+
+def check_folder(path: Path) -> None:
+    """Refuses a folder that output shall go to and that could not be made, before long work starts; makes nothing.
+
+    Raises:
+        OutputError: a file is in the way, or a folder above cannot be written.
+    """
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise OutputError(f"cannot write to the folder '{path}': '{there}' is a file; name another folder")
+    _probe(there, path)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it; one that is there already is kept. Raises OutputError where it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder '{path}': {error.strerror}; name another folder") from error
+
+
+def _probe(folder: Path, path: Path) -> None:
+    """Asks the file system itself: mode bits do not tell of read-only or virtual ones. The file is gone at once."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OutputError(f"cannot write '{path}': no file can be made in '{folder}' ({error.strerror})") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import zipfile
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ def load_program(path: str | Path, input_shapes: dict[str, tuple[int, ...]] | No
         CaptureError: no such file, a damaged file, a pickle (which could run code), or a model that cannot be captured.
     """
     path = Path(path)
+    if path.is_dir():
+        raise CaptureError(f"'{path}' is a folder; give an .onnx file, a .pt2 archive or the name of a reference model")
     if not path.is_file():
         raise CaptureError(f"no model file at '{path}'; give an .onnx file, a .pt2 archive or the name of a reference model")
     with path.open("rb") as file:
@@ -59,13 +62,29 @@ def _load_exported(path: Path) -> Program:
         raise CaptureError(f"'{path}' is damaged: '{broken}' fails its checksum; export the model again")
     if any(name.endswith("data.pkl") for name in names) and not any("models/" in name for name in names):
         raise CaptureError(_pickle_advice(path))
-    with _weights_only():
+    if not any("models/" in name or name.startswith("serialized_exported_program") for name in names):
+        artifact = "a graphwright artifact: give the model that it was made from" if "manifest.json" in names else None
+        raise CaptureError(f"'{path}' is {artifact or 'an archive without a model: give an .onnx file or a .pt2 archive'}")
+    with _weights_only(), _quiet():
         try:
             exported = torch.export.load(path)
         except Exception as error:
             reason = str(error).strip().split("\n")[0]
+            if "check the warnings above" in reason:  # they are a traceback
+                reason = "its contents do not deserialize; export the model again"
             raise CaptureError(f"'{path}' is not a program that torch.export.load accepts safely: {reason}") from error
     return capture(exported, name=path.stem)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps torch's own warnings of what it then raises off the terminal."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 @contextlib.contextmanager

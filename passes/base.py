@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from ..ir.data import Calibration, Sample
-from ..ir.errors import PassError
+from ..ir.errors import OptionError, PassError
 from ..ir.program import Program, Stage, dtype_of, half_node, origin_of
 from ..ir.registry import Registry
 
@@ -74,6 +74,10 @@ class PassContext:
     progress: Callable[[int, int, str], None] = field(default=lambda done, total, what: None)
     #: What `remember` keeps; contexts that share it, and the calibration, share that work.
     memo: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if not -(2**63) <= self.seed < 2**63:
+            raise OptionError(f"the seed must fit in 64 bits, which {self.seed} does not; take another")
 
     def require_calibration(self, who: str) -> Calibration:
         if self.calibration is None:

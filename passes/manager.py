@@ -14,6 +14,7 @@ import torch
 
 from ..ir.data import Sample, random_sample
 from ..ir.errors import CalibrationError, GraphwrightError, PassContractError, PassError, VerificationError
+from ..ir.files import make_folder
 from ..ir.printer import print_program
 from ..ir.program import HALF, Program, Stage, half_node, tensors_of
 from ..ir.verify import verify
@@ -78,7 +79,7 @@ class Dump(Instrument):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
 
     def before(self, index, total, instance, program):
         if index == 1:

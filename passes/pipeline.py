@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import types
 import typing
@@ -158,7 +159,7 @@ def _convert(value: Any, hint: Any, what: str) -> Any:
         if value is None:
             return None
     elif hint is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value):
             return float(value)
     elif isinstance(value, hint) and (hint is bool) == isinstance(value, bool):
         return value

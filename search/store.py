@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ir.errors import DataError
-from ..ir.files import write_atomically
+from ..ir.files import make_folder, write_atomically
 
 
 class Store:
@@ -39,7 +39,7 @@ class Store:
         """Keeps a JSON value."""
         path = self._path(kind, key)
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             write_atomically(path, json.dumps(value).encode())
 
     def remember(self, kind: str, key: str, compute: Callable[[], Any]) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from graphwright.ir.errors import OutputError
-from graphwright.ir.files import check_output, write_atomically
+from graphwright.ir.files import check_folder, check_output, make_folder, write_atomically
 
 
 def test_writes_and_replaces(tmp_path):
@@ -42,11 +42,24 @@ def test_bad_outputs_are_refused_early(tmp_path):
     check_output(tmp_path / "fresh")
 
 
-def test_an_unwritable_folder_is_refused(tmp_path, monkeypatch):
-    # Root may write anywhere, so the kernel's answer is replaced rather than the mode bits.
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
-    with pytest.raises(OutputError, match="no write permission"):
-        check_output(tmp_path / "x.gw")
+@pytest.mark.parametrize("check", [check_output, check_folder])
+def test_a_place_where_no_file_can_be_made_is_refused(check):
+    # Mode bits would let root write there.
+    with pytest.raises(OutputError, match="no file can be made in '/proc'"):
+        check(Path("/proc/x"))
+
+
+def test_a_file_in_the_way_of_a_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OutputError, match="file' is a file; name another folder"):
+            check_folder(path)
+        with pytest.raises(OutputError, match="cannot make the folder"):
+            make_folder(path)
+    check_folder(tmp_path / "a" / "b")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
 
 
 def test_a_missing_folder_is_a_typed_error(tmp_path):

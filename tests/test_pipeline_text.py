@@ -99,6 +99,8 @@ def test_an_integer_serves_as_float_but_not_the_other_way_round():
     assert parse("all-options{ratio=-inf}").passes[0].ratio == -math.inf
     with pytest.raises(OptionError, match=r"option 'count' of all-options must be int, not 2.0"):
         parse("all-options{count=2.0}")
+    with pytest.raises(OptionError, match=r"option 'ratio' of all-options must be float, not nan"):
+        parse("all-options{ratio=nan}")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..ir.data import Calibration
+from ..ir.errors import OptionError
 from ..ir.program import Program
 from ..passes.pipeline import Pipeline
 from ..search.planner import Request, Surroundings, prepare, score
@@ -19,7 +20,10 @@ from .progress import silent
 def chosen_scorers(text: str, with_samples: bool, with_labels: bool) -> list[Scorer]:
     """Scorers by name, or for `all` every one that the data at hand allows."""
     if text != "all":
-        return parse_scorers(text)
+        found = parse_scorers(text)
+        if not found:
+            raise OptionError(f"name at least one scorer, or all; known: {', '.join(registry())}")
+        return found
     return [
         cls() for cls in registry().values() if (with_samples or not cls.needs_samples) and (with_labels or not cls.needs_labels)
     ]

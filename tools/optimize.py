@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ def _check_constraints(limits: dict[str, float], evaluate: object, measure: bool
     for name, value in limits.items():
         if name not in CONSTRAINTS:
             raise UnknownNameError("constraint", name, CONSTRAINTS)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
             raise OptionError(f"constraint '{name}' ({CONSTRAINTS[name]}) must be a number of at least 0, not {value!r}")
     if "max_drop" in limits and evaluate is None:
         raise OptionError("constraint 'max_drop' needs evaluate=..., a function that scores predictions")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..backends import artifact
 from ..ir.errors import OutputError, TargetError
+from ..ir.files import check_folder, make_folder
 
 #: Architectures as compilers name them.
 ARCHITECTURES = ("x86_64", "aarch64")
@@ -26,6 +27,7 @@ def build_runner(arch: str, folder: Path) -> None:
         TargetError: make or the architecture's C++ compiler is missing or fails; their own words are in the message.
         OutputError: the folder cannot be written.
     """
+    check_folder(folder)  # before minutes of compiling
     compiler = f"{arch}-linux-gnu-g++"
     package = "g++" if arch == platform.machine() else f"g++-{arch.replace('_', '-')}-linux-gnu"
     for tool, needed in (("make", "make"), (compiler, package)):
@@ -37,9 +39,9 @@ def build_runner(arch: str, folder: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise TargetError(f"gw-run for {arch} was not built: {done.stderr.strip() or done.stdout.strip()}")
+        make_folder(folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             for name in FILES:
                 shutil.copy2(Path(scratch) / arch / name, folder)
         except OSError as error:
-            raise OutputError(f"cannot write gw-run to '{folder}': {error}") from error
+            raise OutputError(f"cannot write gw-run to '{folder}': {error.strerror}") from error

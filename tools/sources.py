@@ -54,10 +54,15 @@ class Source:
         """
         if path is None:
             return self.reference.calibration_labels(samples) if self.reference is not None and calibration is None else None
+        way_out = "write it with numpy.save(path, labels), one integer a sample"
         try:
-            found = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise DataError(f"cannot read labels '{path}': {error}") from error
+            found: Any = np.load(path, allow_pickle=False)
+        except OSError as error:
+            raise DataError(f"cannot read labels '{path}': {error.strerror or error}; {way_out}") from error
+        except (ValueError, EOFError, BadZipFile) as error:
+            raise DataError(f"labels '{path}' are damaged, no .npy file, or hold Python objects; {way_out}") from error
+        if not isinstance(found, np.ndarray):
+            raise DataError(f"labels '{path}' are an archive of arrays; {way_out}")
         if found.ndim != 1 or not np.issubdtype(found.dtype, np.integer):
             raise DataError(f"labels '{path}' must be one integer a sample, not {found.dtype} {found.shape}")
         return torch.from_numpy(found.astype(np.int64))

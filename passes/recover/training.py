@@ -15,7 +15,7 @@ import torch
 
 from ...ir.data import Sample
 from ...ir.errors import DataError, OptionError, PassError
-from ...ir.files import write_atomically
+from ...ir.files import make_folder, write_atomically
 from .recipe import Recipe
 from .student import Network
 
@@ -215,7 +215,7 @@ class Trainer:
         state.learned, state.optimizer = self._values(), self._optimizer.state_dict()
         content = io.BytesIO()
         torch.save(vars(state), content)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self._path.parent)
         write_atomically(self._path, content.getvalue())
 
     def _read(self) -> State | None:

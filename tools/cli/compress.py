@@ -53,12 +53,12 @@ def optimize(
     pipeline: Annotated[str | None, typer.Option("--pipeline", "-p", help="Default: 8 bits, fewer where limits ask.")] = None,
     calibration: Calibration = None,
     samples: Samples = 512,
-    max_drop: Annotated[float | None, typer.Option(help="Largest loss of the score (reference models).")] = None,
+    max_drop: Annotated[float | None, typer.Option(min=0, help="Largest loss of the score (reference models).")] = None,
     size: Ratio = None,
     latency: Ratio = None,
     bops: Ratio = None,
     macs: Annotated[str | None, typer.Option(help="Most multiply-accumulates, 0.5x, or a number: channels are cut.")] = None,
-    average_bits: Annotated[float | None, typer.Option(help="Most bits of a weight on average.")] = None,
+    average_bits: Annotated[float | None, typer.Option(min=0, help="Most bits of a weight on average.")] = None,
     minimize: Minimize = None,
     formats: Formats = None,
     scorer: Scorer = None,
@@ -70,7 +70,7 @@ def optimize(
     finetune_samples: FinetuneSamples = None,
     checkpoints: Checkpoints = None,
     device: Device = None,
-    evaluate: Annotated[int, typer.Option(help="Evaluation samples of a reference model; 0: none.")] = 1000,
+    evaluate: Annotated[int, typer.Option(min=0, help="Evaluation samples of a reference model; 0: none.")] = 1000,
     measure: Annotated[bool, typer.Option(help="Time the float program and the result here.")] = True,
     report: Annotated[Path | None, typer.Option(help="Also write the HTML report.")] = None,
     plan: Annotated[Path | None, typer.Option(help="Also write the plan (JSON) that replays this run.")] = None,
@@ -101,7 +101,7 @@ def optimize(
     limits |= {k: v for k, v in (("max_drop", max_drop), ("average_bits", average_bits)) if v is not None}
     chosen = Target.parse(target)
     backend_for(chosen)
-    check_outputs((model, calibration, finetune_data), (output, report, plan), overwrite)
+    check_outputs((model, calibration, finetune_data, labels), (output, report, plan), overwrite, (dump, cache, checkpoints))
     source = resolve(model, parse_shapes(input_shape))
     passes = parse(default_pipeline(source.program) if pipeline is None else pipeline)
     if "macs" in limits and not any(isinstance(p, PruneChannels) for p in passes):
@@ -178,7 +178,7 @@ def rewrite(
     seed = replay.seed if replay else seed
     for name in print_after:
         find(name)
-    check_outputs((model, calibration, finetune_data, plan), (output, certificate), overwrite)
+    check_outputs((model, calibration, finetune_data, plan), (output, certificate), overwrite, (dump, checkpoints))
     source = resolve(model, parse_shapes(input_shape))
     if replay is not None:
         replay.require_model(source.program)

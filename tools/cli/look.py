@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ...ir.errors import OptionError
-from .options import Overwrite, Shapes, app, out
+from .options import Overwrite, Shapes, app, check_outputs, out
 
 if TYPE_CHECKING:
     from ...ir.program import Program
@@ -118,11 +118,10 @@ def run(
     import numpy as np
 
     from ...backends.loader import load
-    from ...ir.files import check_output, write_atomically
+    from ...ir.files import write_atomically
     from ..sources import read_arrays
 
-    if output is not None:
-        check_output(output, overwrite)
+    check_outputs((artifact, inputs), (output,), overwrite)
     model = load(artifact)
     arrays = read_arrays(inputs, [spec.name for spec in model.input_specs], model.manifest.name)
     results = model(*arrays)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from ...ir.errors import OptionError
-from .options import DryRun, ModelArgument, Overwrite, Samples, app, err, out, settings
+from .options import DryRun, ModelArgument, Overwrite, Samples, app, check_outputs, err, out, settings
 
 if TYPE_CHECKING:
     from ...backends.target import Target
@@ -26,10 +27,10 @@ def bench(
         str,
         typer.Option(help="Comma-separated: ort, ort-int8, ort-dynamic, openvino[-f32, -bf16, -nncf], torch-compile."),
     ] = "",
-    threads: Annotated[int, typer.Option(help="Threads of every system.")] = 2,
-    rounds: Annotated[int, typer.Option(help="Interleaved timing rounds.")] = 20,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of every system.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved timing rounds.")] = 20,
     samples: Samples = 512,
-    evaluate: Annotated[int, typer.Option(help="Evaluation samples; 0: all.")] = 0,
+    evaluate: Annotated[int, typer.Option(min=0, help="Evaluation samples; 0: all.")] = 0,
     profile: Annotated[bool, typer.Option("--profile", help="Instead: time of every kernel beside its floor.")] = False,
     precision: Annotated[
         str,
@@ -40,14 +41,13 @@ def bench(
     dry_run: DryRun = False,
 ) -> None:
     """Measure accuracy and latency of float, ours and peers in one interleaved run, or profile our program kernel by kernel."""
-    from ...ir.files import check_output, write_atomically
+    from ...ir.files import write_atomically
     from ..bench import check_peers, run_bench, table
     from ..progress import TerminalProgress
     from ..quick import check_precision
     from ..sources import resolve
 
-    if as_json is not None:
-        check_output(as_json, overwrite)
+    check_outputs((model,), (as_json,), overwrite)
     if profile:
         _profile(model, precision, threads, rounds, as_json, dry_run)
         return
@@ -116,7 +116,7 @@ def tune(
     target: Annotated[str, typer.Option(help="cpu or x86[:level], which must run here; with --rpc: the board's.")] = "cpu",
     rpc: Annotated[str | None, typer.Option(help="Measure on a board, through TVM's RPC tracker at HOST:PORT.")] = None,
     key: Annotated[str | None, typer.Option(help="With --rpc: the name that the board's server registered.")] = None,
-    threads: Annotated[int, typer.Option(help="Threads the kernels are tuned for; 0: every core.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Threads the kernels are tuned for; 0: every core.")] = 0,
     precision: Annotated[list[str], typer.Option(help="int8, float32, bfloat16 or float16; repeatable.")] = ["int8"],  # noqa: B006
     budget: Annotated[float, typer.Option(help="Minutes; what is left over waits for the next run.")] = 30.0,
     database: Annotated[Path | None, typer.Option(help="Rows are kept here; default: the user's own database.")] = None,
@@ -137,6 +137,8 @@ def tune(
     names = list(zoo.names()) if all_zoo else list(models or [])
     if not names or (all_zoo and models):
         raise OptionError("tune takes MODELS or --all-zoo, exactly one of them")
+    if not 0 < budget < math.inf:
+        raise OptionError(f"--budget takes minutes, a number above 0, not {budget:g}")
     for name in precision:
         check_precision(name)
     chosen = Target.parse(target)

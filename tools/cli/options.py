@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,8 +31,8 @@ Shapes = Annotated[list[str], typer.Option("--input-shape", help="ONNX input sha
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output file.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and print what would be done; write nothing.")]
 Dump = Annotated[Path | None, typer.Option(help="Folder for numbered program dumps, one a pass.")]
-Samples = Annotated[int, typer.Option(help="Calibration samples of a reference model.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Samples = Annotated[int, typer.Option(min=1, help="Calibration samples of a reference model.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything random.")]
 Ratio = Annotated[str | None, typer.Option(help="Most, relative to the float model: 0.4 or 0.4x.")]
 Formats = Annotated[str | None, typer.Option(help="Weight formats to choose from; default: int8,int4,int2.")]
 Scorer = Annotated[str | None, typer.Option(help="What a plan loses, such as hessian-trace{probes=32}; see `analyze`.")]
@@ -43,7 +44,7 @@ Finetune = Annotated[
 FinetuneData = Annotated[
     Path | None, typer.Option(help="Inputs for it, .npz or .npy; default: the reference model's, or the calibration samples.")
 ]
-FinetuneSamples = Annotated[int | None, typer.Option(help="Training inputs of a reference model; default: all.")]
+FinetuneSamples = Annotated[int | None, typer.Option(min=1, help="Training inputs of a reference model; default: all.")]
 Checkpoints = Annotated[Path | None, typer.Option(help="Folder for unfinished training; default: the user's cache.")]
 Device = Annotated[str | None, typer.Option(help="Device that trains; default: cuda where there is one, else cpu.")]
 Cache = Annotated[Path | None, typer.Option(help="Folder for scores, prices and evaluations; default: the user's cache.")]
@@ -56,11 +57,19 @@ def settings(title: str, **values: Any) -> None:
         err.print(f"  {key.replace('_', ' '):<12} {value}", highlight=False, markup=False)
 
 
-def check_outputs(reads: Sequence[str | Path | None], outputs: Sequence[Path | None], overwrite: bool) -> None:
+def check_outputs(
+    reads: Sequence[str | Path | None],
+    outputs: Sequence[Path | None],
+    overwrite: bool = False,
+    folders: Sequence[Path | None] = (),
+) -> None:
     """Refuses outputs that cannot be written, that are one and the same, or that would replace what this run reads."""
     from ...ir.errors import OutputError
-    from ...ir.files import check_output
+    from ...ir.files import check_folder, check_output
 
+    for folder in folders:
+        if folder is not None:
+            check_folder(folder)
     taken = {Path(path).resolve(): "an input" for path in reads if path is not None}
     for path in outputs:
         if path is None:
@@ -93,9 +102,12 @@ def batches_of(source: Source, passes: Pipeline, path: Path | None, samples: int
 def ratio(text: str, name: str) -> float:
     """A limit relative to the float model, written 0.4 or 0.4x."""
     try:
-        return float(text.removesuffix("x"))
-    except ValueError as error:
-        raise OptionError(f"--{name} takes a number such as 0.4 or 0.4x, not '{text}'") from error
+        value = float(text.removesuffix("x"))
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise OptionError(f"--{name} takes a number such as 0.4 or 0.4x, not '{text}'")
+    return value
 
 
 def limits_of(example: str, **given: str | None) -> dict[str, float]:
@@ -130,7 +142,12 @@ def search_of(
     from ...backends.cache import cache_folder
     from ..bit_search import BitSearch
 
-    given = {"formats": tuple(formats.split(",")) if formats else None, "scorer": scorer, "solver": solver, "minimize": minimize}
+    given = {
+        "formats": None if formats is None else tuple(formats.split(",")),
+        "scorer": scorer,
+        "solver": solver,
+        "minimize": minimize,
+    }
     chosen = {name: value for name, value in given.items() if value is not None}
     return BitSearch(**chosen, labels=source.labels(labels, calibration, samples), cache=cache or cache_folder() / "search")
 

@@ -28,7 +28,7 @@ def analyze(
     overwrite: Overwrite = False,
 ) -> None:
     """Score every layer of MODEL in every weight format: what would be lost, with a 95% interval."""
-    from ...ir.files import check_output, write_atomically
+    from ...ir.files import write_atomically
     from ...passes.pipeline import parse
     from ...search.sensitivity import scorer_text
     from ...search.sensitivity.statistics import calibration_warning
@@ -37,10 +37,9 @@ def analyze(
     from ..defaults import search_pipeline
     from ..progress import TerminalProgress
     from ..sources import parse_shapes, resolve
-    from .options import batches_of, data_text, search_of
+    from .options import batches_of, check_outputs, data_text, search_of
 
-    if output is not None:
-        check_output(output, overwrite)
+    check_outputs((model, calibration, labels), (output,), overwrite, (cache,))
     named = chosen_scorers(scorers, with_samples=True, with_labels=True)  # a wrong name is an error before the model is read
     source = resolve(model, parse_shapes(input_shape))
     passes = parse(pipeline or search_pipeline(source.program))
@@ -94,8 +93,9 @@ def ranks(
     from ..progress import TerminalProgress
     from ..ranks import plan_ranks
     from ..sources import parse_shapes, resolve
-    from .options import batches_of, data_text, limits_of, limits_text
+    from .options import batches_of, check_outputs, data_text, limits_of, limits_text
 
+    check_outputs((), (), folders=(cache,))
     limits = limits_of("--size 0.7, --macs 0.7 or --latency 0.8", size=size, macs=macs, latency=latency)
     passes = parse(pipeline)
     source = resolve(model, parse_shapes(input_shape))

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ....ir.errors import TuningError
-from ....ir.files import write_atomically
+from ....ir.files import make_folder, write_atomically
 from ...cache import cache_folder
 
 Choice = dict[str, int | bool]
@@ -59,7 +59,7 @@ class TuningDatabase:
 
     def write(self, path: Path) -> None:
         """Sorted, one row a line, so that a re-measured row is a one-line change. Raises OutputError."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         rows = sorted(self._rows.values(), key=lambda row: (row.level, row.key))
         write_atomically(path, "".join(json.dumps(asdict(row)) + "\n" for row in rows).encode())
 
@@ -69,7 +69,11 @@ class TuningDatabase:
         if not path.exists():
             return cls()
         rows = []
-        for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise TuningError(f"'{path}' is no tuning database: {error}; name another file") from error
+        for number, line in enumerate(text.splitlines(), 1):
             try:
                 rows.append(TuningRow(**json.loads(line)))
             except (ValueError, TypeError) as error:
