@@ -22,12 +22,15 @@ quick_export.install()
 #: Files of more than half a minute, the longest first. Test processes take whole files in this order, so that at the end of a
 #: run none is left alone with a long one.
 LONG_FILES = (
-    "tests/test_reference_cnns.py",
     "tests/test_reference_transformers.py",
-    "tests/kernels/test_packed.py",
+    "tests/test_reference_cnns.py",
+    "tests/test_bit_search.py",
     "tests/kernels/test_tiles.py",
-    "tests/test_tvm_backend.py",
+    "tests/kernels/test_packed.py",
+    "tests/test_onnx_backend.py",
+    "tests/test_cli.py",
     "tests/kernels/test_neon.py",
+    "tests/test_zoo.py",
 )
 
 
