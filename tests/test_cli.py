@@ -235,3 +235,16 @@ def test_ctrl_c_leaves_no_half_written_artifact(files, tmp_path):
     _, rest = process.communicate(timeout=120)
     assert process.returncode == 130, rest
     assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_while_torch_is_imported_is_one_line():
+    command = [sys.executable, "-X", "importtime", "-m", "graphwright.tools.cli", "passes"]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "torch." in line:
+            break
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=120)
+    said = [line for line in rest.splitlines() if not line.startswith("import time:")]
+    assert process.returncode == 130 and said == ["interrupted: nothing half-written is left behind"], said

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import sys
 
-from ...ir.errors import GraphwrightError
+from ...backends.interrupt import deferred_interrupt
 from ..interrupt import kept_interrupt
-from . import compress, look, measure, search
-from .options import app, err
+
+INTERRUPTED = "interrupted: nothing half-written is left behind"
+
+try:
+    # They import torch, which takes seconds, and which ends the process with a dump where an interrupt comes in between.
+    with deferred_interrupt():
+        from ...ir.errors import GraphwrightError
+        from . import compress, look, measure, search
+        from .options import app, err
+except KeyboardInterrupt:
+    print(INTERRUPTED, file=sys.stderr)
+    sys.exit(130)
 
 __all__ = ["app", "compress", "look", "main", "measure", "search"]
 
@@ -22,5 +32,5 @@ def main() -> None:
         err.print(str(error), markup=False, highlight=False)
         sys.exit(1)
     except KeyboardInterrupt:
-        err.print("interrupted: nothing half-written is left behind")
+        err.print(INTERRUPTED)
         sys.exit(130)
