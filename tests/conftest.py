@@ -15,10 +15,6 @@ settings.load_profile("graphwright")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 torch.set_num_threads(1)
 
-import quick_export  # noqa: E402  (beside the tests)
-
-quick_export.install()
-
 #: Files of more than half a minute, the longest first. Test processes take whole files in this order, so that at the end of a
 #: run none is left alone with a long one.
 LONG_FILES = (
