@@ -110,7 +110,7 @@ class Pass(abc.ABC):
     leaves: ClassVar[Stage | None] = None
     #: Whether it refuses to run without calibration samples.
     needs_calibration: ClassVar[bool] = False
-    #: Whether it refuses programs with parameters or values of 16 bits, and whether it makes such programs.
+    #: Whether it refuses programs that compute values of 16 bits, and whether it makes such programs.
     float32_only: ClassVar[bool] = False
     leaves_half: ClassVar[bool] = False
 
