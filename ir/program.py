@@ -240,8 +240,10 @@ def dtype_of(node: fx.Node) -> torch.dtype:
 
 
 def half_node(program: Program) -> fx.Node | None:
-    """The first input or computed value of 16-bit floats; None where all are wider. A parameter may be stored in 16 bits for an op
-    that computes in float32."""
+    """The first input or computed value of 16-bit floats; None where all are wider.
+
+    A parameter may be stored in 16 bits for an op that computes in float32.
+    """
     for node in program.nodes:
         if node.op != "get_attr" and any(value.dtype in HALF for value in tensors_of(node)):
             return node
