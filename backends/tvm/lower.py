@@ -29,7 +29,7 @@ from .kernels import layout, quantize_image
 from .kernels.base import padded
 from .kernels.half import NUMPY
 from .strided import Strided
-from .target import bfloat16_level, generating, kernel_levels
+from .target import bfloat16_level, dots_bfloat16, generating, kernel_levels
 from .tuning import TuningDatabase
 from .tuning.families import tuned
 from .values import CONSTANT, DTYPES, Expr, FloatImage, Frame, Value, dtype_of_var, item_size, of_node, shape_of_var
@@ -102,7 +102,7 @@ class Lowering:
         self.program = program
         self.target = target
         self.int8_level, self.float_level = kernel_levels(target)
-        self._bfloat16_level = bfloat16_level(target)
+        self._bfloat16_level, self._dots_bfloat16 = bfloat16_level(target), dots_bfloat16(target)
         self.builder = relax.BlockBuilder()
         self.tunings = tunings
         self.rows: list[KernelRow] = []
@@ -179,6 +179,10 @@ class Lowering:
     def level(self, dtype: str) -> str:
         """Level of the float kernels whose tensors are of `dtype`."""
         return self._bfloat16_level if dtype == "bfloat16" else self.float_level
+
+    def dots(self, dtype: str) -> bool:
+        """Whether products of `dtype` multiply pairs."""
+        return dtype == "bfloat16" and self._dots_bfloat16
 
     # -- values ----------------------------------------------------------------------------------------------------------
 

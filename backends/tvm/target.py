@@ -105,6 +105,16 @@ def bfloat16_level(target: Target) -> str:
     return NATIVE if target.level in ("avx512-amx", "avx512-bf16") else kernel_levels(target)[1]
 
 
+def dots_bfloat16(target: Target) -> bool:
+    """Whether products of bfloat16 multiply pairs (vdpbf16ps) unless the tuning database says otherwise.
+
+    Cores with that instruction and no tile unit (Cooper Lake, Zen 4 and later) start one a cycle, as many as multiply-adds: twice
+    the products. Sapphire Rapids and Emerald Rapids start one every other cycle, half the rate of widening and multiplying; a
+    virtual machine on one of those that hides the tile unit is what `graphwright tune` is for.
+    """
+    return target.level == "avx512-bf16"
+
+
 def missing_to_emit(target: Target) -> str:
     """What this installation lacks to compile for `target`; empty where nothing."""
     if target.arch == "cuda":

@@ -109,9 +109,7 @@ class FloatSpec:
     activation: applied before the store. residual: a second tensor of the output's shape and layout (an input buffer R, after
     the others) is added before the activation. tile: the register tile; by default the one of least estimated time.
     dtype: what X, R, W and Y are stored in, float32, bfloat16 or float16; bias and sums are float32. dot: multiply pairs of
-    bfloat16 numbers with vdpbf16ps (level "avx512-bf16"); half the rate of widening and multiplying on Sapphire Rapids and
-    Emerald Rapids, where it starts every other cycle, and twice that on cores that start one a cycle and one 512-bit
-    multiply-add: `graphwright tune` measures it.
+    bfloat16 numbers with vdpbf16ps (level "avx512-bf16"), see `target.dots_bfloat16`.
     """
 
     activation: Activation = NO_ACTIVATION

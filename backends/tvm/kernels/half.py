@@ -92,6 +92,11 @@ class Weights(Protocol):
         """Channels of one vector in memory."""
         ...
 
+    @property
+    def factors(self) -> int:
+        """Vectors in registers that one vector in memory becomes."""
+        ...
+
     def load(self, buffer: Any, offset: Any, channels: int) -> list[Any]:
         """The vector at `offset`, as one factor a multiplication: of the first `channels` channels that it holds."""
         ...
@@ -106,6 +111,10 @@ class Widened:
     """Any type; each channel is multiplied in float32."""
 
     step: int = 1
+
+    @property
+    def factors(self) -> int:
+        return self.step
 
     def load(self, buffer: Any, offset: Any, channels: int) -> list[Any]:
         if self.step == 1:
@@ -124,6 +133,7 @@ class Dotted:
     """bfloat16 pairs, by vdpbf16ps: `value` holds a pair in every lane."""
 
     step: int = 2
+    factors: int = 1
 
     def load(self, buffer: Any, offset: Any, channels: int) -> list[Any]:
         return [T.Bind(T.reinterpret(f"int32x{LANES}", buffer.vload([offset], f"uint16x{2 * LANES}")))]

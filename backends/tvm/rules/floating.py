@@ -76,7 +76,7 @@ class Finish:
 def finish(lowering: Lowering, node: fx.Node) -> Finish:
     """Takes in a residual addition and an activation that alone read `node`. Integer programs round after every op: nothing."""
     dtype = DTYPES[dtype_of(node)]
-    found = Finish(FloatSpec(level=lowering.level(dtype), dtype=dtype), (node,))
+    found = Finish(FloatSpec(level=lowering.level(dtype), dtype=dtype, dot=lowering.dots(dtype)), (node,))
     reader = single_user(node)
     if reader is None or lowering.integer:
         return found

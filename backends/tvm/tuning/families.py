@@ -225,7 +225,8 @@ def _float_family(name: str, work: Callable[[Specification], str | None]) -> Fam
         return [{**choice, "dot": dot} for choice in choices for dot in (False, True)]
 
     def chosen(spec: Specification, choice: Choice) -> Specification:
-        tiled = replace(spec[1], dot=bool(choice.get("dot", False)))
+        # A planar image has no neighbouring channels to multiply in pairs.
+        tiled = replace(spec[1], dot=bool(choice.get("dot", False)) and not _planar(spec))
         level = tiled.machine
         groups = max(1, min(int(choice["groups"]), (level.registers - 1) // (level.weights + 1)))
         tile = Tile(max(1, min(int(choice["rows"]), level.most_rows(groups))), groups)
