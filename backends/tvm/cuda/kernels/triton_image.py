@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_tails import finish, round_even, tile_of
+from .triton_tails import round_even, store_tile, tile_of
 
 
 @triton.jit
@@ -121,11 +121,7 @@ def convolution(
             acc,
             out_dtype=tl.int32,
         )
-    acc += tl.load(bias + column)[None, :]
-    offsets = row[:, None] * N + columns[None, :]
-    mask = (rows[:, None] < M) & (columns[None, :] < N)
-    value = finish(
-        acc, scale, shift, residual, column, offsets, mask, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
+    store_tile(
+        acc, bias, scale, shift, residual, y, 0, rows, columns, M, N, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
         A_MULTIPLIER, B_MULTIPLIER, ADD_SHIFT, A_ZERO_POINT, B_ZERO_POINT, ADD_ZERO_POINT, ADD_QMIN, ADD_QMAX,
     )  # fmt: skip
-    tl.store(y + offsets, value.to(y.dtype.element_ty), mask=mask)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_tails import finish, round_even, signed, tile_of
+from .triton_tails import round_even, signed, store_tile, tile_of
 
 
 @triton.jit
@@ -74,14 +74,10 @@ def linear(
             left = tl.load(x_at[:, None] + (start + k)[None, :], mask=k[None, :] < K - start, other=0)
             right = tl.load(w_at[None, :] + (start + k)[:, None], mask=k[:, None] < W_PITCH - start, other=0)
         acc = tl.dot(signed(left, FLIP), right, acc, out_dtype=tl.int32)
-    acc += tl.load(bias + column)[None, :]
-    offsets = row[:, None] * N + columns[None, :]
-    mask = (rows[:, None] < M) & (columns[None, :] < N)
-    value = finish(
-        acc, scale, shift, residual, column, offsets, mask, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
+    store_tile(
+        acc, bias, scale, shift, residual, y, 0, rows, columns, M, N, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
         A_MULTIPLIER, B_MULTIPLIER, ADD_SHIFT, A_ZERO_POINT, B_ZERO_POINT, ADD_ZERO_POINT, ADD_QMIN, ADD_QMAX,
     )  # fmt: skip
-    tl.store(y + offsets, value.to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -212,14 +208,10 @@ def convolution(
             codes = tl.load(origin[:, None] + offset[None, :], mask=inside, other=X_ZERO_POINT)
             right = tl.load(w_at + start, mask=k[:, None] < W_PITCH - start, other=0)
             acc = tl.dot(signed(codes, FLIP), right, acc, out_dtype=tl.int32)
-    acc += tl.load(bias + column)[None, :]
-    offsets = row[:, None] * N + columns[None, :]
-    mask = (rows[:, None] < M) & (columns[None, :] < N)
-    value = finish(
-        acc, scale, shift, residual, column, offsets, mask, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
+    store_tile(
+        acc, bias, scale, shift, residual, y, 0, rows, columns, M, N, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
         A_MULTIPLIER, B_MULTIPLIER, ADD_SHIFT, A_ZERO_POINT, B_ZERO_POINT, ADD_ZERO_POINT, ADD_QMIN, ADD_QMAX,
     )  # fmt: skip
-    tl.store(y + offsets, value.to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -284,13 +276,10 @@ def depthwise(
             offset = (i * DILATION_Y * WIDTH + j * DILATION_X) * N
             code = tl.load(x_at + offset, mask=inside[:, None] & (columns < N)[None, :], other=X_ZERO_POINT).to(tl.int32)
             acc += code * tl.load(w + (i * KERNEL_WIDTH + j) * N + column).to(tl.int32)[None, :]
-    offsets = row[:, None] * N + columns[None, :]
-    mask = (rows[:, None] < M) & (columns[None, :] < N)
-    value = finish(
-        acc, scale, shift, residual, column, offsets, mask, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
+    store_tile(
+        acc, None, scale, shift, residual, y, 0, rows, columns, M, N, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
         A_MULTIPLIER, B_MULTIPLIER, ADD_SHIFT, A_ZERO_POINT, B_ZERO_POINT, ADD_ZERO_POINT, ADD_QMIN, ADD_QMAX,
     )  # fmt: skip
-    tl.store(y + offsets, value.to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -355,10 +344,7 @@ def matmul(
             sums += tl.sum(right.to(tl.int32), axis=0)
     if OFFSET != 0:
         acc += (sums * OFFSET)[None, :]
-    offsets = batch * (M * N) + row[:, None] * N + columns[None, :]
-    mask = (rows[:, None] < M) & (columns[None, :] < N)
-    value = finish(
-        acc, scale, shift, residual, column, offsets, mask, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
+    store_tile(
+        acc, None, scale, shift, residual, y, batch * (M * N), rows, columns, M, N, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
         A_MULTIPLIER, B_MULTIPLIER, ADD_SHIFT, A_ZERO_POINT, B_ZERO_POINT, ADD_ZERO_POINT, ADD_QMIN, ADD_QMAX,
     )  # fmt: skip
-    tl.store(y + offsets, value.to(y.dtype.element_ty), mask=mask)

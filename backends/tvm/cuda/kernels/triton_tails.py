@@ -77,6 +77,49 @@ def finish(
 
 
 @triton.jit
+def store_tile(
+    acc,
+    bias,
+    scale,
+    shift,
+    residual,
+    y,
+    first,
+    rows,
+    columns,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    KIND: tl.constexpr,
+    ZERO_POINT: tl.constexpr,
+    QMIN: tl.constexpr,
+    QMAX: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    A_MULTIPLIER: tl.constexpr,
+    B_MULTIPLIER: tl.constexpr,
+    ADD_SHIFT: tl.constexpr,
+    A_ZERO_POINT: tl.constexpr,
+    B_ZERO_POINT: tl.constexpr,
+    ADD_ZERO_POINT: tl.constexpr,
+    ADD_QMIN: tl.constexpr,
+    ADD_QMAX: tl.constexpr,
+):
+    """Y [M, N] at `rows` by `columns` (either may run past the end) = tail(acc + bias); Y and the residual start at `first`."""
+    row = tl.minimum(rows, M - 1)
+    column = tl.minimum(columns, N - 1)
+    if M * N >= 2**31:
+        row = row.to(tl.int64)
+    if bias is not None:
+        acc += tl.load(bias + column)[None, :]
+    offsets = first + row[:, None] * N + columns[None, :]
+    mask = (rows[:, None] < M) & (columns[None, :] < N)
+    value = finish(
+        acc, scale, shift, residual, column, offsets, mask, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
+        A_MULTIPLIER, B_MULTIPLIER, ADD_SHIFT, A_ZERO_POINT, B_ZERO_POINT, ADD_ZERO_POINT, ADD_QMIN, ADD_QMAX,
+    )  # fmt: skip
+    tl.store(y + offsets, value.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def tile_of(M: tl.constexpr, N: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr):
     """(row tile, column tile) of this program: GROUP row tiles sweep the columns together, so that their operands meet in L2."""
     program = tl.program_id(0)
