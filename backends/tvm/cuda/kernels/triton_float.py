@@ -156,17 +156,17 @@ def linear(
     if M * X_PITCH >= 2**31 or M * N >= 2**31:
         row = row.to(tl.int64)
     k = tl.arange(0, BK)
-    x_at = x + row * X_PITCH
-    w_at = w + column * W_PITCH
+    x_at = x + (row * X_PITCH)[:, None] + k[None, :]
+    w_at = w + (column * W_PITCH)[None, :] + k[:, None]
     acc = tl.zeros((BM, BN), tl.float32)
     for step in range(tl.cdiv(K, BK)):
         start = step * BK
         if K % BK == 0:
-            left = tl.load(x_at[:, None] + (start + k)[None, :])
-            right = tl.load(w_at[None, :] + (start + k)[:, None])
+            left = tl.load(x_at + start)
+            right = tl.load(w_at + start)
         else:
-            left = tl.load(x_at[:, None] + (start + k)[None, :], mask=k[None, :] < K - start, other=0.0)
-            right = tl.load(w_at[None, :] + (start + k)[:, None], mask=k[:, None] < W_PITCH - start, other=0.0)
+            left = tl.load(x_at + start, mask=k[None, :] < K - start, other=0.0)
+            right = tl.load(w_at + start, mask=k[:, None] < W_PITCH - start, other=0.0)
         acc = tl.dot(left, right, acc, input_precision=PRECISION)
     acc += tl.load(bias + column)[None, :]
     offsets = row[:, None] * N + columns[None, :]
@@ -374,19 +374,20 @@ def matmul(
     row = tl.minimum(rows, M - 1)
     column = tl.minimum(columns, N - 1)
     k = tl.arange(0, BK)
-    a_at = a + batch * (M * K) + row * K
-    b_at = b + batch * (N * K) + column * (K if TRANSPOSED else 1)
+    a_at = a + batch * (M * K) + (row * K)[:, None] + k[None, :]
+    # B's elements from one k to the next, and from one column to the next.
+    B_INNER: tl.constexpr = 1 if TRANSPOSED else N
+    B_COLUMN: tl.constexpr = K if TRANSPOSED else 1
+    b_at = b + batch * (N * K) + (column * B_COLUMN)[None, :] + (k * B_INNER)[:, None]
     acc = tl.zeros((BM, BN), tl.float32)
     for step in range(tl.cdiv(K, BK)):
         start = step * BK
         if K % BK == 0:
-            left = tl.load(a_at[:, None] + (start + k)[None, :])
-            right = tl.load(b_at[None, :] + ((start + k) * (1 if TRANSPOSED else N))[:, None])
+            left = tl.load(a_at + start)
+            right = tl.load(b_at + start * B_INNER)
         else:
-            left = tl.load(a_at[:, None] + (start + k)[None, :], mask=k[None, :] < K - start, other=0.0)
-            right = tl.load(
-                b_at[None, :] + ((start + k) * (1 if TRANSPOSED else N))[:, None], mask=k[:, None] < K - start, other=0.0
-            )
+            left = tl.load(a_at + start, mask=k[None, :] < K - start, other=0.0)
+            right = tl.load(b_at + start * B_INNER, mask=k[:, None] < K - start, other=0.0)
         acc = tl.dot(left, right, acc, input_precision=PRECISION)
     offsets = batch * (M * N) + row[:, None] * N + columns[None, :]
     mask = (rows[:, None] < M) & (columns[None, :] < N)
