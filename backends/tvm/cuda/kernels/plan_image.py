@@ -7,7 +7,7 @@ tap that reads it, which is cheaper than a second launch. Many taps are not: the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, prod
 
 import numpy as np
@@ -15,16 +15,7 @@ import numpy as np
 from ...kernels.base import Convolution, Tail, padded
 from . import plan_int8
 from .blocks import Block, Problem, choose, power_of_two
-from .plan_int8 import (
-    LEAST_DEPTH,
-    ImageQuantize,
-    fold_bias,
-    missing_pointers,
-    pack_tail,
-    residual_buffer,
-    tail_buffers,
-    tail_constants,
-)
+from .plan_int8 import LEAST_DEPTH, ImageQuantize, fold_bias, pack_tail
 from .plans import Buffer, Plan
 
 #: Codes of one word: the channels of a pixel.
@@ -35,6 +26,10 @@ GATHERED = 2 * LEAST_DEPTH
 
 #: Words of a program that quantizes.
 FRAME_WORDS = 1024
+
+#: Constants of a gathering convolution that the product over a frame does not have: the border, and how codes are made.
+GATHER = {"HEIGHT", "WIDTH", "KERNEL_WIDTH", "PAD_Y", "PAD_X", "DILATION_X", "CHANNELS", "BAND_FILTERS", "BAND_CHANNELS"}
+GATHER |= {"BAND_LAST", "FLIP", "X_ZERO_POINT", "INVERSE", "X_QMIN", "X_QMAX"}
 
 
 def framed(shape: Convolution) -> bool:
@@ -102,44 +97,25 @@ def convolution(
     block: Block | None = None,
 ) -> Plan:
     """X float32 [N, C, H, W]. Raises OptionError as `plan_int8.convolution`."""
-    chosen = block or guess(shape, level) if shape.groups == 1 else block
-    direct = plan_int8.convolution(shape, dtype, zero_point, tail, level, chosen, quantize)
-    if not framed(shape) or chosen is None:
+    direct = plan_int8.convolution(shape, dtype, zero_point, tail, level, block or guess(shape, level), quantize)
+    if not framed(shape):
         return direct
-    frame, rows = Frame.of(shape), shape.batch * shape.out_height * shape.out_width
-    depth = chosen.depth if frame.row % chosen.depth == 0 else LEAST_DEPTH
-    out_shape = (shape.batch, shape.out_height, shape.out_width, padded(shape.filters))
+    frame = Frame.of(shape)
     words: Buffer = ("frame", (shape.batch, frame.height, frame.width * WORD), "int8")
-    buffers = (
-        words,
-        *residual_buffer(tail, out_shape),
-        ("W", packed_weight_shape(shape), "int8"),
-        ("B", (padded(shape.filters),), "int32"),
-        *tail_buffers(tail, shape.filters),
-        ("Y", out_shape, tail.dtype),
-    )
-    constants = {
-        "BATCH": shape.batch,
+    weight = packed_weight_shape(shape)
+    first = _frame_plan(shape, frame, words, direct.buffers[0], flip=dtype == "uint8", zero_point=zero_point, quantize=quantize)
+    # The same product, of another image and of weights in another order.
+    _, *rest = direct.buffers
+    buffers = (words, *((name, weight if name == "W" else size, kind) for name, size, kind in rest))
+    depth = direct.constants["BK"]
+    constants = {name: value for name, value in direct.constants.items() if name not in GATHER} | {
         "FRAME_HEIGHT": frame.height,
         "X_PITCH": frame.width * WORD,
-        "OUT_HEIGHT": shape.out_height,
-        "OUT_WIDTH": shape.out_width,
-        "N": padded(shape.filters),
-        "KERNEL_HEIGHT": shape.kernel[0],
         "ROW": frame.row,
-        "STRIDE_Y": shape.stride[0],
-        "STRIDE_X": shape.stride[1],
-        "DILATION_Y": shape.dilation[0],
-        "W_PITCH": packed_weight_shape(shape)[1],
-        "BM": chosen.rows,
-        "BN": chosen.columns,
-        "BK": depth,
-        "GROUP": chosen.group,
+        "W_PITCH": weight[1],
+        "BK": depth if frame.row % depth == 0 else LEAST_DEPTH,
     }
-    constants |= tail_constants(tail) | missing_pointers(tail)
-    grid = (ceil(rows / chosen.rows) * ceil(padded(shape.filters) / chosen.columns), 1, 1)
-    first = _frame_plan(shape, frame, words, direct.buffers[0], flip=dtype == "uint8", zero_point=zero_point, quantize=quantize)
-    return Plan("triton_image:convolution", constants, grid, buffers, chosen.warps, chosen.stages, first)
+    return replace(direct, function="triton_image:convolution", constants=constants, buffers=buffers, first=first)
 
 
 def _frame_plan(
