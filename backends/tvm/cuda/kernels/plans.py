@@ -39,11 +39,16 @@ def function_of(plan: Plan) -> Any:
     return getattr(importlib.import_module(f"{__package__}.{module}"), name)
 
 
+def torch_type(dtype: str) -> Any:
+    """The torch type of that name; torch is only imported here, where something runs."""
+    return getattr(importlib.import_module("torch"), dtype)
+
+
 def run(plan: Plan, tensors: list[Any]) -> None:
     """Launches on torch tensors, one an operand: on a GPU, or on the CPU in Triton's interpreter (TRITON_INTERPRET=1)."""
     if plan.first is not None:
         _, shape, dtype = plan.buffers[0]
-        between = tensors[0].new_empty(shape, dtype=getattr(importlib.import_module("torch"), dtype))
+        between = tensors[0].new_empty(shape, dtype=torch_type(dtype))
         count = len(plan.first.operands) - 1
         run(plan.first, [*tensors[:count], between])
         tensors = [between, *tensors[count:]]

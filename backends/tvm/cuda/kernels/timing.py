@@ -13,14 +13,10 @@ from typing import Any
 
 import torch
 
-from .plans import Plan, function_of, run
+from .plans import Plan, function_of, run, torch_type
 
 #: Launches of one captured graph.
 LAUNCHES = 20
-
-
-def torch_type(dtype: str) -> torch.dtype:
-    return getattr(torch, dtype)
 
 
 def cause_of(error: BaseException) -> str:
