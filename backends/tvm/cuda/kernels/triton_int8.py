@@ -1,9 +1,9 @@
 """Int8 products on tensor cores: rows by weights, implicit-GEMM convolution, a product of two activations; and depthwise.
 
-One program computes a BM x BN tile of the output. Its k loop is software-pipelined (the launch's `stages`), and both operands are
-contiguous along k: on Hopper, wgmma reads 8-bit operands only so. Lanes past the last channel may hold anything: they meet zero
-weights, and a product of integers with zero is zero. u8 activations are multiplied as x - 128 (`triton_tails.signed`), for which
-the packed bias makes up; a tap in the padding is the zero point.
+One program computes a BM x BN tile of the output. Its k loop is software-pipelined (the launch's `stages`) and counts its steps
+(why: `triton_float.linear`). Both operands are contiguous along k: on Hopper, wgmma reads 8-bit operands only so. Lanes past the
+last channel may hold anything: they meet zero weights, and a product of integers with zero is zero. u8 activations are multiplied
+as x - 128 (`triton_tails.signed`), for which the packed bias makes up; a tap in the padding is the zero point.
 
 All shapes are compile-time constants. Every kernel takes its pointers first: inputs, residual, weights, bias, the tail's vectors,
 output; those it has not are None. Constants of the tail are those of `triton_tails.finish`.
