@@ -36,7 +36,7 @@ from .float_base import (
     level_of,
     panel_widths,
 )
-from .half import NUMPY, Dotted, Weights, Widened, stored_panels, weight_step
+from .half import NUMPY, Weights, stored_panels, weight_step
 from .isa import T
 from .product_source import Source, Value, source_of
 from .window import Segment, column_segments, kernel_rows
@@ -155,10 +155,7 @@ class Product:
 
     @property
     def weights(self) -> Weights:
-        # A planar image has no neighbouring channels.
-        if self.spec.dot and self.x_channel == 1 and not self.batched:
-            return Dotted()
-        return Widened(1 if self.batched else weight_step(self.spec.dtype))
+        return self.spec.weights(planar=self.x_channel != 1, batched=self.batched)
 
     @property
     def tap(self) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 from ....ir.errors import OptionError, UnknownNameError
 from .base import LANES, VECTOR
 from .emit import accumulator, arguments, bind, ramp, splat, store
-from .half import NATIVE, NUMPY, is_half, lanes_of, rounded, weight_step, widened
+from .half import NATIVE, NUMPY, Dotted, Weights, Widened, is_half, lanes_of, rounded, weight_step, widened
 from .isa import T
 from .vector_math import FUNCTIONS
 
@@ -128,7 +128,14 @@ class FloatSpec:
     @property
     def machine(self) -> Level:
         """The level as a product with packed weights of `dtype` uses it."""
-        return replace(level_of(self.level), weights=1 if self.dot else weight_step(self.dtype))
+        return replace(level_of(self.level), weights=self.weights().factors)
+
+    def weights(self, *, planar: bool = False, batched: bool = False) -> Weights:
+        """How a product reads its weights. planar: neighbouring channels of X are not neighbours in memory. batched: the weights
+        are float32, whatever the type of X and Y."""
+        if self.dot and not planar and not batched:
+            return Dotted()
+        return Widened(1 if batched else weight_step(self.dtype))
 
 
 #: Neither residual nor activation, at the best level.
