@@ -15,7 +15,7 @@ from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .errors import OptionError, VerificationError
-from .program import Program, tensor_spec
+from .program import Program, tensor_spec, tensors_of
 
 
 def with_batch(program: Program, batch: int) -> Program:
@@ -54,9 +54,8 @@ def with_batch(program: Program, batch: int) -> Program:
 
 
 def _require_static(node: fx.Node) -> None:
-    value = node.meta.get("val")
-    for tensor in value if isinstance(value, (tuple, list)) else [value]:
-        if isinstance(tensor, torch.Tensor) and not all(isinstance(d, int) for d in tensor.shape):
+    for tensor in tensors_of(node):
+        if not all(isinstance(d, int) for d in tensor.shape):
             raise VerificationError(f"'{node.name}' ({node.target}) still has a symbolic shape: {tuple(tensor.shape)}")
 
 

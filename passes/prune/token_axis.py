@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import torch
 from torch import fx
 
 from ...ir.errors import PassError, VerificationError
-from ...ir.program import Program, infer_node, origin_of, shape_of
+from ...ir.program import Program, infer_node, origin_of, shape_of, tensors_of
 from ..fold.match import aten, is_call, normalized_dims
 from .blocks import find_blocks
 
@@ -170,9 +169,7 @@ def _new_sizes(node: fx.Node, old: tuple[int, ...]) -> list[int]:
 
 def shapes(node: fx.Node) -> list[tuple[int, ...]]:
     """The shape of each result."""
-    value = node.meta.get("val")
-    values = value if isinstance(value, (tuple, list)) else [value]
-    return [tuple(v.shape) for v in values if isinstance(v, torch.Tensor)]
+    return [tuple(tensor.shape) for tensor in tensors_of(node)]
 
 
 def readouts(program: Program, original: dict[fx.Node, list[tuple[int, ...]]]) -> Iterator[fx.Node]:

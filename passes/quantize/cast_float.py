@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
-from ...ir.program import Program, dtype_of, infer_node
+from ...ir.program import Program, dtype_of, infer_node, tensors_of
 from ..base import LOSSY, Pass, PassContext, PassResult, register
 from ..fold.match import aten
 
@@ -114,9 +114,8 @@ class _Cast:
                 output.replace_input_with(value, self._as(value, torch.float32, output))
 
     def _is(self, node: Any, *dtypes: torch.dtype) -> bool:
-        value = node.meta.get("val")
-        values = value if isinstance(value, (tuple, list)) else [value]
-        return all(isinstance(v, torch.Tensor) and v.dtype in dtypes for v in values)
+        values = tensors_of(node)
+        return bool(values) and all(v.dtype in dtypes for v in values)
 
     def _in_half(self, node: fx.Node) -> bool:
         if any(isinstance(value, torch.dtype) for value in (*node.args, *node.kwargs.values())):
