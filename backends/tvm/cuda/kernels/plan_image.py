@@ -97,7 +97,8 @@ def convolution(
     block: Block | None = None,
 ) -> Plan:
     """X float32 [N, C, H, W]. Raises OptionError as `plan_int8.convolution`."""
-    direct = plan_int8.convolution(shape, dtype, zero_point, tail, level, block or guess(shape, level), quantize)
+    chosen = block or guess(shape, level)
+    direct = plan_int8.convolution(shape, dtype, zero_point, tail, level, chosen, quantize)
     if not framed(shape):
         return direct
     frame = Frame.of(shape)
@@ -107,13 +108,12 @@ def convolution(
     # The same product, of another image and of weights in another order.
     _, *rest = direct.buffers
     buffers = (words, *((name, weight if name == "W" else size, kind) for name, size, kind in rest))
-    depth = direct.constants["BK"]
     constants = {name: value for name, value in direct.constants.items() if name not in GATHER} | {
         "FRAME_HEIGHT": frame.height,
         "X_PITCH": frame.width * WORD,
         "ROW": frame.row,
         "W_PITCH": weight[1],
-        "BK": depth if frame.row % depth == 0 else LEAST_DEPTH,
+        "BK": chosen.depth if frame.row % chosen.depth == 0 else LEAST_DEPTH,
     }
     return replace(direct, function="triton_image:convolution", constants=constants, buffers=buffers, first=first)
 

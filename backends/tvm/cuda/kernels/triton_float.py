@@ -6,7 +6,7 @@ asked for. Lanes past the last channel may hold anything, so they are masked: ze
 """
 
 # Triton compiles these functions: constants and ranges are not the Python objects that type checkers take them for.
-# pyright: reportArgumentType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false, reportAssignmentType=false
 
 from __future__ import annotations
 

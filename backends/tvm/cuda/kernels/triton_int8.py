@@ -10,7 +10,7 @@ output; those it has not are None. Constants of the tail are those of `triton_ta
 """
 
 # Triton compiles these functions: constants and ranges are not the Python objects that type checkers take them for.
-# pyright: reportArgumentType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false, reportAssignmentType=false
 
 from __future__ import annotations
 
