@@ -17,12 +17,11 @@ PIPELINE = "canonicalize,sparsify-magnitude{sparsity=0.9}"
 
 
 def test_rows_are_made_once_and_tabled(tmp_path, monkeypatch):
-    monkeypatch.setattr(recover, "CALIBRATION", 32)
     monkeypatch.setattr(recover, "_HELD_OUT_STOP", 96)
-    output, training = tmp_path / "rows.json", Training(device="cpu")
+    output, setup = tmp_path / "rows.json", recover.Setup(samples=96, calibration=32, training=Training(device="cpu"))
 
     def rows(*recipes):
-        return recover.run([("resnet20", PIPELINE)], recipes, "held-out", 96, training, 0, output)
+        return recover.run([("resnet20", PIPELINE)], recipes, setup, output)
 
     first = rows(Distill(batch_size=32))
     (row,) = first
@@ -39,12 +38,23 @@ def test_rows_are_made_once_and_tabled(tmp_path, monkeypatch):
 
 def test_held_out_samples_are_none_that_passes_see():
     reference = zoo.load("resnet20")
-    images, labels = recover.evaluation(reference, "held-out")
+    images, labels = recover.held_out(reference)
     assert len(images) == len(labels) == 5000 - recover.CALIBRATION
     seen = torch.cat([batch for (batch,) in reference.calibration(recover.CALIBRATION)])
     assert not any(torch.equal(image, seen[-1]) or torch.equal(image, seen[0]) for image in images)
 
 
-def test_models_without_classes_are_refused():
-    with pytest.raises(OptionError, match="'gpt-small' is scored by log-likelihood"):
-        recover.run([("gpt-small", PIPELINE)], [Distill()], "test", None, Training(), 0, recover.Path("/nonexistent.json"))
+def test_models_without_classes_have_no_held_out_rows(tmp_path):
+    with pytest.raises(OptionError, match="'gpt-small' is scored by log-likelihood: use --split test"):
+        recover.run([("gpt-small", PIPELINE)], [Distill()], recover.Setup(), tmp_path / "rows.json")
+
+
+def test_a_language_model_is_scored_by_perplexity(tmp_path):
+    reference = zoo.load("gpt-small")
+    setup = recover.Setup("test", samples=4, calibration=2, evaluate=2, training=Training(device="cpu"))
+    (row,) = recover.run([("gpt-small", PIPELINE)], [Distill(batch_size=2)], setup, tmp_path / "rows.json")
+    expected = reference.evaluate(lambda inputs: reference.model(*inputs), 2)
+    assert row.float_score == pytest.approx(zoo.perplexity(expected), rel=1e-4)
+    assert row.before > 2 * row.float_score > row.float_score
+    table = CliRunner().invoke(app, ["recovery", str(tmp_path / "rows.json")])
+    assert f"{100 * (row.before / row.float_score - 1):.1f}%" in table.output

@@ -14,7 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,12 +41,34 @@ _BATCH = 500
 #: Held-out samples end here: the labelled calibration samples there are.
 _HELD_OUT_STOP = 5000
 
+#: How rows of language models are scored.
+PERPLEXITY = "perplexity"
+
 Split = Literal["held-out", "test"]
 
 
 @dataclass(frozen=True)
+class Setup:
+    """What rows are made on.
+
+    Attributes:
+        samples: training inputs; None: all.
+        calibration: samples that passes see; held-out samples are those behind them.
+        evaluate: samples of the test split; None: all.
+    """
+
+    split: Split = "held-out"
+    samples: int | None = None
+    calibration: int = CALIBRATION
+    evaluate: int | None = None
+    seed: int = 0
+    training: Training = field(default_factory=Training)
+
+
+@dataclass(frozen=True)
 class Row:
-    """One compressed model with one recipe. Scores are shares of right classes; macs: the share of multiply-accumulates left."""
+    """One compressed model with one recipe. Scores are by `metric`; macs: the share of multiply-accumulates left. The rest is as
+    in `Setup`, but that samples are those trained on."""
 
     model: str
     pipeline: str
@@ -63,38 +85,50 @@ class Row:
     steps: int
     seconds: float
     device: str
+    metric: str = zoo.Metric.TOP1.value
+    calibration: int = CALIBRATION
+    evaluate: int | None = None
 
 
 class Bench:
-    """One reference model with labelled classes: its data, and what was compressed already."""
+    """One reference model: its data, and what was compressed already."""
 
-    def __init__(self, model: str, split: Split, samples: int | None, training: Training, seed: int) -> None:
+    def __init__(self, model: str, setup: Setup) -> None:
         reference = zoo.load(model)
-        if reference.metric is not zoo.Metric.TOP1:
-            raise OptionError(f"recovery rows are shares of right classes; '{model}' is scored by {reference.metric_name}")
-        self.model, self.split, self.seed = model, split, seed
+        if setup.split == "held-out" and reference.metric is not zoo.Metric.TOP1:
+            raise OptionError(
+                f"held-out rows are shares of right classes; '{model}' is scored by {reference.metric_name}: use --split test"
+            )
+        self.model, self.setup = model, setup
         # A free batch: layers then see a whole batch at once, several times as fast as one sample after the other in `vmap`.
         self.program = capture(reference.model, reference.example_inputs, dynamic_batch=True, name=model)
-        data = reference.training(samples)
-        self.training = replace(training, samples=None if data is None else Calibration.for_program(self.program, data))
-        self.calibration = Calibration.for_program(self.program, reference.calibration(CALIBRATION))
-        self.device = choose_device(training.device)
-        self.images, self.labels = evaluation(reference, split)
-        self.float_score = self.accuracy(self.program)
+        data = reference.training(setup.samples)
+        self.training = replace(setup.training, samples=None if data is None else Calibration.for_program(self.program, data))
+        self.calibration = Calibration.for_program(self.program, reference.calibration(setup.calibration))
+        self.device = choose_device(setup.training.device)
+        self.reference = reference
+        self.metric = PERPLEXITY if reference.metric is zoo.Metric.LOG_LIKELIHOOD else reference.metric_name
+        self.held_out = held_out(reference, setup.calibration) if setup.split == "held-out" else None
+        self.float_score = self.score(self.program)
 
     def context(self) -> PassContext:
         return PassContext(
-            calibration=self.calibration, training=self.training, original=self.program, seed=self.seed, progress=_Lines()
+            calibration=self.calibration, training=self.training, original=self.program, seed=self.setup.seed, progress=_Lines()
         )
 
-    def accuracy(self, program: Program) -> float:
+    def score(self, program: Program) -> float:
         network = Network.of(program, self.device, train=False, scores=False)
-        hits = 0
-        with torch.no_grad():
-            for images, labels in zip(self.images.split(_BATCH), self.labels.split(_BATCH), strict=True):
-                output = network((images.to(self.device),))[0]
-                hits += int((output.argmax(1).cpu() == labels).sum())
-        return hits / len(self.labels)
+
+        def predict(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+            with torch.no_grad():
+                return network(tuple(x.to(self.device) for x in inputs))[0]
+
+        if self.held_out is not None:
+            images, labels = self.held_out
+            classes = torch.cat([predict((part,)).argmax(1).cpu() for part in images.split(_BATCH)])
+            return float((classes == labels).sum()) / len(labels)
+        found = self.reference.evaluate(predict, self.setup.evaluate)
+        return zoo.perplexity(found) if self.metric == PERPLEXITY else found
 
     def compress(self, pipeline: str) -> Program:
         return PassManager().run(self.program, parse(pipeline), self.context()).program
@@ -104,9 +138,10 @@ class Bench:
         result = PassManager().run(compressed, Pipeline((recipe,)), self.context())
         stats = result.certificate[-1].stats
         row = Row(
-            self.model, pipeline, pass_text(recipe), self.split, self.seed, stats["samples"], self.macs(compressed),
-            self.float_score, before, self.accuracy(result.program), stats["held_out_before"], stats["held_out_after"],
+            self.model, pipeline, pass_text(recipe), self.setup.split, self.setup.seed, stats["samples"], self.macs(compressed),
+            self.float_score, before, self.score(result.program), stats["held_out_before"], stats["held_out_after"],
             stats["steps"], round(time.perf_counter() - start, 1), stats["device"],
+            self.metric, self.setup.calibration, self.setup.evaluate,
         )  # fmt: skip
         return result.program, row
 
@@ -115,16 +150,13 @@ class Bench:
         return round(macs_of(compressed) / macs_of(canonical), 4)
 
 
-def evaluation(reference: zoo.ReferenceModel, split: Split) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, ...) inputs and (N,) classes: the test split, or the calibration samples behind those that passes see."""
-    if split == "test":
-        parts = [(inputs[0], labels) for inputs, labels in reference.evaluation() if labels is not None]
-        return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+def held_out(reference: zoo.ReferenceModel, first: int = CALIBRATION) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, ...) inputs and (N,) classes: the calibration samples from `first` on, behind those that passes see."""
     labels = reference.calibration_labels(_HELD_OUT_STOP)
     if labels is None:
         raise DataError(f"'{reference.name}' has no labelled calibration samples to hold out")
     images = torch.cat([inputs[0] for inputs in reference.calibration(_HELD_OUT_STOP)])
-    return images[CALIBRATION:], labels[CALIBRATION:]
+    return images[first:], labels[first:]
 
 
 class _Lines:
@@ -140,9 +172,8 @@ class _Lines:
 
 
 def run(
-    rows: Sequence[tuple[str, str]], recipes: Sequence[Distill], split: Split, samples: int | None, training: Training,
-    seed: int, output: Path, keep: Path | None = None,
-) -> list[Row]:  # fmt: skip
+    rows: Sequence[tuple[str, str]], recipes: Sequence[Distill], setup: Setup, output: Path, keep: Path | None = None
+) -> list[Row]:
     """Makes the rows that `output` lacks and adds each to it at once.
 
     Args:
@@ -152,12 +183,12 @@ def run(
     found = [Row(**row) for row in json.loads(output.read_text())] if output.exists() else []
     benches: dict[str, Bench] = {}
     for model, pipeline in rows:
-        wanted = [r for r in recipes if not any(_same(row, model, pipeline, r, split, seed) for row in found)]
+        wanted = [r for r in recipes if not any(_same(row, model, pipeline, r, setup) for row in found)]
         if not wanted:
             continue
-        bench = benches[model] = benches.get(model) or Bench(model, split, samples, training, seed)
+        bench = benches[model] = benches.get(model) or Bench(model, setup)
         compressed = bench.compress(pipeline)
-        before = bench.accuracy(compressed)
+        before = bench.score(compressed)
         for recipe in wanted:
             recovered, row = bench.recover(pipeline, compressed, before, recipe)
             found.append(row)
@@ -171,8 +202,9 @@ def run(
     return found
 
 
-def _same(row: Row, model: str, pipeline: str, recipe: Distill, split: Split, seed: int) -> bool:
-    return (row.model, row.pipeline, row.recipe, row.split, row.seed) == (model, pipeline, pass_text(recipe), split, seed)
+def _same(row: Row, model: str, pipeline: str, recipe: Distill, setup: Setup) -> bool:
+    made = row.model, row.pipeline, row.recipe, row.split, row.seed, row.calibration, row.evaluate
+    return made == (model, pipeline, pass_text(recipe), setup.split, setup.seed, setup.calibration, setup.evaluate)
 
 
 def _export(program: Program, path: Path) -> None:
@@ -191,6 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--recipe", action="append", required=True, help="distill with its options; repeatable")
     parser.add_argument("--split", choices=("held-out", "test"), default="held-out")
     parser.add_argument("--samples", type=int, help="training inputs; default: all")
+    parser.add_argument("--calibration", type=int, default=CALIBRATION, help="samples that passes see; default: %(default)s")
+    parser.add_argument("--evaluate", type=int, help="samples of the test split; default: all")
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
     parser.add_argument("--checkpoints", type=Path, help="folder for unfinished training")
     parser.add_argument("--seed", type=int, default=0)
@@ -202,7 +236,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not all(isinstance(p, Distill) for p in recipes):
             raise OptionError("--recipe takes distill with its options")
         training = Training(None, options.checkpoints, options.device)
-        run(options.row, recipes, options.split, options.samples, training, options.seed, options.json, options.keep)  # type: ignore[arg-type]
+        setup = Setup(options.split, options.samples, options.calibration, options.evaluate, options.seed, training)
+        run(options.row, recipes, setup, options.json, options.keep)  # type: ignore[arg-type]
     except GraphwrightError as error:
         raise SystemExit(f"error: {error}") from error
 

@@ -37,7 +37,7 @@ from ..optimize import optimize
 from ..predict import program_predict, single_output
 from ..progress import TerminalProgress
 from ..quick import PRECISIONS, quick_program
-from ..recover import Row
+from ..recover import PERPLEXITY, Row
 from ..sources import Source, resolve
 from . import SETTLE_SECONDS
 from .exactness import Count, run_here, take_samples
@@ -183,6 +183,14 @@ def pruned_int8(
     typer.echo(markdown(head, [[f"{found.macs:.3f}x", *scores, lost, str(found.equal)]]))
 
 
+def lost(row: Row) -> str:
+    """Points lost without and with recovery; what a perplexity grew by, in percent."""
+    return ", ".join(
+        f"{100 * (score / row.float_score - 1):.1f}%" if row.metric == PERPLEXITY else f"{100 * (row.float_score - score):.2f}"
+        for score in (row.before, row.after)
+    )
+
+
 def recovery(rows: Annotated[Path, typer.Argument(help="Written by python -m graphwright.tools.recover --json.")]) -> None:
     """What distillation won back: a table of the rows that `tools.recover` wrote."""
     found = [Row(**row) for row in json.loads(rows.read_text())]
@@ -191,7 +199,7 @@ def recovery(rows: Annotated[Path, typer.Argument(help="Written by python -m gra
         [
             r.model, f"`{r.pipeline}`", f"`{r.recipe}`", r.split, f"{r.macs:.3f}x",
             *(f"{score:.4f}" for score in (r.float_score, r.before, r.after)),
-            f"{100 * (r.float_score - r.before):.2f}, {100 * (r.float_score - r.after):.2f}", f"{r.seconds:.0f} ({r.device})",
+            lost(r), f"{r.seconds:.0f} ({r.device})",
         ]
         for r in found
     ]  # fmt: skip
