@@ -45,9 +45,13 @@ class Compiled:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+#: A compiled program, and what it is timed on.
+Timed = tuple[Compiled, Sequence[torch.Tensor]]
+
+
 @dataclass(frozen=True)
 class StepTimes:
-    """Median microseconds of each of a program's `kernels`, and of a whole run with no timing inside."""
+    """Median microseconds of each of a program's `kernels`, and of a whole run as `Backend.latency` times it."""
 
     microseconds: tuple[float, ...]
     total: float
@@ -75,14 +79,23 @@ class Backend(abc.ABC):
         """
 
     @abc.abstractmethod
-    def latency(self, compiled: Compiled, inputs: Sequence[torch.Tensor], repeats: int = 50) -> float:
-        """Median milliseconds of one run on `inputs` on this machine. Raises TargetError where the target cannot run here."""
+    def latencies(self, programs: Sequence[Timed], repeats: int = 50) -> list[float]:
+        """Median milliseconds of a run of each program on this machine, the copies in and out included. They take turns, so that
+        a drift of the machine's speed hits all alike. Raises TargetError where the target cannot run here."""
 
     @abc.abstractmethod
+    def profiles(self, programs: Sequence[Timed], repeats: int = 100, threads: int | None = None) -> list[StepTimes]:
+        """The time of every kernel of each program, in place; in turns, and TargetError, as `latencies`."""
+
+    def latency(self, compiled: Compiled, inputs: Sequence[torch.Tensor], repeats: int = 50) -> float:
+        """`latencies` of one program."""
+        return self.latencies([(compiled, inputs)], repeats)[0]
+
     def profile(
         self, compiled: Compiled, inputs: Sequence[torch.Tensor], repeats: int = 100, threads: int | None = None
     ) -> StepTimes:
-        """The time of every kernel, in place. Raises TargetError where the target cannot run here."""
+        """`profiles` of one program."""
+        return self.profiles([(compiled, inputs)], repeats, threads)[0]
 
     def recorded(self, compiled: Compiled) -> StepTimes | None:
         """Times of its kernels that were measured on the target elsewhere; None where one was not."""

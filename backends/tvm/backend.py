@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Sequence
 
-import torch
 import tvm
 
 from ...ir.errors import TargetError
 from ...ir.program import Program, Stage
 from ...ir.verify import verify
-from ..base import Backend, Compiled, Progress, StepTimes
+from ..base import Backend, Compiled, Progress, StepTimes, Timed
 from ..interrupt import deferred_interrupt
 from ..target import Target, TargetInfo
 from .cuda.build import build as build_cuda
@@ -21,14 +19,12 @@ from .kernels.base import LANES
 from .link import link
 from .lower import lower
 from .pipeline import build
-from .profile import step_times
+from .profile import run_times, step_times
 from .target import require_emit, require_run, target_rows, tvm_target
 from .tuning import TuningDatabase, latency
 
 #: Stages that have a meaning in machine code.
 STAGES = (Stage.CANONICAL, Stage.COMPRESSED, Stage.INTEGER)
-
-WARM_UP_RUNS = 5
 
 
 class TVMBackend(Backend):
@@ -70,28 +66,15 @@ class TVMBackend(Backend):
             progress(2, 2, "generate machine code")
         return Compiled(target, library, lowered.kernels, {"tvm_target": str(compiler_target), "tuned": list(lowered.tuned)})
 
-    def latency(self, compiled: Compiled, inputs: Sequence[torch.Tensor], repeats: int = 50) -> float:
-        """Median milliseconds of one run on `inputs` on this machine, the copies in and out included."""
-        require_run(compiled.target)
-        from .executor import load_bytes  # loads TVM's runtime; only where something runs
+    def latencies(self, programs: Sequence[Timed], repeats: int = 50) -> list[float]:
+        for compiled, _ in programs:
+            require_run(compiled.target)
+        return [statistics.median(column) / 1e3 for column in run_times(programs, repeats)]
 
-        arrays = [x.numpy() for x in inputs]
-        run = load_bytes(compiled.library)
-        for _ in range(WARM_UP_RUNS):
-            run(*arrays)
-        times = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            run(*arrays)
-            times.append(time.perf_counter() - start)
-        return statistics.median(times) * 1e3
-
-    def profile(
-        self, compiled: Compiled, inputs: Sequence[torch.Tensor], repeats: int = 100, threads: int | None = None
-    ) -> StepTimes:
-        """The time of every kernel, in place. Raises TargetError where the target cannot run here."""
-        require_run(compiled.target)
-        return step_times(compiled, [x.numpy() for x in inputs], threads, repeats)
+    def profiles(self, programs: Sequence[Timed], repeats: int = 100, threads: int | None = None) -> list[StepTimes]:
+        for compiled, _ in programs:
+            require_run(compiled.target)
+        return step_times(programs, threads, repeats)
 
     def recorded(self, compiled: Compiled) -> StepTimes | None:
         return latency.recorded(compiled)

@@ -4,35 +4,88 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from ..base import Compiled, KernelRow, StepTimes
+from ..base import KernelRow, StepTimes, Timed
+
+if TYPE_CHECKING:
+    from .executor import Executor
+
+T = TypeVar("T")
 
 #: Runs before the first one that counts.
 WARM_UP_RUNS = 20
 
+#: Runs of a turn that count, and those before them that do not.
+BURST, LOST = 10, 2
 
-def step_times(compiled: Compiled, inputs: Sequence[np.ndarray], threads: int | None, runs: int) -> StepTimes:
-    """Median microseconds of each kernel row, and of a whole run without timing inside.
 
-    Runs with and without timing take turns, so that a drift of the machine's speed hits both alike.
-    """
-    from .executor import load_bytes, to_tvm  # loads TVM's runtime; only where something runs
+def run_times(programs: Sequence[Timed], runs: int) -> list[list[float]]:
+    """Microseconds of `runs` runs of each program, the copies in and out included; see `in_turns`."""
+    return in_turns([_run(load(program, None)) for program in programs], runs)
 
-    program = load_bytes(compiled.library, threads)
-    arguments, outputs = [to_tvm(x) for x in inputs], [to_tvm(y) for y in program.empty_outputs()]
-    for _ in range(WARM_UP_RUNS):
-        program.run(arguments, outputs)
-    whole, columns = [], []
-    for _ in range(runs):
+
+def step_times(programs: Sequence[Timed], threads: int | None, runs: int) -> list[StepTimes]:
+    """Median microseconds of each kernel row of each program, and of a whole run; see `in_turns`. Runs with and without timing
+    inside take turns, too."""
+    columns = in_turns([_steps(program, load(program, threads)) for program in programs], runs)
+    return [
+        StepTimes(
+            tuple(statistics.median(row) for row in zip(*(steps for _, steps in column), strict=True)),
+            statistics.median(whole for whole, _ in column),
+        )
+        for column in columns
+    ]
+
+
+def in_turns(calls: Sequence[Callable[[], T]], count: int) -> list[list[T]]:
+    """`count` results of each call. The calls take turns of BURST, so that a drift of the machine's speed hits all alike; the
+    first of a turn, which find the caches full of what another left, do not count."""
+    found: list[list[T]] = [[] for _ in calls]
+    for call in calls:
+        for _ in range(WARM_UP_RUNS):
+            call()
+    for done in range(0, count, BURST):
+        for call, results in zip(calls, found, strict=True):
+            for _ in range(LOST if len(calls) > 1 else 0):
+                call()
+            results.extend(call() for _ in range(min(BURST, count - done)))
+    return found
+
+
+def load(program: Timed, threads: int | None) -> tuple[Executor, list[np.ndarray]]:
+    from .executor import load_bytes  # loads TVM's runtime; only where something runs
+
+    compiled, inputs = program
+    return load_bytes(compiled.library, threads), [x.numpy() for x in inputs]
+
+
+def _run(loaded: tuple[Executor, list[np.ndarray]]) -> Callable[[], float]:
+    """A timed run. Microseconds."""
+    run, inputs = loaded
+
+    def call() -> float:
         start = time.perf_counter()
-        program.run(arguments, outputs)
-        whole.append((time.perf_counter() - start) * 1e6)
-        columns.append(row_times(compiled.kernels, program.step_names, program.profile(arguments, outputs)))
-    medians = tuple(statistics.median(column) for column in zip(*columns, strict=True))
-    return StepTimes(medians, statistics.median(whole))
+        run(*inputs)
+        return (time.perf_counter() - start) * 1e6
+
+    return call
+
+
+def _steps(program: Timed, loaded: tuple[Executor, list[np.ndarray]]) -> Callable[[], tuple[float, list[float]]]:
+    """A timed run, then one whose kernel rows are timed. Microseconds."""
+    from .executor import to_tvm
+
+    (compiled, _), (executor, inputs), whole = program, loaded, _run(loaded)
+    arguments, outputs = [to_tvm(x) for x in inputs], [to_tvm(y) for y in executor.empty_outputs()]
+
+    def call() -> tuple[float, list[float]]:
+        return whole(), row_times(compiled.kernels, executor.step_names, executor.profile(arguments, outputs))
+
+    return call
 
 
 def row_times(rows: Sequence[KernelRow], steps: Sequence[tuple[str, int]], microseconds: Sequence[float]) -> list[float]:

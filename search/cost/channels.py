@@ -40,10 +40,10 @@ def latency_cost(program: Program, groups: Sequence[Group], pricing: Pricing) ->
     terms = {name: Term(0.0, term.extents) for name, term in model.product_terms().items()}
     points: dict[str, list[tuple[float, float]]] = {name: [] for name in terms}
     rest: list[tuple[float, float]] = []
-    for counts in widths:
-        smaller = shaped(program, groups, counts)
-        compiled = pricing.backend.compile(smaller, pricing.target)
-        times = pricing.backend.profile(compiled, example_inputs(smaller), pricing.repeats)
+    made = [shaped(program, groups, counts) for counts in widths]
+    timed = [(pricing.backend.compile(smaller, pricing.target), example_inputs(smaller)) for smaller in made]
+    found_times = pricing.backend.profiles(timed, pricing.repeats)
+    for counts, smaller, (compiled, _), times in zip(widths, made, timed, found_times, strict=True):
         by_origin = layer_times(smaller, compiled, times, (*WEIGHTED, *PRODUCTS))
         gone = {g.name: g.size - counts[g.name] for g in groups}
         layers = [n for n in smaller.nodes if n.name in terms]
@@ -92,14 +92,7 @@ def allocate_latency(search: ChannelSearch, program: Program, pricing: Pricing, 
     for _ in range(ATTEMPTS):
         plan = search.solve({"microseconds": aim})
         compiled = backend.compile(shaped(program, search.groups, plan.counts), target)
-        # In turns, so that a slow moment of the machine does not decide.
-        before, after = (
-            min(times)
-            for times in zip(
-                *[[1e3 * backend.latency(one, inputs, pricing.repeats) for one in (original, compiled)] for _ in range(3)],
-                strict=True,
-            )
-        )
+        before, after = (1e3 * spent for spent in backend.latencies([(original, inputs), (compiled, inputs)], pricing.repeats))
         if all(count == search.tables.counts[name][-1] for name, count in plan.counts.items()) and after <= limit:
             return plan
         if after >= before:

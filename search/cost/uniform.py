@@ -1,7 +1,8 @@
 """What a layer costs in each format, read off programs compiled with every layer in that one format.
 
 One compilation a format gives the size and the time of every layer in place: operands lie in the caches where they will lie, what
-is fused into the layer's kernel counts with it, and the sum over layers is the program. Nothing is predicted from shapes.
+is fused into the layer's kernel counts with it, and the sum over layers is the program. Nothing is predicted from shapes. The
+formats are timed in turns: choices rest on their differences, and a machine's clock moves by more within a minute.
 """
 
 from __future__ import annotations
@@ -85,33 +86,45 @@ def uniform_costs(
     store: Store,
     progress: Callable[[int, int, str], None],
 ) -> dict[str, FormatCosts]:
-    """Format -> costs. Compiled and timed once for each program, target and machine; kept in `store`.
+    """Format -> costs. Compiled and timed once for each program, set of formats, target and machine; kept in `store`.
 
     Args:
         program: float, as the passes before `quantize` left it.
         tail: format -> the passes that quantize every layer to it and lower it to integers.
     """
-    found = {}
-    for index, name in enumerate(formats):
-        progress(index, len(formats), "price formats")
-        pipeline = tail(name)
-        here = (platform.processor() or platform.machine(), platform.node())
-        machine = here if pricing.time else pricing.backend.records(pricing.target)
-        key = content_key(program, str(pipeline), str(pricing.target), pricing.time, pricing.repeats, machine)
-        kept = store.remember("costs", key, lambda p=pipeline: _price(program, p, pricing, samples))
-        found[name] = FormatCosts(**kept)
+    pipelines = [tail(name) for name in formats]
+    here = (platform.processor() or platform.machine(), platform.node())
+    machine = here if pricing.time else pricing.backend.records(pricing.target)
+    texts = [str(pipeline) for pipeline in pipelines]
+    key = content_key(program, texts, str(pricing.target), pricing.time, pricing.repeats, machine)
+    kept = store.remember("costs", key, lambda: _price(program, pipelines, pricing, samples, progress))
     progress(len(formats), len(formats), "price formats")
-    return found
+    return {name: FormatCosts(**costs) for name, costs in zip(formats, kept, strict=True)}
 
 
-def _price(program: Program, pipeline: Pipeline, pricing: Pricing, samples: Calibration) -> dict[str, Any]:
+def _price(
+    program: Program,
+    pipelines: Sequence[Pipeline],
+    pricing: Pricing,
+    samples: Calibration,
+    progress: Callable[[int, int, str], None],
+) -> list[dict[str, Any]]:
     context = PassContext(calibration=Calibration(samples.samples[:SAMPLES]))
-    lowered = PassManager().run(program, pipeline, context).program
-    compiled = pricing.backend.compile(lowered, pricing.target)
+    made: list[tuple[Program, Compiled]] = []
+    for index, pipeline in enumerate(pipelines):
+        progress(index, len(pipelines), "price formats")
+        lowered = PassManager().run(program, pipeline, context).program
+        made.append((lowered, pricing.backend.compile(lowered, pricing.target)))
+    times: Sequence[StepTimes | None]
     if pricing.time:
-        times = pricing.backend.profile(compiled, example_inputs(lowered), pricing.repeats)
+        timed = [(compiled, example_inputs(lowered)) for lowered, compiled in made]
+        times = pricing.backend.profiles(timed, pricing.repeats)
     else:
-        times = pricing.backend.recorded(compiled)
+        times = [pricing.backend.recorded(compiled) for _, compiled in made]
+    return [_costs(lowered, compiled, spent) for (lowered, compiled), spent in zip(made, times, strict=True)]
+
+
+def _costs(lowered: Program, compiled: Compiled, times: StepTimes | None) -> dict[str, Any]:
     bops, fixed_bops = layer_bops(lowered)
     return {
         "bytes": layer_bytes(lowered),

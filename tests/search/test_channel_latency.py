@@ -45,12 +45,12 @@ class FakeBackend(Backend):
             times.append(self.slope * work.macs * math.prod(padded))
         return Compiled(target, b"", tuple(rows), {"times": times})
 
-    def profile(self, compiled, inputs, repeats=100, threads=None):
-        times = tuple(compiled.options["times"])
-        return StepTimes(times, sum(times) + self.overhead)
+    def profiles(self, programs, repeats=100, threads=None):
+        columns = [tuple(compiled.options["times"]) for compiled, _ in programs]
+        return [StepTimes(times, sum(times) + self.overhead) for times in columns]
 
-    def latency(self, compiled, inputs, repeats=50):
-        return self.surprise * self.profile(compiled, inputs).total / 1e3
+    def latencies(self, programs, repeats=50):
+        return [self.surprise * times.total / 1e3 for times in self.profiles(programs)]
 
 
 class Net(nn.Module):
@@ -106,8 +106,8 @@ def test_a_plan_that_is_not_faster_is_not_made(program):
     whole = time_of(program, search, backend, {"one": 16, "two": 24})
 
     class Stuck(FakeBackend):
-        def latency(self, compiled, inputs, repeats=50):
-            return whole / 1e3  # whatever the channels
+        def latencies(self, programs, repeats=50):
+            return [whole / 1e3 for _ in programs]  # whatever the channels
 
     with pytest.raises(NotFasterError, match=r"'Net' takes .* as it is: no plan is made"):
         allocate_latency(search, program, dataclasses.replace(pricing, backend=Stuck()), 0.6 * whole)

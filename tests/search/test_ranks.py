@@ -139,12 +139,12 @@ class Steps(Backend):
             )
         return Compiled(target, b"", tuple(rows))
 
-    def latency(self, compiled, inputs, repeats=50):
+    def latencies(self, programs, repeats=50):
         raise AssertionError("not asked for")
 
-    def profile(self, compiled, inputs, repeats=100, threads=None):
-        times = tuple(0.2 + row.macs / 1e4 for row in compiled.kernels)
-        return StepTimes(times, sum(times) + 7.0)
+    def profiles(self, programs, repeats=100, threads=None):
+        columns = [tuple(0.2 + row.macs / 1e4 for row in compiled.kernels) for compiled, _ in programs]
+        return [StepTimes(times, sum(times) + 7.0) for times in columns]
 
 
 def pricing(time=True):

@@ -127,7 +127,11 @@ def with_bits(pipeline: Pipeline, bits: int) -> Pipeline:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A plan under a limit on its time: what the sum of its kernels predicts, and what a run takes. Microseconds."""
+    """A plan under a limit on its time: what the sum of its kernels predicts, and what a run takes. Microseconds.
+
+    drift: what the program with the first format throughout takes among the plans, over what it took when formats were priced:
+    the machine's clock, mostly.
+    """
 
     model: str
     share: float
@@ -135,22 +139,38 @@ class Prediction:
     predicted: float
     measured: float
     bits: float
+    drift: float
+
+    @property
+    def error(self) -> float:
+        return self.predicted / self.measured - 1
+
+    @property
+    def error_at_one_clock(self) -> float:
+        return self.predicted * self.drift / self.measured - 1
 
 
 def predictions(
     bench: Bench, scorer: Scorer, formats: Sequence[str], pipeline: Pipeline, shares: Sequence[float]
 ) -> list[Prediction]:
-    """Plans for limits that lie at `shares` of the way from the fastest plan to the slowest one."""
+    """Plans for limits that lie at `shares` of the way from the fastest plan to the slowest one, timed in turns."""
     tables = bench.tables(pipeline, formats, scorer, time=True)
     free = next(limit for limit in tables.problem({}).limits if limit.metric == "microseconds")
     slowest = free.fixed + sum(float(row.max()) for row in free.cost)
-    found = []
-    for share in shares:
-        most = free.least + share * (slowest - free.least)
-        solution = allocate(tables, {"microseconds": most})
-        program = bench.job.rewrite(tables.pipeline(solution)).program
+    limits = [free.least + share * (slowest - free.least) for share in shares]
+    solutions = [allocate(tables, {"microseconds": most}) for most in limits]
+    first = {layer.origin: formats[0] for layer in tables.layers}
+    timed = []
+    for plan in [tables.split.with_formats(first), *(tables.pipeline(solution) for solution in solutions)]:
+        program = bench.job.rewrite(plan).program
         compiled = bench.job.backend.compile(program, bench.job.target, bench.job.progress)
-        measured = bench.job.backend.latency(compiled, example_inputs(program), 200) * 1e3
-        bits = solution.totals["average_bits"]
-        found.append(Prediction(bench.source.program.name, share, most, solution.totals["microseconds"], measured, bits))
-    return found
+        timed.append((compiled, example_inputs(program)))
+    reference, *measured = (1e3 * spent for spent in bench.job.backend.latencies(timed, 200))
+    priced = tables.costs[formats[0]].total
+    assert priced is not None
+    return [
+        Prediction(
+            bench.source.program.name, share, most, s.totals["microseconds"], spent, s.totals["average_bits"], reference / priced
+        )
+        for share, most, s, spent in zip(shares, limits, solutions, measured, strict=True)
+    ]

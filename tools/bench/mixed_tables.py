@@ -102,12 +102,12 @@ def predictions(
             passes = with_rounding(bench.pipeline(), "nearest")
             found = predicted(bench, parse_scorers(scorer)[0], formats.split(","), passes, [float(s) for s in shares.split(",")])
         for p in found:
-            ratio = f"{100 * (p.predicted / p.measured - 1):+.1f}%"
-            body.append([p.model, f"{p.limit:.1f}", f"{p.bits:.2f}", f"{p.predicted:.1f}", f"{p.measured:.1f}", ratio])
+            times = [f"{spent:.1f}" for spent in (p.limit, p.predicted, p.measured)]
+            errors = [f"{100 * error:+.1f}%" for error in (p.error, p.error_at_one_clock)]
+            body.append([p.model, f"{p.bits:.2f}", *times, *errors])
     typer.echo(f"\n{machine()}\n")
-    typer.echo(
-        markdown(["model", "limit (us)", "average bits", "predicted (us)", "measured (us)", "predicted over measured"], body)
-    )
+    head = ["model", "average bits", "limit (us)", "predicted (us)", "measured (us)", "predicted over measured", "at one clock"]
+    typer.echo(markdown(head, body))
 
 
 def _print(model: str, points: Sequence[Point], samples: int, held_out: bool) -> None:
