@@ -41,6 +41,9 @@ FAKE = frozenset({gw.fake_quantize.default, gw.fake_codebook.default})
 #: Float ops that ATen lacks, and weights whose zeros are not stored; any stage may hold them.
 FLOAT = frozenset(
     {
+        gw.quantize_fp8.default,
+        gw.linear_fp8.default,
+        gw.convolution_fp8.default,
         gw.sparse_linear.default,
         gw.from_bitmask.default,
         gw.match_tokens.default,

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from . import codebook, exact, fake, integer, packed, sparse, tokens
+from . import codebook, exact, fake, fp8, integer, packed, sparse, tokens
 
 gw = torch.ops.gw
 
-__all__ = ["codebook", "exact", "fake", "gw", "integer", "packed", "sparse", "tokens"]
+__all__ = ["codebook", "exact", "fake", "fp8", "gw", "integer", "packed", "sparse", "tokens"]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
+from ...ir.dialect import gw
 from ...ir.program import Program, dtype_of, infer_node, tensors_of
 from ..base import LOSSY, Pass, PassContext, PassResult, register
 from ..fold.match import aten
@@ -20,6 +21,12 @@ PRODUCTS = frozenset(
         aten.matmul.default, aten.embedding.default,
     }
 )  # fmt: skip
+
+#: Products of 8-bit floats name the type of their result, in the last place; scale and bias are float32 whatever it is.
+FP8_PRODUCTS = frozenset({gw.linear_fp8.default, gw.convolution_fp8.default})
+
+#: Ops that take any float type.
+CASTS = frozenset({aten._to_copy.default, gw.quantize_fp8.default})
 
 #: In half precision where a value that they read is: torch computes each in float32 and rounds its result once.
 FOLLOWERS = frozenset(
@@ -59,7 +66,8 @@ class CastFloat(Pass):
     The program means what torch computes: every op on half-precision tensors computes in float32 (products accumulate there;
     softmax, layer normalization and windows keep their inside there) and rounds its result once. Values stay float32 in
     reductions (means and sums round twice or overflow in half precision), in ops that no layer feeds, such as the arithmetic
-    of a mask, in layers whose weight is stored as codes or without its zeros, and in every op not named in this file.
+    of a mask, in layers whose weight is stored as codes or without its zeros, and in every op not named in this file. Layers that
+    multiply 8-bit floats (`quantize-fp8`) only round their result to the type.
 
     A backend may keep float32 between ops that one kernel computes (a layer with its addition and activation, an attention): it
     rounds less often than torch. A parameter beyond the type's range becomes its largest number (`saturated` in the stats); a
@@ -84,7 +92,7 @@ class CastFloat(Pass):
                 cast.visit(node)
         cast.finish()
         stats = {"layers": cast.layers, "casts": cast.casts, "parameters": len(cast.parameters), "saturated": cast.saturated}
-        return PassResult(program, bool(cast.casts or cast.parameters), stats)
+        return PassResult(program, bool(cast.casts or cast.parameters or cast.layers), stats)
 
 
 class _Cast:
@@ -97,8 +105,13 @@ class _Cast:
         self._values: dict[tuple[fx.Node, torch.dtype], fx.Node] = {}
 
     def visit(self, node: fx.Node) -> None:
+        if node.target in FP8_PRODUCTS:
+            self.layers += node.args[-1] is not self.half
+            node.update_arg(len(node.args) - 1, self.half)
+            infer_node(self.program, node)
+            return
         operands = [n for n in node.all_input_nodes if self._is(n, torch.float32, self.half)]
-        if not operands or node.target is aten._to_copy.default:  # a cast takes any type
+        if not operands or node.target in CASTS:
             return
         wanted = self.half if self._in_half(node) else torch.float32
         self.layers += wanted is self.half and node.target in PRODUCTS
