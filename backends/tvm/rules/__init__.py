@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import attention_float, data, elementwise, exact, floating, integer, pooling, pooling_float, tokens
+from . import attention_float, data, elementwise, exact, floating, fp8, integer, pooling, pooling_float, tokens
 from .generic import fallback
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "exact",
     "fallback",
     "floating",
+    "fp8",
     "integer",
     "pooling",
     "pooling_float",
