@@ -76,11 +76,12 @@ def end_of(lowering: Lowering, node: fx.Node) -> End:
     codes = next((user for user in last.users if user.target is gw.quantize_fp8.default), None)
     if codes is None:
         return End(done, Store())
-    return End(done, Store(len(last.users) > 1, inverse(codes)), codes)
+    return End(done, Store(value=len(last.users) > 1, codes=True), codes)
 
 
-def inverse(node: fx.Node) -> float:
-    return float(inverse_of(arguments(node)[1]))
+def _inverse(node: fx.Node) -> np.ndarray:
+    """(1,): what `quantize_fp8` multiplies with. A buffer, so that layers of one shape are one kernel whatever their scales."""
+    return inverse_of(arguments(node)[1]).numpy().reshape(1)
 
 
 @rule(gw.quantize_fp8.default)
@@ -94,8 +95,8 @@ def quantize(lowering: Lowering, node: fx.Node) -> None:
     place = "channels" if lowering.is_channels(x) else "dense"
     var = lowering.channels(x) if place == "channels" else lowering.dense(x)
     shape = shape_of_var(var)
-    spec = prod(shape), dtype, inverse(node)
-    out = lowering.kernel(quantize_fp8.quantize, *spec, inputs=[var], nodes=(node,), label="quantize_fp8")
+    spec, inputs = (prod(shape), dtype), [var, _inverse(node)]
+    out = lowering.kernel(quantize_fp8.quantize, *spec, inputs=inputs, nodes=(node,), label="quantize_fp8")
     lowering.bind(node, _value(node, "uint8", place, lowering.reshape(out, shape)))
 
 
@@ -142,6 +143,7 @@ def _vectors(lowering: Lowering, node: fx.Node, outputs: int, scale: fx.Node, bi
 def _emit(lowering: Lowering, generator: Any, shape: Any, end: End, operands: list[Any], place: str) -> None:
     covered = (*end.finish.nodes, *([] if end.codes is None else [end.codes]))
     options = {"nodes": covered, "macs": shape.macs, "label": generator.__module__.rpartition(".")[2]}
-    outputs = end.store.value + (end.store.inverse is not None)
+    inputs = [*operands, *([] if end.codes is None else [_inverse(end.codes)])]
     spec = shape, end.finish.spec, end.store
-    end.bind(lowering, lowering.kernel_outputs(generator, *spec, inputs=operands, outputs=outputs, **options), place)
+    results = lowering.kernel_outputs(generator, *spec, inputs=inputs, outputs=end.store.outputs, **options)
+    end.bind(lowering, results, place)

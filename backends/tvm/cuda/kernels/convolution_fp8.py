@@ -1,5 +1,5 @@
-"""2-D convolution of e4m3 bytes as an implicit GEMM: X [N, H, W, Cp], (R), W packed, scale and bias [Op], Y [N, OH, OW, Op],
-codes of Y."""
+"""2-D convolution of e4m3 bytes as an implicit GEMM: X [N, H, W, Cp], (R), W packed, scale and bias [Op], then what
+`Store` names: (inverse [1]), (Y [N, OH, OW, Op]), (Q [N, OH, OW, Op], codes)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Linear layer of e4m3 bytes: X [M, K], (R [M, N]), W [N padded, K padded], scale and bias [N padded], Y [M, N], codes of Y."""
+"""Linear layer of e4m3 bytes: X [M, K], (R [M, N]), W [N padded, K padded], scale and bias [N padded], then what `Store` names:
+(inverse [1]), (Y [M, N]), (Q [M, N], codes)."""
 
 from __future__ import annotations
 

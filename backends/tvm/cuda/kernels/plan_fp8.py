@@ -27,25 +27,33 @@ SUMMED = 2048
 #: Elements of a program of `quantize`.
 QUANTIZED = 1024
 
+INVERSE: Buffer = ("inverse", (1,), "float32")
+
 
 @dataclass(frozen=True)
 class Store:
-    """What a product leaves in memory: its value, and the codes of the value times `inverse` (None: no codes)."""
+    """What a product leaves in memory: its value, the e4m3 codes of it for the layers that follow, or both."""
 
     value: bool = True
-    inverse: float | None = None
+    codes: bool = False
 
     def __post_init__(self) -> None:
-        if not self.value and self.inverse is None:
+        if not self.value and not self.codes:
             raise OptionError("a product stores its value, codes of it, or both")
 
-    def outputs(self, shape: tuple[int, ...], dtype: str) -> list[Buffer]:
-        return [("Y", shape, dtype)] * self.value + [("Q", shape, "uint8")] * (self.inverse is not None)
+    @property
+    def outputs(self) -> int:
+        return self.value + self.codes
+
+    def buffers(self, shape: tuple[int, ...], dtype: str) -> list[Buffer]:
+        """What is multiplied with before a code is made, 1 / the codes' scale, and what is written."""
+        value, codes = [("Y", shape, dtype)] * self.value, [("Q", shape, "uint8")] * self.codes
+        return [INVERSE] * self.codes + value + codes
 
     @property
     def constants(self) -> dict[str, Constant]:
-        numbers: dict[str, Constant] = {"INVERSE": self.inverse}
-        return numbers | ({} if self.value else {"y": None}) | ({} if self.inverse is not None else {"codes": None})
+        absent = {"y": self.value, "codes": self.codes, "inverse": self.codes}
+        return {name: None for name, present in absent.items() if not present}
 
 
 VALUE = Store()
@@ -77,7 +85,7 @@ def linear(
         ("W", (padded(outer), padded(inner)), "uint8"),
         ("scale", (padded(outer),), "float32"),
         ("bias", (padded(outer),), "float32"),
-        *store.outputs((rows, outer), dtype),
+        *store.buffers((rows, outer), dtype),
     )
     chosen = block or choose(linear_problem(rows, inner, outer), level)
     return _product(rows, inner, outer, (inner, padded(inner)), tail, store, chosen, buffers, summed)
@@ -107,7 +115,7 @@ def convolution(
         ("W", weight, "uint8"),
         ("scale", (filters,), "float32"),
         ("bias", (filters,), "float32"),
-        *store.outputs(out_shape, dtype),
+        *store.buffers(out_shape, dtype),
     )
     chosen = block or choose(convolution_problem(shape), level)
     if pointwise(shape) and shape.channels == pitch:
@@ -151,12 +159,12 @@ def _residual(tail: FloatTail, shape: tuple[int, ...], dtype: str) -> list[Buffe
     return [("R", shape, dtype)] if tail.residual else []
 
 
-def quantize(size: int, dtype: str, inverse: float) -> Plan:
+def quantize(size: int, dtype: str) -> Plan:
     """Y [size] = e4m3(X [size] * inverse). Raises OptionError for an empty extent."""
     if size < 1:
         raise OptionError(f"quantize: the size must be at least 1, got {size}")
-    buffers = (("X", (size,), dtype), ("Y", (size,), "uint8"))
-    constants: dict[str, Constant] = {"SIZE": size, "INVERSE": inverse, "BLOCK": QUANTIZED}
+    buffers = (("X", (size,), dtype), INVERSE, ("Y", (size,), "uint8"))
+    constants: dict[str, Constant] = {"SIZE": size, "BLOCK": QUANTIZED}
     return Plan("triton_fp8:quantize", constants, (ceil(size / QUANTIZED), 1, 1), buffers, 4, 1)
 
 

@@ -1,4 +1,4 @@
-"""A float tensor as e4m3 bytes: X [size] float32, float16 or bfloat16, Y [size]."""
+"""A float tensor as e4m3 bytes: X [size] float32, float16 or bfloat16, inverse [1], Y [size]."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from . import plan_fp8
 from .family import function
 
 
-def quantize(size: int, dtype: str, inverse: float) -> tirx.PrimFunc:
-    """`gw::quantize_fp8`; inverse: of the scale. Raises OptionError for an empty extent."""
-    return function(plan_fp8.quantize(size, dtype, inverse))
+def quantize(size: int, dtype: str) -> tirx.PrimFunc:
+    """`gw::quantize_fp8`; inverse: of its scale. Raises OptionError for an empty extent."""
+    return function(plan_fp8.quantize(size, dtype))

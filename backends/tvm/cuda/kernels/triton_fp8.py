@@ -44,6 +44,7 @@ def store(
     acc,
     scale,
     bias,
+    inverse,
     residual,
     y,
     codes,
@@ -54,9 +55,8 @@ def store(
     FUNCTION: tl.constexpr,
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
-    INVERSE: tl.constexpr,
 ):
-    """act(acc * scale + bias + residual) into Y, where there is one, and times INVERSE as e4m3 into `codes`, where it is given.
+    """act(acc * scale + bias + residual) into Y, and times the one number of `inverse` as e4m3 into `codes`; None: not stored.
 
     scale and bias are read at `columns`, which lie inside; the residual at `offsets`.
     """
@@ -68,8 +68,8 @@ def store(
         rounded = value.to(y.dtype.element_ty)
         tl.store(y + offsets, rounded, mask=mask)
         value = rounded.to(tl.float32)
-    if INVERSE is not None:
-        tl.store(codes + offsets, codes_of(value * INVERSE), mask=mask)
+    if codes is not None:
+        tl.store(codes + offsets, codes_of(value * tl.load(inverse)), mask=mask)
 
 
 @triton.jit
@@ -79,6 +79,7 @@ def linear(
     w,
     scale,
     bias,
+    inverse,
     y,
     codes,
     M: tl.constexpr,
@@ -90,7 +91,6 @@ def linear(
     FUNCTION: tl.constexpr,
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
-    INVERSE: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -126,7 +126,7 @@ def linear(
         acc += part
     offsets = row[:, None] * N + columns[None, :]
     mask = (rows[:, None] < M) & (columns[None, :] < N)
-    store(acc, scale, bias, residual, y, codes, column, offsets, mask, RESIDUAL, FUNCTION, LOW, HIGH, INVERSE)
+    store(acc, scale, bias, inverse, residual, y, codes, column, offsets, mask, RESIDUAL, FUNCTION, LOW, HIGH)
 
 
 @triton.jit
@@ -136,6 +136,7 @@ def convolution(
     w,
     scale,
     bias,
+    inverse,
     y,
     codes,
     BATCH: tl.constexpr,
@@ -159,7 +160,6 @@ def convolution(
     FUNCTION: tl.constexpr,
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
-    INVERSE: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -221,13 +221,13 @@ def convolution(
         acc += part
     offsets = row[:, None] * N + columns[None, :]
     mask = (rows[:, None] < M) & (columns[None, :] < N)
-    store(acc, scale, bias, residual, y, codes, column, offsets, mask, RESIDUAL, FUNCTION, LOW, HIGH, INVERSE)
+    store(acc, scale, bias, inverse, residual, y, codes, column, offsets, mask, RESIDUAL, FUNCTION, LOW, HIGH)
 
 
 @triton.jit
-def quantize(x, y, SIZE: tl.constexpr, INVERSE: tl.constexpr, BLOCK: tl.constexpr):
-    """Y [SIZE] = e4m3(X [SIZE] * INVERSE), X of any float type. Grid (blocks)."""
+def quantize(x, inverse, y, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """Y [SIZE] = e4m3(X [SIZE] * inverse), X of any float type; inverse: one number. Grid (blocks)."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
     at = start + tl.arange(0, BLOCK)
     value = tl.load(x + at, mask=at < SIZE, other=0.0).to(tl.float32)
-    tl.store(y + at, codes_of(value * INVERSE), mask=at < SIZE)
+    tl.store(y + at, codes_of(value * tl.load(inverse)), mask=at < SIZE)
