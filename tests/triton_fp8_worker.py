@@ -54,13 +54,13 @@ def outputs(plan: Plan, inputs: list[torch.Tensor], store: Store) -> dict[str, t
 
 
 def judged(
-    out: dict[str, torch.Tensor], exact: torch.Tensor, magnitude: torch.Tensor, tail: FloatTail, store: Store, depth: int, dtype: str
+    out: dict[str, torch.Tensor], sums: tuple[torch.Tensor, torch.Tensor], tail: FloatTail, store: Store, depth: int, dtype: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(results with the exact one wherever they keep the bound, exact ones). Codes must be those of a value within the bound."""
+    """sums: exact ones and their magnitudes. (results with the exact one where they keep the bound, exact ones). Codes must be of a value in the bound."""
     kept: list[torch.Tensor] = []
     # The interpreter sums in float32, tensor cores as `triton_fp8` says.
     unit = (depth + 4) * 2.0**-23 + (0 if DEVICE == "cpu" else (ceil(min(depth, plan_fp8.SUMMED) / 32) + 1) * 2.0**-13)
-    wanted, bound = bounded(exact, magnitude, tail, unit, dtype)
+    wanted, bound = bounded(*sums, tail, unit, dtype)
     if store.value:
         value = out["Y"].double()
         kept.append(torch.where((value - wanted).abs() <= bound, wanted, value))
@@ -84,7 +84,7 @@ def linear_case() -> Case:
     exact = x.double() @ weight.double().t() * scale.double() + add
     magnitude = x.double().abs() @ weight.double().abs().t() * scale.double() + add.abs()
     text = f"{rows}x{inner}x{outer} {dtype} {tail} {store} {summed}"
-    return text, *judged(outputs(plan, given, store), exact, magnitude, tail, store, inner, dtype)
+    return text, *judged(outputs(plan, given, store), (exact, magnitude), tail, store, inner, dtype)
 
 
 def some_shape() -> Convolution:
@@ -123,7 +123,7 @@ def convolution_case() -> Case:
     exact = F.conv2d(x.double(), weight.double(), None, *arguments) * by_channel + add
     magnitude = F.conv2d(x.double().abs(), weight.double().abs(), None, *arguments) * by_channel + add.abs()
     text = f"{shape.work} {dtype} {tail} {store} {summed}"
-    return text, *judged(out, exact, magnitude, tail, store, depth, dtype)
+    return text, *judged(out, (exact, magnitude), tail, store, depth, dtype)
 
 
 def quantize_case() -> Case:

@@ -37,6 +37,11 @@ def half_pipeline(program: Program, dtype: str) -> str:
     return _from_stage(program, f"canonicalize,cast-float{{dtype={dtype}}}")
 
 
+def fp8_pipeline(program: Program) -> str:
+    """Pipeline text for layers of 8-bit floats, with float16 between them: for GPUs that multiply them."""
+    return _from_stage(program, "canonicalize,quantize-fp8,cast-float{dtype=float16}")
+
+
 def search_pipeline(program: Program) -> str:
     """Pipeline text where layers have different formats."""
     return _from_stage(program, LOW_BIT_TRANSFORMER if is_transformer(program) else LOW_BIT_CONVOLUTIONAL)

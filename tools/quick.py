@@ -16,7 +16,7 @@ from ..ir.program import Program, Stage
 from ..passes.base import PassContext
 from ..passes.manager import PassManager
 from ..passes.pipeline import Pipeline, parse
-from .defaults import default_pipeline, half_pipeline
+from .defaults import default_pipeline, fp8_pipeline, half_pipeline
 from .progress import silent
 from .sources import Source
 
@@ -26,6 +26,12 @@ PRECISIONS = ("int8", "float32")
 #: Precisions that are a cast of the float program.
 HALF_PRECISIONS = ("bfloat16", "float16")
 
+#: 8-bit floats, which only GPUs of level sm_89 and sm_90 multiply.
+FP8 = "fp8"
+
+#: Precisions whose ranges are chosen on data.
+CALIBRATED = ("int8", FP8)
+
 #: Passes of the default pipeline that only move numbers.
 VALUES_ONLY = ("equalize", "correct-bias")
 
@@ -33,8 +39,9 @@ CALIBRATION_SAMPLES = 2
 
 
 def check_precision(precision: str) -> None:
-    if precision not in PRECISIONS + HALF_PRECISIONS:
-        raise UnknownNameError("precision", precision, PRECISIONS + HALF_PRECISIONS)
+    known = (*PRECISIONS, *HALF_PRECISIONS, FP8)
+    if precision not in known:
+        raise UnknownNameError("precision", precision, known)
 
 
 def quick_pipeline(program: Program, precision: str) -> Pipeline:
@@ -42,6 +49,8 @@ def quick_pipeline(program: Program, precision: str) -> Pipeline:
     check_precision(precision)
     if precision in HALF_PRECISIONS:
         return parse(half_pipeline(program, precision))
+    if precision == FP8:
+        return parse(fp8_pipeline(program))
     if precision == "float32":
         return parse("" if program.stage is Stage.COMPRESSED else "canonicalize")
     passes = [p for p in parse(default_pipeline(program)).passes if p.name not in VALUES_ONLY]
@@ -53,7 +62,7 @@ def quick_program(source: Source, precision: str, progress: Callable[[int, int, 
     """The program of `source` in `precision`. A model file without data is calibrated on random inputs."""
     pipeline = quick_pipeline(source.program, precision)
     data = None
-    if precision == "int8":
+    if precision in CALIBRATED:
         batches = source.calibration(None, CALIBRATION_SAMPLES) or [example_inputs(source.program)]
         data = Calibration.for_program(source.program, batches)
     return PassManager().run(source.program, pipeline, PassContext(calibration=data, progress=progress)).program

@@ -49,7 +49,7 @@ def _linear_shape(x, weight, scale, bias, dtype):
 
 @define("linear_fp8(Tensor x, Tensor weight, Tensor scale, Tensor? bias, ScalarType dtype) -> Tensor", _linear_shape)
 def linear_fp8(x, weight, scale, bias, dtype: torch.dtype):
-    """(x @ weight^T) * scale + bias in float32, rounded to `dtype`. x (..., K) and weight (N, K) e4m3; scale, bias (N,) float32."""
+    """(x @ weight^T) * scale + bias in float32, rounded to `dtype`. x (..., K), weight (N, K) e4m3; scale, bias (N,) float32."""
     out = F.linear(x.to(torch.float32), weight.to(torch.float32)) * scale
     return (out if bias is None else out + bias).to(dtype)
 

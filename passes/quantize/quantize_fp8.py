@@ -100,8 +100,8 @@ def left_float(program: Program, layer: fx.Node) -> str:
 
 def _operands(layer: fx.Node) -> tuple[Any, Any, Any]:
     """(x, weight, bias or None)."""
-    x, weight, bias = (*layer.args, None)[:3]
-    return x, weight, bias
+    x, weight, *rest = layer.args
+    return x, weight, rest[0] if rest else None
 
 
 def _listed(reasons: dict[fx.Node, str]) -> str:

@@ -24,10 +24,10 @@ from ...ir.onnx_export import export_onnx
 from ...ir.program import Program
 from ...passes.manager import PassManager
 from ...passes.pipeline import parse
-from ..defaults import half_pipeline
+from ..defaults import fp8_pipeline, half_pipeline
 from ..optimize import Result, optimize
 from ..predict import single_output
-from ..quick import HALF_PRECISIONS, check_precision
+from ..quick import CALIBRATED, FP8, HALF_PRECISIONS, check_precision
 from ..report import Measurement
 from ..sources import resolve
 from ..zoo import Metric, ReferenceModel, perplexity
@@ -139,10 +139,11 @@ def _prepare(program: Program, batches: list | None, folder: Path, precisions: S
     columns = [torch.stack(column).numpy() for column in zip(*data.samples, strict=True)]
     arrays: dict[str, Any] = dict(zip(names, columns, strict=True))
     np.savez(folder / "samples.npz", **arrays)
-    pipelines = {"float32": "canonicalize", "int8": None, **{p: half_pipeline(program, p) for p in HALF_PRECISIONS}}
+    pipelines = {"float32": "canonicalize", "int8": None, FP8: fp8_pipeline(program)}
+    pipelines |= {p: half_pipeline(program, p) for p in HALF_PRECISIONS}
     results = {}
     for precision in dict.fromkeys(("float32", *precisions)):
-        data = batches if precision == "int8" else None
+        data = batches if precision in CALIBRATED else None
         results[precision] = optimize(
             program, pipeline=pipelines[precision], calibration=data, measure=False, progress=progress
         )  # fmt: skip

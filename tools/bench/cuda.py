@@ -61,7 +61,7 @@ def prepare(
     models: list[str],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for artifacts and reference outputs.")],
     batches: str = "1,32",
-    precisions: str = "int8",
+    precisions: Annotated[str, typer.Option(help="Of int8, fp8, float16, bfloat16 and float32.")] = "int8",
     target: str = "cuda:sm_90",
 ) -> None:
     """Compiles every model at every batch size and precision, with inputs and what the torch reference makes of them."""

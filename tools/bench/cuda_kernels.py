@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...backends.tvm.cuda.kernels import plan_coded, plan_float, plan_image, plan_int8
+from ...backends.tvm.cuda.kernels import plan_coded, plan_float, plan_fp8, plan_image, plan_int8
 from ...backends.tvm.cuda.kernels.blocks import Block, Problem, choose, space
 from ...backends.tvm.cuda.kernels.plans import Plan, run
 from ...backends.tvm.cuda.kernels.timing import LAUNCHES, Compiler, cause_of, microseconds, operands, timed, torch_type
@@ -34,8 +34,9 @@ LEVEL = "sm_90"
 TAIL = Tail("rescale", "uint8", 0, 0, 255)
 RELU = plan_float.FloatTail(low=0.0)
 
-#: torch's int8 product, which it has no public name for.
+#: torch's products of int8 and of 8-bit floats, which it has no public names for.
 INT_MM: Any = torch._int_mm  # pyright: ignore[reportPrivateImportUsage]
+SCALED_MM: Any = torch._scaled_mm  # pyright: ignore[reportPrivateImportUsage]
 
 
 def say(**row: Any) -> None:
@@ -48,7 +49,9 @@ def checked_operands(product: Product) -> tuple[list[torch.Tensor], torch.Tensor
     plan = plan_of(product, None)
     tensors = operands(plan)
     shape = product.shape
-    if product.half:
+    if product.fp8:
+        tensors[:2] = [codes(tuple(tensor.shape)) for tensor in tensors[:2]]
+    if product.half or product.fp8:
         return tensors, None
     scale = np.full(1, 2e-4, np.float32)
     rng = np.random.default_rng(0)
@@ -73,6 +76,11 @@ def checked_operands(product: Product) -> tuple[list[torch.Tensor], torch.Tensor
     return tensors, torch.round(real.clamp(0, 255)).to(torch.uint8)
 
 
+def codes(shape: tuple[int, ...]) -> torch.Tensor:
+    """Bytes of e4m3 numbers: of any byte, two are no number."""
+    return torch.randn(shape, device="cuda").to(torch.float8_e4m3fn).view(torch.uint8)
+
+
 # -- large products ----------------------------------------------------------------------------------------------------------
 
 LARGE = [
@@ -84,6 +92,9 @@ LARGE = [
     if rows * columns < 32768 or warps == 8
 ]
 
+#: Products of one sum of the tensor cores, by what a row is called.
+FP8_SUMS = {"fp8": plan_fp8.SUMMED, "fp8 one sum": 1 << 30}
+
 #: Further blocks for float16.
 LARGE_HALF = [
     Block(rows, columns, depth, 8, stages, group)
@@ -94,7 +105,8 @@ LARGE_HALF = [
 
 
 def gemm(part: str = "", size: int = 4096) -> None:
-    """size^3: int8 with and without a rescale, of s8 and u8, beside `torch._int_mm`; float16 beside cuBLAS.
+    """size^3: int8 with and without a rescale, of s8 and u8, beside `torch._int_mm`; float16 beside cuBLAS; fp8, as it ships and
+    in one sum of the tensor cores, beside `torch._scaled_mm` with sums in float32 and in the tensor cores ("fast").
     part: of the names to keep."""
     compiler = Compiler()
     half = plan_float.FloatTail()
@@ -106,34 +118,51 @@ def gemm(part: str = "", size: int = 4096) -> None:
                 plans.append((f"{dtype} {tail.kind}", block, plan))
             halved = replace(block, depth=block.depth // 2)
             plans.append(("float16", halved, plan_float.linear(size, size, size, "float16", half, LEVEL, halved)))
+            for name, summed in FP8_SUMS.items():
+                plan = plan_fp8.linear(size, size, size, "float16", half, LEVEL, block=block, summed=summed)
+                plans.append((name, block, plan))
     for block in LARGE_HALF:
         plans.append(("float16", block, plan_float.linear(size, size, size, "float16", half, LEVEL, block)))
     plans = [one for one in plans if part in one[0]]
     futures = [compiler.start(plan) for _, _, plan in plans]
     a, b = (torch.randint(-128, 128, (size, size), device="cuda", dtype=torch.int32).to(torch.int8) for _ in range(2))
     c, d = (torch.randn(size, size, device="cuda").half() for _ in range(2))
-    expected = {"int8 none": INT_MM(a, b.t()), "float16": c @ d.t()}
+    e, f = codes((size, size)), codes((size, size))
+    unit = torch.tensor(1 / 64, device="cuda"), torch.ones((), device="cuda")
+    x, y = e.view(torch.float8_e4m3fn), f.view(torch.float8_e4m3fn).t()
+    scaled: dict[str, Callable[[], torch.Tensor]] = {
+        name: lambda fast=fast: SCALED_MM(x, y, *unit, out_dtype=torch.float16, use_fast_accum=fast)
+        for name, fast in (("fp8", False), ("fp8 fast", True))
+    }
+    exact = (x.double() @ y.double() / 64).float()
+    expected = {"int8 none": INT_MM(a, b.t()), "float16": c @ d.t(), **dict.fromkeys(FP8_SUMS, exact)}
     reference = {"int8": microseconds(lambda: INT_MM(a, b.t()), 5), "float16": microseconds(lambda: c @ d.t(), 5)}
+    reference |= {name: microseconds(call, 5) for name, call in scaled.items()}
+    for name, call in scaled.items():
+        say(what=f"torch {name}", off=(call().float() - exact).abs().max().item(), deviation=exact.std().item())
     for name, taken in reference.items():
         say(what=f"torch {name}", size=size, microseconds=taken, tops=2e-6 * size**3 / taken)
     best: dict[str, dict[str, Any]] = {}
     for (name, block, plan), future in zip(plans, futures, strict=True):
         error = future.result()
-        taken = float("inf")
+        taken, off = float("inf"), None
         if not error:
             tensors = operands(plan)
-            given = {"int8": (a, b), "uint8": (a.view(torch.uint8), b), "float16": (c, d)}[name.split()[0]]
-            tensors[:2] = given
-            tensors[2].zero_()
+            kind = name.split()[0]
+            tensors[:2] = {"int8": (a, b), "uint8": (a.view(torch.uint8), b), "float16": (c, d), "fp8": (e, f)}[kind]
+            if kind == "fp8":
+                tensors[2].fill_(1 / 64)
+            tensors[3 if kind == "fp8" else 2].zero_()
             taken, error = timed(plan, tensors)
             if not error and name in expected:
                 off = (tensors[-1].double() - expected[name].double()).abs().max().item()
-                error = f"off by {off}" if off > (0 if name == "int8 none" else 1.0) else ""
-        row = {"what": f"gemm {name}", "block": asdict(block), "microseconds": taken, "error": error}
+                # Results of fp8 are near 1; what its sums may lose is in `triton_fp8`.
+                error = f"off by {off}" if off > (0 if name == "int8 none" else 0.1 if kind == "fp8" else 1.0) else ""
+        row = {"what": f"gemm {name}", "block": asdict(block), "microseconds": taken, "off": off, "error": error}
         if error:
             say(**row)
         elif taken < best.get(name, {"microseconds": float("inf")})["microseconds"]:
-            torch_s = reference["float16" if name == "float16" else "int8"]
+            torch_s = reference[name.split()[0].replace("uint8", "int8")]
             best[name] = row | {"tops": 2e-6 * size**3 / taken, "of_torch": torch_s / taken}
     for row in best.values():
         say(**row)
@@ -226,6 +255,10 @@ def plan_fits(block: Block) -> bool:
 
 def plan_of(product: Product, block: Block | None) -> Plan:
     shape = product.shape
+    if product.fp8:
+        if isinstance(shape, Convolution):
+            return plan_fp8.convolution(shape, "float16", RELU, LEVEL, block=block)
+        return plan_fp8.linear(*shape, "float16", RELU, LEVEL, block=block)
     if product.half:
         if isinstance(shape, Convolution):
             return plan_float.convolution(shape, product.dtype, RELU, LEVEL, product.image, block)
@@ -239,6 +272,10 @@ def plan_of(product: Product, block: Block | None) -> Plan:
 
 
 def problem_of(product: Product) -> Problem:
+    if product.fp8:
+        if isinstance(product.shape, Convolution):
+            return plan_fp8.convolution_problem(product.shape)
+        return plan_fp8.linear_problem(*product.shape)
     if product.half and isinstance(product.shape, Convolution):
         return plan_float.convolution_problem(product.shape, product.dtype)
     if isinstance(product.shape, Convolution):
@@ -295,7 +332,8 @@ def tune(path: Path, seconds: float, named: str = "", most: int = 14) -> None:
                 expected = tensors[-1].clone() if expected is None else expected
                 given = tensors[-1][..., : expected.shape[-1]]
                 # Half precision: another order of the sums may round otherwise.
-                same = torch.allclose(given, expected, 2e-3, 1e-2) if product.half else torch.equal(given, expected)
+                rounds = product.half or product.fp8
+                same = torch.allclose(given, expected, 2e-3, 1e-2) if rounds else torch.equal(given, expected)
                 if not same:
                     taken, error = float("inf"), "wrong"
             times.append(taken)

@@ -1,4 +1,4 @@
-"""The int8 products of the zoo's networks, as keys of the tuning database name them: what `cuda_kernels tune` measures."""
+"""The products of the zoo's networks, as keys of the tuning database name them: what `cuda_kernels tune` measures."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ...backends.tvm.kernels.base import Convolution
+from ...passes.quantize.quantize_fp8 import FEWEST_CHANNELS
 
 
 @dataclass(frozen=True)
 class Product:
     """shape: a convolution, or (rows, inner, outer) of a linear layer. image: the convolution quantizes a float
-    image; of half precision, it reads a planar one."""
+    image; of half precision, it reads a planar one. dtype: of what is multiplied; "fp8" is e4m3."""
 
     shape: Convolution | tuple[int, int, int]
     dtype: str = "uint8"
@@ -23,7 +24,16 @@ class Product:
         return self.dtype == "float16"
 
     @property
+    def fp8(self) -> bool:
+        return self.dtype == "fp8"
+
+    @property
     def key(self) -> str:
+        if self.fp8:
+            if isinstance(self.shape, Convolution):
+                return f"convolution_fp8 {self.shape.work}"
+            rows, inner, outer = self.shape
+            return f"linear_fp8 {rows}x{inner} -> {rows}x{outer}"
         if self.half:
             if isinstance(self.shape, Convolution):
                 return f"convolution_f32 {self.dtype} {self.shape.work}{', planar' if self.image else ''}"
@@ -96,6 +106,18 @@ def _all() -> Iterator[Product]:
         yield from efficientnet_lite0(batch)
     for batch in (32, 1, 128):
         yield from (replace(product, dtype="float16") for product in resnet50(batch))
+    for batch in (32, 1):
+        yield from _fp8(resnet50(batch))
+        yield from _fp8(transformer(128 * batch, 384, 1536))
+        yield from _fp8(efficientnet_lite0(batch))
+
+
+def _fp8(products: Iterator[Product]) -> Iterator[Product]:
+    """Those that `quantize-fp8` makes layers of 8-bit floats."""
+    for product in products:
+        shape = product.shape
+        if not isinstance(shape, Convolution) or (shape.groups == 1 and shape.channels >= FEWEST_CHANNELS):
+            yield replace(product, dtype="fp8", zero_point=0)
 
 
 SHAPES: tuple[Product, ...] = tuple({product.key: product for product in _all()}.values())

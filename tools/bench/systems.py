@@ -19,7 +19,7 @@ PEERS = (
 )  # fmt: skip
 
 #: Precision of ours -> the artifact that `build` reads.
-ARTIFACTS = {"float32": "float.gw", "int8": "int8.gw", "bfloat16": "bfloat16.gw", "float16": "float16.gw"}
+ARTIFACTS = {"float32": "float.gw", **{name: f"{name}.gw" for name in ("int8", "bfloat16", "float16", "fp8")}}
 
 #: OpenVINO's names of what it computes in -> ours.
 PRECISIONS = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}

@@ -30,7 +30,7 @@ def require_fp8(lowering: Lowering, node: fx.Node) -> None:
     if target.arch != "cuda" or target.level not in plan_fp8.LEVELS:
         levels = ", ".join(f"cuda:{level}" for level in plan_fp8.LEVELS)
         raise TargetError(
-            f"{target} has no products of 8-bit floats, which '{node.name}' (from {origin_of(node)}) computes; compile for one of "
+            f"{target} has no products of 8-bit floats, which '{node.name}' (from {origin_of(node)}) computes; compile for "
             f"{levels}, or leave quantize-fp8 out of the pipeline: quantize gives integers that every target multiplies"
         )
 

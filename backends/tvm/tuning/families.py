@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from math import ceil, prod
 from typing import Any
 
-from ..cuda.kernels import blocks, plan_float, plan_image, plan_int8
+from ..cuda.kernels import blocks, plan_float, plan_fp8, plan_image, plan_int8
 from ..cuda.kernels import convolution_f32 as cuda_convolution_f32
+from ..cuda.kernels import convolution_fp8 as cuda_convolution_fp8
 from ..cuda.kernels import convolution_int8 as cuda_convolution
 from ..cuda.kernels import linear_f32 as cuda_linear_f32
+from ..cuda.kernels import linear_fp8 as cuda_linear_fp8
 from ..cuda.kernels import linear_int8 as cuda_linear
 from ..cuda.kernels import matmul_f32 as cuda_matmul_f32
 from ..cuda.kernels import matmul_int8 as cuda_matmul
@@ -165,13 +167,24 @@ def _float_blocks(spec: Specification) -> list[Choice]:
     return [asdict(block) for block in plan_float.space(problem, spec[1].level, dtype)]
 
 
-def _cuda_float_family(name: str, work: Callable[[Specification], str]) -> Family:
+def _fp8_blocks(spec: Specification) -> list[Choice]:
+    shape = spec[0]
+    if isinstance(shape, MatrixProduct):
+        problem = plan_fp8.linear_problem(shape.rows, shape.inner, shape.columns)
+    else:
+        problem = plan_fp8.convolution_problem(shape)
+    return [asdict(block) for block in blocks.space(problem, spec[1].level)]
+
+
+def _cuda_float_family(
+    name: str, work: Callable[[Specification], str], space: Callable[[Specification], list[Choice]] = _float_blocks
+) -> Family:
     """A generator of (shape, FloatSpec, further options)."""
 
     def chosen(spec: Specification, choice: Choice) -> Specification:
         return (spec[0], replace(spec[1], tile=blocks.Block(**choice)), *spec[2:])
 
-    return Family(name, lambda spec: spec[1].level, lambda spec: spec[1].tile is not None, work, _float_blocks, chosen)
+    return Family(name, lambda spec: spec[1].level, lambda spec: spec[1].tile is not None, work, space, chosen)
 
 
 # -- float products ----------------------------------------------------------------------------------------------------------
@@ -252,6 +265,8 @@ FAMILIES: dict[Any, Family] = {
     cuda_convolution_f32.convolution: _cuda_float_family("convolution_f32", _cuda_float_convolution),
     cuda_linear_f32.linear: _cuda_float_family("linear_f32", lambda spec: _typed(spec, spec[0].work)),
     cuda_matmul_f32.matmul: _cuda_float_family("matmul_f32", lambda spec: _typed(spec, spec[0].work)),
+    cuda_convolution_fp8.convolution: _cuda_float_family("convolution_fp8", lambda spec: spec[0].work, _fp8_blocks),
+    cuda_linear_fp8.linear: _cuda_float_family("linear_fp8", lambda spec: spec[0].work, _fp8_blocks),
     convolution_int8.build: _int8_family("convolution_int8", _convolution_int8),
     linear_int8.build: _int8_family("linear_int8", _linear_int8),
     matmul_int8.build: _int8_family("matmul_int8", _matmul_int8),
