@@ -56,7 +56,10 @@ def outputs(plan: Plan, inputs: list[torch.Tensor], store: Store) -> dict[str, t
 def judged(
     out: dict[str, torch.Tensor], sums: tuple[torch.Tensor, torch.Tensor], tail: FloatTail, store: Store, depth: int, dtype: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """sums: exact ones and their magnitudes. (results with the exact one where they keep the bound, exact ones). Codes must be of a value in the bound."""
+    """(results with the exact one wherever they keep the bound, exact ones). Codes must be those of a value within the bound.
+
+    sums: the exact ones and their magnitudes.
+    """
     kept: list[torch.Tensor] = []
     # The interpreter sums in float32, tensor cores as `triton_fp8` says.
     unit = (depth + 4) * 2.0**-23 + (0 if DEVICE == "cpu" else (ceil(min(depth, plan_fp8.SUMMED) / 32) + 1) * 2.0**-13)

@@ -100,8 +100,8 @@ def left_float(program: Program, layer: fx.Node) -> str:
 
 def _operands(layer: fx.Node) -> tuple[Any, Any, Any]:
     """(x, weight, bias or None)."""
-    x, weight, *rest = layer.args
-    return x, weight, rest[0] if rest else None
+    args: list[Any] = [*layer.args, None]
+    return args[0], args[1], args[2]
 
 
 def _listed(reasons: dict[fx.Node, str]) -> str:

@@ -2,12 +2,13 @@
 
 Operands are bytes, read through pointers to `float8e4nv`. A product of two e4m3 numbers is exact in float32. Its sum is not: the
 tensor cores of sm_89 and sm_90 align the 32 products of an instruction and the sum so far to the largest of them, keep 13 bits
-behind its leading one and cut off the rest (about 14 bits are left: DeepSeek-V3, arXiv:2412.19437, section 3.5.2). The error grows
-with the depth, so SUMMED products at most go into one such sum (`plan_fp8`), and these are added in float32. A result is off by
+behind its leading one and cut off the rest (DeepSeek-V3, arXiv:2412.19437, section 3.5.2, found about 14 bits). That adds up over
+the depth, so `plan_fp8.SUMMED` products at most go into one such sum, and these are added in float32. A result is off by
 
     (ceil(SUMMED / 32) + 1) * 2^-13 * scale * sum |x| |w|
 
-at most, on top of what those of `triton_float` are: 2^-7 for 2048 products, where each of them was rounded by up to 2^-3. Lanes past the last channel may hold anything, so they are masked.
+at most, on top of what results of `triton_float` are: 2^-7 for 2048 products, each of which lost up to 2^-3 when its factors were
+rounded to e4m3. Lanes past the last channel may hold anything, so they are masked.
 """
 
 # Triton compiles these functions: constants and ranges are not the Python objects that type checkers take them for.
