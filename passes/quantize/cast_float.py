@@ -92,7 +92,7 @@ class CastFloat(Pass):
                 cast.visit(node)
         cast.finish()
         stats = {"layers": cast.layers, "casts": cast.casts, "parameters": len(cast.parameters), "saturated": cast.saturated}
-        return PassResult(program, bool(cast.casts or cast.parameters or cast.layers), stats)
+        return PassResult(program, bool(cast.casts or cast.parameters or cast.retyped), stats)
 
 
 class _Cast:
@@ -100,13 +100,14 @@ class _Cast:
 
     def __init__(self, program: Program, half: torch.dtype) -> None:
         self.program, self.half = program, half
-        self.layers = self.casts = self.saturated = 0
+        self.layers = self.casts = self.retyped = self.saturated = 0
         self.parameters: dict[fx.Node, fx.Node] = {}
         self._values: dict[tuple[fx.Node, torch.dtype], fx.Node] = {}
 
     def visit(self, node: fx.Node) -> None:
         if node.target in FP8_PRODUCTS:
-            self.layers += node.args[-1] is not self.half
+            self.layers += 1
+            self.retyped += node.args[-1] is not self.half
             node.update_arg(len(node.args) - 1, self.half)
             infer_node(self.program, node)
             return
@@ -165,4 +166,4 @@ class _Cast:
 
 def _compressed(node: fx.Node) -> bool:
     """Whether a layer's operand is a weight that is stored as codes or without its zeros: its layer computes in float32."""
-    return getattr(node.target, "namespace", "") == "gw"
+    return getattr(node.target, "namespace", "") == "gw" and node.target not in FP8_PRODUCTS

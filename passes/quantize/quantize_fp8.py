@@ -82,20 +82,20 @@ def gw_layers(program: Program) -> list[fx.Node]:
 
 def left_float(program: Program, layer: fx.Node) -> str:
     """Why a convolution or linear layer stays float; empty where it need not."""
-    x, weight, *_ = _operands(layer)
-    if program.parameter(weight) is None or not isinstance(x, fx.Node) or x.op == "get_attr":
+    x, weight, bias = _operands(layer)
+    if program.parameter(weight) is None or program.parameter(x) is not None:
         return "its weight is no parameter, or its input is one"
-    if program.parameter(_operands(layer)[2]) is None and _operands(layer)[2] is not None:
+    if bias is not None and program.parameter(bias) is None:
         return "its bias is computed"
     if layer.target is ops.LINEAR:
         return ""
     transposed, groups = bool(layer.args[6]), int(layer.args[8])  # type: ignore[arg-type]
-    shape = shape_of(weight)
-    if transposed or len(shape) > 4:
+    channels, rank = shape_of(weight)[1], len(shape_of(weight))
+    if transposed or rank > 4:
         return "no kernel multiplies 8-bit floats in a transposed or 3-D convolution"
     if groups != 1:
         return f"{groups} groups"
-    return f"{shape[1]} input channels, fewer than {FEWEST_CHANNELS}" if shape[1] < FEWEST_CHANNELS else ""
+    return f"{channels} input channels, fewer than {FEWEST_CHANNELS}" if channels < FEWEST_CHANNELS else ""
 
 
 def _operands(layer: fx.Node) -> tuple[Any, Any, Any]:
@@ -127,6 +127,8 @@ class _Rewrite:
             call, rest = gw.convolution_fp8.default, tuple(layer.args[3:6])
         made = self.program.insert(call, (x, weight, scale, bias, *rest, torch.float32), layer, origin=origin_of(layer))
         layer.replace_all_uses_with(made)
+        if layer in self.scales:
+            self.scales[made] = self.scales[layer]
         self.program.graph.erase_node(layer)
 
     def _value(self, source: fx.Node, layer: fx.Node) -> fx.Node:
