@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from graphwright.backends.tvm.cuda.kernels import plan_float, plan_fp8
 from graphwright.backends.tvm.cuda.kernels.plan_float import FloatTail
-from graphwright.backends.tvm.cuda.kernels.plan_fp8 import Store
+from graphwright.backends.tvm.cuda.kernels.plan_store import Store
 from graphwright.backends.tvm.cuda.kernels.plans import Plan, run
 from graphwright.backends.tvm.kernels.base import Convolution, padded
 from graphwright.ir.dialect import gw

@@ -375,8 +375,9 @@ class Lowering:
         macs: int = 0,
         label: str = "",
         outputs: int = 1,
+        multiplied: str = "",
     ) -> list[Expr]:
-        """As `kernel`, for a kernel whose last `outputs` buffers are written."""
+        """As `kernel`, for a kernel whose last `outputs` buffers are written. multiplied: the type, where bytes hold floats."""
         variable, function = self.function(generator, spec, label or generator.__name__)
         buffers, written = function.params[:-outputs], function.params[-outputs:]
         if len(buffers) != len(inputs):
@@ -392,7 +393,7 @@ class Lowering:
         types = [relax.TensorType([int(d) for d in out.shape], str(out.dtype)) for out in written]
         result = self.builder.emit(relax.call_tir(variable, arguments, types if outputs > 1 else types[0]))
         results = [result] if outputs == 1 else [self.builder.emit(relax.TupleGetItem(result, i)) for i in range(outputs)]
-        self.record(variable.name_hint, nodes, "designed", [*arguments, *results], macs, _work(spec))
+        self.record(variable.name_hint, nodes, "designed", [*arguments, *results], macs, _work(spec), multiplied)
         return results
 
     def function(self, generator: Callable[..., tirx.PrimFunc], spec: tuple[Any, ...], label: str):
@@ -408,9 +409,17 @@ class Lowering:
         return self._functions[key]
 
     def record(
-        self, name: str, nodes: Sequence[fx.Node], kind: str, moved: Sequence[Expr], macs: int = 0, work: str = ""
+        self,
+        name: str,
+        nodes: Sequence[fx.Node],
+        kind: str,
+        moved: Sequence[Expr],
+        macs: int = 0,
+        work: str = "",
+        dtype: str = "",
     ) -> None:
-        """Writes down a launched kernel. moved: its operands, then its results. work: shapes of the first and last by default."""
+        """Writes down a launched kernel. moved: its operands, then its results. work: shapes of the first and last by default;
+        dtype: what their types say by default."""
         sizes = [prod(shape_of_var(v)) * item_size(dtype_of_var(v)) for v in moved]
         if not macs:
             # A gather reads of its table no more than it writes.
@@ -421,7 +430,7 @@ class Lowering:
         covered = tuple(n.name for n in nodes)
         # A layer that quantizes its own input multiplies bytes: the type of its weights says so.
         bytes_ = [d for d in map(dtype_of_var, moved[:-1]) if d in ("int8", "uint8")] if macs else []
-        dtype = next(iter(bytes_), dtype_of_var(moved[0]))
+        dtype = dtype or next(iter(bytes_), dtype_of_var(moved[0]))
         self.rows.append(KernelRow(name, covered, kind, macs, sum(sizes), weights, dtype, work))
 
 

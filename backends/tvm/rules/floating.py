@@ -32,6 +32,7 @@ from ..values import DTYPES, SUFFIXES, Expr, arguments, of_node, shape_of_var
 from .attention_float import lower_float_attention
 from .bitmask import sparse_weight, stored
 from .coded import CodedWeight, coded_weight
+from .codes_fp8 import emit_end, multiplies_fp8
 from .generic import fallback
 from .operands import matmul_operands, planar, without_frame
 
@@ -71,6 +72,10 @@ class Finish:
     spec: FloatSpec
     nodes: tuple[fx.Node, ...]
     residual: fx.Node | None = None
+
+    @property
+    def node(self) -> fx.Node:
+        return self.nodes[-1]
 
 
 def finish(lowering: Lowering, node: fx.Node) -> Finish:
@@ -193,17 +198,16 @@ def convolution(lowering: Lowering, node: fx.Node) -> None:
     packed = _convolution_weight(lowering, weight, shape, done.spec.dtype)
     if shape.depthwise:
         generator, family = depthwise_f32.depthwise, "depthwise"
-        options, source = (shape, done.spec), lowering.channels(x)
+        options, source = [shape, done.spec], lowering.channels(x)
     else:
         generator, family = convolution_f32.convolution, "convolution"
         # The image a network is given is planar, with few channels: a first layer reads it as it is.
         planar_input = shape.channels <= LANES and not lowering.is_channels(x) and len(x.users) == 1
         source = _rows(lowering, x, done.spec) if planar_input else lowering.channels(x)
-        options = (shape, done.spec, planar_input)
+        options = [shape, done.spec, planar_input]
     inputs = [source, *residual, packed, pack_bias(shape.filters, _stored(lowering, bias))]
-    given = {"nodes": done.nodes, "macs": shape.macs, "label": label(family, done.spec.dtype)}
-    out = lowering.kernel(generator, *options, inputs=inputs, **given)
-    lowering.bind_all(done.nodes, of_node(done.nodes[-1], channels=out))
+    given = {"macs": shape.macs, "label": label(family, done.spec.dtype)}
+    emit_end(lowering, generator, options, done.nodes, inputs, "channels", **given)
 
 
 def _convolution_weight(lowering: Lowering, node: fx.Node, shape: Convolution, dtype: str) -> Expr | np.ndarray:
@@ -368,9 +372,8 @@ def layer_norm(lowering: Lowering, node: fx.Node) -> None:
         return
     length = prod(normalized)
     inputs = [lowering.dense(x), _affine(lowering, weight, length, 1.0), _affine(lowering, bias, length, 0.0)]
-    spec = prod(shape_of(x)) // length, length, float(eps), *_half_options(lowering, dtype)
-    out = lowering.kernel(layer_norm_f32.layer_norm, *spec, inputs=inputs, nodes=(node,), label=label("layer_norm", dtype))
-    lowering.bind(node, of_node(node, dense=out))
+    spec = [prod(shape_of(x)) // length, length, float(eps), *_half_options(lowering, dtype)]
+    emit_end(lowering, layer_norm_f32.layer_norm, spec, (node,), inputs, "dense", label=label("layer_norm", dtype))
 
 
 def _affine(lowering: Lowering, parameter: fx.Node | None, length: int, fill: float) -> Expr | np.ndarray:
@@ -381,5 +384,5 @@ def _affine(lowering: Lowering, parameter: fx.Node | None, length: int, fill: fl
 
 
 def _half_options(lowering: Lowering, dtype: str) -> tuple[Any, ...]:
-    """What a kernel with half-precision tensors is told beyond its float32 specification."""
-    return () if dtype == "float32" else (dtype, lowering.level(dtype))
+    """What a kernel is told beyond its float32 specification: on a target whose kernels know more types than that, always."""
+    return () if dtype == "float32" and not multiplies_fp8(lowering) else (dtype, lowering.level(dtype))

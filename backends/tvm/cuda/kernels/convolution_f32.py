@@ -14,6 +14,7 @@ from . import plan_float
 from .family import function
 from .family_float import PRECISION, block_of, dtype_of, tail_of
 from .plan_float import pack_bias, packed_weight_shape
+from .plan_store import VALUE, Store
 
 __all__ = ["convolution", "pack_bias", "pack_weight", "packed_weight_shape"]
 
@@ -23,7 +24,7 @@ def pack_weight(shape: Convolution, weight: np.ndarray, dtype: str = "float32") 
     return plan_float.pack_convolution(shape, weight, np.dtype(dtype))
 
 
-def convolution(shape: Convolution, spec: FloatSpec = PLAIN, planar_input: bool = False) -> tirx.PrimFunc:
-    """The kernel. Raises OptionError: a planar image with groups."""
-    plan = plan_float.convolution(shape, dtype_of(spec), tail_of(spec), spec.level, planar_input, block_of(spec), PRECISION)
-    return function(plan)
+def convolution(shape: Convolution, spec: FloatSpec = PLAIN, planar_input: bool = False, store: Store = VALUE) -> tirx.PrimFunc:
+    """The kernel; `store` names its last buffers. Raises OptionError: a planar image with groups."""
+    options = spec.level, planar_input, block_of(spec), PRECISION, store
+    return function(plan_float.convolution(shape, dtype_of(spec), tail_of(spec), *options))

@@ -10,7 +10,7 @@ from ...kernels.float_base import FloatSpec
 from . import plan_fp8
 from .family import function
 from .family_float import block_of, tail_of
-from .plan_fp8 import VALUE, Store
+from .plan_store import VALUE, Store
 
 
 def convolution(shape: Convolution, spec: FloatSpec, store: Store = VALUE) -> tirx.PrimFunc:

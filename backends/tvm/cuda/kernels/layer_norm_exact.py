@@ -8,6 +8,7 @@ from tvm import tirx
 from .....ir.errors import OptionError
 from ...kernels.quantize_image import Quantize
 from ..launch import Constant, device_function
+from .plan_store import INVERSE, VALUE, Store
 from .rows import rows_call
 
 
@@ -20,18 +21,22 @@ def layer_norm(
     level: str = "",
     name: str = "layer_norm_exact",
     dtype: str = "float32",
+    store: Store = VALUE,
 ) -> tirx.PrimFunc:
     """(X [rows, length], weight [length], bias [length], Y [rows, length]); X and Y of `dtype`, the rest float32.
 
-    quantize: a last buffer Q [rows, length] takes `gw::quantize` of Y; keep=False leaves Y itself out.
+    quantize: a last buffer Q [rows, length] takes `gw::quantize` of Y; keep=False leaves Y itself out. Without it, `store` names
+    the buffers behind the bias: 8-bit floats may be written, too.
 
     Raises:
-        OptionError: an empty extent, or nothing to write.
+        OptionError: an empty extent, nothing to write, or two kinds of codes.
     """
     if min(rows, length) < 1:
         raise OptionError(f"layer_norm: every extent must be at least 1, got {rows} x {length}")
     if quantize is None and not keep:
         raise OptionError("layer_norm: keep=False without quantize leaves nothing to write")
+    if quantize is not None and store != VALUE:
+        raise OptionError("layer_norm: one kernel makes integers or 8-bit floats of its result, not both")
     constants: dict[str, Constant] = {
         "ROWS": rows,
         "LENGTH": length,
@@ -43,12 +48,9 @@ def layer_norm(
         "ZERO": 0 if quantize is None else quantize.zero_point,
     }
     buffers = [("X", (rows, length), dtype), ("weight", (length,), "float32"), ("bias", (length,), "float32")]
-    if keep:
-        buffers.append(("Y", (rows, length), dtype))
-    else:
-        constants["y_ptr"] = None
-    if quantize is not None:
-        buffers.append(("Q", (rows, length), quantize.dtype))
-    else:
-        constants["q_ptr"] = None
+    kept = store if quantize is None else Store(keep, codes=True)
+    buffers += [INVERSE] * store.codes + [("Y", (rows, length), dtype)] * kept.value
+    buffers += [("Q", (rows, length), "uint8" if quantize is None else quantize.dtype)] * kept.codes
+    given = {"inverse_ptr": store.codes, "y_ptr": kept.value, "q_ptr": kept.codes}
+    constants |= {name: None for name, present in given.items() if not present}
     return device_function(name, buffers, rows_call("layer_norm", rows, constants))

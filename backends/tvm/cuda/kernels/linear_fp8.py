@@ -9,7 +9,7 @@ from ...kernels.float_base import FloatSpec, MatrixProduct
 from . import plan_fp8
 from .family import function
 from .family_float import block_of, tail_of
-from .plan_fp8 import VALUE, Store
+from .plan_store import VALUE, Store
 
 
 def linear(shape: MatrixProduct, spec: FloatSpec, store: Store = VALUE) -> tirx.PrimFunc:

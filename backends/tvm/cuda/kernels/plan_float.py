@@ -17,6 +17,7 @@ from . import blocks
 from .blocks import Block, Problem, choose, power_of_two
 from .plan_attention import Heads, mask_and_output
 from .plan_int8 import channels_read, fitted, image_constants, pointwise, spread
+from .plan_store import VALUE, Store
 from .plans import Buffer, Constant, Plan
 
 UNITS = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -124,6 +125,7 @@ def convolution(
     planar: bool = False,
     block: Block | None = None,
     precision: str = "ieee",
+    store: Store = VALUE,
 ) -> Plan:
     """Dense or grouped; planar: X is [N, C, H, W]. Raises OptionError: planar with groups."""
     if planar and shape.groups > 1:
@@ -138,16 +140,16 @@ def convolution(
         *_residual(tail, out_shape, dtype),
         ("W", weight, dtype),
         ("bias", (filters,), "float32"),
-        ("Y", out_shape, dtype),
+        *store.buffers(out_shape, dtype),
     )
     chosen = _block(convolution_problem(shape, dtype), level, dtype, precision, block)
-    if pointwise(shape) and not planar and shape.channels == pitch:
+    if pointwise(shape) and not planar and shape.channels == pitch and store == VALUE:
         constants: dict[str, Constant] = {"M": rows, "N": filters, "K": pitch, "X_PITCH": pitch, "W_PITCH": weight[1]}
         constants |= tail.constants | _cut(chosen, precision)
         return Plan("triton_float:linear", constants, _grid(rows, filters, chosen), buffers, chosen.warps, chosen.stages)
     chosen = chosen if planar else fitted(chosen, shape, 16)
     grouped, channels = shape.groups > 1, channels_read(shape)
-    constants = image_constants(shape) | tail.constants | _cut(chosen, precision)
+    constants = image_constants(shape) | tail.constants | store.constants | _cut(chosen, precision)
     constants |= {
         "X_PITCH": pitch,
         "PLANAR": planar,
@@ -186,7 +188,7 @@ def pack_bias(filters: int, bias: np.ndarray | None) -> np.ndarray:
     return packed
 
 
-def depthwise(shape: Convolution, dtype: str, tail: FloatTail, block: Block | None = None) -> Plan:
+def depthwise(shape: Convolution, dtype: str, tail: FloatTail, block: Block | None = None, store: Store = VALUE) -> Plan:
     filters = padded(shape.filters)
     chosen = block or Block(max(8, 512 // min(64, power_of_two(filters))), min(64, power_of_two(filters)), 1, 4, 1)
     out_shape = (shape.batch, shape.out_height, shape.out_width, filters)
@@ -195,9 +197,9 @@ def depthwise(shape: Convolution, dtype: str, tail: FloatTail, block: Block | No
         *_residual(tail, out_shape, dtype),
         ("W", (prod(shape.kernel), filters), dtype),
         ("bias", (filters,), "float32"),
-        ("Y", out_shape, dtype),
+        *store.buffers(out_shape, dtype),
     )
-    constants = image_constants(shape) | tail.constants | {"BM": chosen.rows, "BN": chosen.columns}
+    constants = image_constants(shape) | tail.constants | store.constants | {"BM": chosen.rows, "BN": chosen.columns}
     rows = shape.batch * shape.out_height * shape.out_width
     grid = (ceil(rows / chosen.rows), ceil(filters / chosen.columns), 1)
     return Plan("triton_float:depthwise", constants, grid, buffers, chosen.warps, 1)

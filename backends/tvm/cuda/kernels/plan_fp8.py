@@ -5,7 +5,6 @@ Buffers of e4m3 numbers are uint8: their bytes. dtype: "float32", "float16" or "
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import ceil, prod
 
 import numpy as np
@@ -16,6 +15,7 @@ from . import plan_float
 from .blocks import Block, Problem, choose
 from .plan_float import FloatTail
 from .plan_int8 import fitted, image_constants, pointwise
+from .plan_store import INVERSE, VALUE, Store
 from .plans import Buffer, Constant, Plan
 
 #: Levels whose tensor cores multiply e4m3 numbers.
@@ -26,37 +26,6 @@ SUMMED = 2048
 
 #: Elements of a program of `quantize`.
 QUANTIZED = 1024
-
-INVERSE: Buffer = ("inverse", (1,), "float32")
-
-
-@dataclass(frozen=True)
-class Store:
-    """What a product leaves in memory: its value, the e4m3 codes of it for the layers that follow, or both."""
-
-    value: bool = True
-    codes: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.value and not self.codes:
-            raise OptionError("a product stores its value, codes of it, or both")
-
-    @property
-    def outputs(self) -> int:
-        return self.value + self.codes
-
-    def buffers(self, shape: tuple[int, ...], dtype: str) -> list[Buffer]:
-        """What is multiplied with before a code is made, 1 / the codes' scale, and what is written."""
-        value, codes = [("Y", shape, dtype)] * self.value, [("Q", shape, "uint8")] * self.codes
-        return [INVERSE] * self.codes + value + codes
-
-    @property
-    def constants(self) -> dict[str, Constant]:
-        absent = {"y": self.value, "codes": self.codes, "inverse": self.codes}
-        return {name: None for name, present in absent.items() if not present}
-
-
-VALUE = Store()
 
 
 def linear_problem(rows: int, inner: int, outer: int) -> Problem:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .triton_e4m3 import keep
 from .triton_tails import tile_of
 
 
@@ -119,10 +120,13 @@ def store(
     FUNCTION: tl.constexpr,
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
+    codes=None,
+    inverse=None,
 ):
+    """act(acc + residual), as `keep` stores it."""
     if RESIDUAL:
         acc += tl.load(residual + offsets, mask=mask, other=0.0).to(tl.float32)
-    tl.store(y + offsets, activate(acc, FUNCTION, LOW, HIGH).to(y.dtype.element_ty), mask=mask)
+    keep(activate(acc, FUNCTION, LOW, HIGH), y, codes, inverse, offsets, mask)
 
 
 @triton.jit
@@ -182,7 +186,9 @@ def convolution(
     residual,
     w,
     bias,
+    inverse,
     y,
+    codes,
     BATCH: tl.constexpr,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -290,7 +296,7 @@ def convolution(
     acc += tl.load(bias + column)[None, :]
     offsets = row[:, None] * N + columns[None, :]
     mask = (rows[:, None] < M) & (columns[None, :] < N)
-    store(acc, residual, y, offsets, mask, RESIDUAL, FUNCTION, LOW, HIGH)
+    store(acc, residual, y, offsets, mask, RESIDUAL, FUNCTION, LOW, HIGH, codes, inverse)
 
 
 @triton.jit
@@ -299,7 +305,9 @@ def depthwise(
     residual,
     w,
     bias,
+    inverse,
     y,
+    codes,
     BATCH: tl.constexpr,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -345,7 +353,7 @@ def depthwise(
             acc += value * tl.load(w + (i * KERNEL_WIDTH + j) * N + column).to(tl.float32)[None, :]
     offsets = row[:, None] * N + columns[None, :]
     mask = (rows[:, None] < M) & (columns[None, :] < N)
-    store(acc, residual, y, offsets, mask, RESIDUAL, FUNCTION, LOW, HIGH)
+    store(acc, residual, y, offsets, mask, RESIDUAL, FUNCTION, LOW, HIGH, codes, inverse)
 
 
 @triton.jit

@@ -19,24 +19,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .triton_e4m3 import codes_of, keep
 from .triton_float import activate
 from .triton_tails import tile_of
-
-
-@triton.jit
-def codes_of(value):
-    """The bytes of e4m3(clamp(value, -448, 448)), to nearest, half to even; NaN is 0x7f. As `gw::quantize_fp8`.
-
-    In integers, so that every chip and the interpreter give the same bytes. Normal numbers: the 20 bits that are cut off round
-    the rest by a carry. Below 2^-6 the step is 2^-9 whatever the exponent: added to 2^14, the sum's last bit is that step.
-    """
-    size = tl.minimum(tl.abs(value), 448.0)
-    bits = size.to(tl.int32, bitcast=True)
-    normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - ((127 - 7) << 3)
-    small = (size + 16384.0).to(tl.int32, bitcast=True) - 0x46800000
-    code = tl.where(size < 0.015625, small, normal)
-    sign = (value.to(tl.int32, bitcast=True) >> 24) & 0x80
-    return tl.where(value == value, code | sign, 0x7F).to(tl.uint8)
 
 
 @triton.jit
@@ -56,20 +41,14 @@ def store(
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
 ):
-    """act(acc * scale + bias + residual) into Y, and times the one number of `inverse` as e4m3 into `codes`; None: not stored.
+    """act(acc * scale + bias + residual), as `keep` stores it.
 
     scale and bias are read at `columns`, which lie inside; the residual at `offsets`.
     """
     value = acc * tl.load(scale + columns)[None, :] + tl.load(bias + columns)[None, :]
     if RESIDUAL:
         value += tl.load(residual + offsets, mask=mask, other=0.0).to(tl.float32)
-    value = activate(value, FUNCTION, LOW, HIGH)
-    if y is not None:
-        rounded = value.to(y.dtype.element_ty)
-        tl.store(y + offsets, rounded, mask=mask)
-        value = rounded.to(tl.float32)
-    if codes is not None:
-        tl.store(codes + offsets, codes_of(value * tl.load(inverse)), mask=mask)
+    keep(activate(value, FUNCTION, LOW, HIGH), y, codes, inverse, offsets, mask)
 
 
 @triton.jit

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from .....ir.dialect import exact
+from .triton_e4m3 import keep
 
 LANES = tl.constexpr(exact.LANES)
 EXP_LOWEST = tl.constexpr(exact.EXP_LOWEST)
@@ -100,6 +101,7 @@ def layer_norm(
     x_ptr,
     weight_ptr,
     bias_ptr,
+    inverse_ptr,
     y_ptr,
     q_ptr,
     ROWS: tl.constexpr,
@@ -114,6 +116,7 @@ def layer_norm(
 ):
     """`gw::layer_norm` of x [ROWS, LENGTH] to y, and `gw::quantize` of it to q; either may be None.
 
+    inverse: 1 / scale, one number, of 8-bit floats in q (`gw::quantize_fp8`); None: q holds integers.
     MEAN: 1 / LENGTH. STEPS: 1 / scale. LOW, HIGH: limits of the codes before their zero point ZERO is added.
     """
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -138,9 +141,11 @@ def layer_norm(
         weight = tl.load(weight_ptr + column, column < LENGTH, 0.0)[None, :]
         bias = tl.load(bias_ptr + column, column < LENGTH, 0.0)[None, :]
         value = difference * inverse * weight + bias
-        if y_ptr is not None:
+        if inverse_ptr is not None:
+            keep(value, y_ptr, q_ptr, inverse_ptr, base + at, valid)
+        elif y_ptr is not None:
             tl.store(y_ptr + base + at, value, valid)
-        if q_ptr is not None:
+        if q_ptr is not None and inverse_ptr is None:
             steps = tl.minimum(tl.maximum(value * STEPS, LOW), HIGH)
             code = round_even(steps).to(tl.int32) + ZERO
             tl.store(q_ptr + base + at, code.to(q_ptr.dtype.element_ty), valid)
