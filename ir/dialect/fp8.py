@@ -4,7 +4,8 @@
 
 One scale a tensor for activations, one an output channel for weights; the format is OCP's E4M3 (Micikevicius et al. 2022,
 arXiv:2209.05433; `torch.float8_e4m3fn`). A product of two such numbers is a float32, and so it is summed; what a backend may do
-otherwise is the order of the sum, and the bits of it that tensor cores keep (`backends/tvm/cuda/kernels/triton_fp8.py`).
+otherwise is the order of the sum, and its bits that tensor cores keep (`backends/tvm/cuda/kernels/triton_fp8.py`). These ops have
+no gradient, and say so where one is asked for.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ._library import define
+from ..errors import PassError
+from ._library import LIBRARY, define
 from .fake import broadcast_along
 
 E4M3 = torch.float8_e4m3fn
@@ -73,3 +75,11 @@ def convolution_fp8(x, weight, scale, bias, stride, padding, dilation, dtype: to
     out = conv(x.to(torch.float32), weight.to(torch.float32), None, stride, padding, dilation)
     out = out * broadcast_along(scale, x.dim(), 1)
     return (out if bias is None else out + broadcast_along(bias, x.dim(), 1)).to(dtype)
+
+
+def _no_gradient(ctx, *gradients):
+    raise PassError("layers of 8-bit floats have no gradient; put quantize-fp8 behind every pass that trains")
+
+
+for _name in ("quantize_fp8", "linear_fp8", "convolution_fp8"):
+    torch.library.register_autograd(f"gw::{_name}", _no_gradient, lib=LIBRARY)

@@ -210,6 +210,17 @@ def test_half_precision_before_it_is_refused():
         quantized(model, x, text="canonicalize,cast-float,quantize-fp8")
 
 
+def test_a_pass_that_asks_for_gradients_behind_it_is_told_so():
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+    program, _, _ = quantized(model, torch.randn(3, 16), text='canonicalize,quantize-fp8{skip=["0"]}')
+    calibration = Calibration.for_program(program, [(torch.randn(3, 16),)])
+    context = PassContext(calibration=calibration)
+    with pytest.raises(PassError, match="put quantize-fp8 behind every pass that trains"):
+        PassManager().run(program, parse("factorize-fwsvd{ratio=0.5,multiple=1}"), context)
+    with pytest.raises(PassError, match=r"distill cannot differentiate gw.quantize_fp8"):
+        PassManager().run(program, parse("distill{epochs=1}"), context)
+
+
 @pytest.mark.parametrize("target", ["x86:avx512-vnni", "arm64:cortex-a76", "cuda:sm_80", "cuda:sm_86"])
 def test_targets_without_such_products_name_the_layer_and_the_way_out(target):
     program, _, _ = quantized(nn.Linear(16, 8), torch.randn(3, 16))
