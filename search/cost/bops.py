@@ -13,8 +13,8 @@ from ...ir.dialect import gw
 from ...ir.program import Program, dtype_of, shape_of
 from ...passes.quantize.operators import CONVOLUTION, LINEAR, MATMUL
 
-#: Ops of (value, weight), float and integer; the weight's outputs come first.
-WEIGHTED = (CONVOLUTION, LINEAR, gw.convolution.default, gw.linear.default)
+#: Ops of (value, weight), float, integer and of 8-bit floats; the weight's outputs come first.
+WEIGHTED = (CONVOLUTION, LINEAR, gw.convolution.default, gw.linear.default, gw.convolution_fp8.default, gw.linear_fp8.default)
 PRODUCTS = (*MATMUL, gw.matmul.default)
 #: Bits of float32, what every ratio is relative to.
 FLOAT_BITS = 32

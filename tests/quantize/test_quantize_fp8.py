@@ -18,6 +18,7 @@ from graphwright.passes.base import PassContext
 from graphwright.passes.manager import PassManager
 from graphwright.passes.pipeline import parse
 from graphwright.passes.quantize.codebooks import parse_codebook
+from graphwright.search.cost.bops import average_weight_bits, bit_operations
 from torch import nn
 
 aten = torch.ops.aten
@@ -141,6 +142,12 @@ def test_scales_are_the_largest_magnitudes_by_448():
     scale = program.parameter(layer.args[2])
     assert torch.allclose(scale, step * model.weight.detach().abs().amax(1) / 448)
     assert program.parameter(layer.args[1]).dtype is E4M3
+
+
+def test_layers_count_as_work_of_8_bits():
+    program, _, source = quantized(nn.Sequential(nn.Conv2d(16, 20, 3), nn.ReLU(), nn.Conv2d(20, 8, 1)), torch.randn(1, 16, 6, 5))
+    assert bit_operations(source) == 16 * bit_operations(program) > 0
+    assert average_weight_bits(program) == 8
 
 
 def test_skipped_layers_stay_float():
