@@ -21,7 +21,7 @@ from torch import nn
 
 class Network(nn.Module):
     """Odd sizes: padded lanes, a strided and a pointwise layer, residual additions whose sum is read as codes and as values, an
-    explicit pad, a layer behind a float one, a reshape to rows, layer normalization, and a linear layer that two others read."""
+    explicit pad, a layer behind a float one, a reshape to rows, layer normalization, attention, and codes of an output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Network(nn.Module):
         self.pad = nn.ZeroPad2d((0, 1, 0, 1))
         self.depthwise, self.project = nn.Conv2d(37, 37, 3, padding=1, groups=37), nn.Conv2d(37, 24, 1)
         self.norm, self.c, self.d = nn.LayerNorm(24), nn.Linear(24, 50), nn.Linear(50, 24)
-        self.out = nn.Linear(24, 7)
+        self.packed, self.mix, self.out = nn.Linear(24, 72), nn.Linear(24, 24), nn.Linear(24, 7)
 
     def forward(self, x):
         x = torch.relu(self.stem(x))
@@ -39,6 +39,9 @@ class Network(nn.Module):
         x = self.project(torch.relu(self.depthwise(x)))
         rows = x.flatten(2).transpose(1, 2)
         rows = rows + self.d(nn.functional.gelu(self.c(self.norm(rows))))
+        q, k, v = self.packed(rows).reshape(*rows.shape[:2], 3, 2, 12).permute(2, 0, 3, 1, 4)
+        heads = torch.softmax(q @ k.transpose(2, 3) * 12**-0.5, -1) @ v
+        rows = rows + self.mix(heads.transpose(1, 2).reshape(rows.shape))
         return self.out(rows), rows
 
 

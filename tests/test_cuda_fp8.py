@@ -60,15 +60,17 @@ def test_kernels_give_what_their_ops_mean(interpreted, group):
 
 
 def test_networks_compute_what_torch_does():
-    """A code may be the neighbour of torch's where a sum is between two: that is far below what the format itself loses."""
+    """In float32 a code hardly ever differs; with half precision between layers, torch rounds once more before it, and some are
+    neighbours: below what the format itself loses."""
     single, half = worker("fp8_network.py")
-    assert max(single["off"]) < 0.01 and max(half["off"]) < 0.03
+    assert max(single["off"]) < 0.01 and max(half["off"]) < 0.06
     assert 0.03 < max(single["loss"] + half["loss"]) < 0.1
     # Codes are stored by the kernel of the layer before, a float one too; a padded image has none.
     assert [nodes for _, nodes in half["kernels"] if nodes[0].startswith("quantize")] == [["quantize_fp8_default_2"]]
     covered = [nodes for _, nodes in half["kernels"] if nodes[-1].startswith("quantize")]
     assert ["convolution_4", "relu_4", "quantize_fp8_default_3"] in covered
-    assert ["linear_fp8_default_1", "add_1", "quantize_fp8_default_6"] in covered and len(covered) == 7
+    assert any(nodes[3:5] == ["matmul_1", "permute_3"] and nodes[-1] == "quantize_fp8_default_7" for nodes in covered)
+    assert ["linear_fp8_default_1", "add_1", "quantize_fp8_default_6"] in covered and len(covered) == 9
 
 
 # -- code ----------------------------------------------------------------------------------------------------------------------
@@ -167,7 +169,7 @@ def network(name: str) -> Program:
     return quick_program(resolve(name), "fp8")
 
 
-@pytest.mark.parametrize(("name", "layers", "own"), [("resnet20", 21, 1), ("vit-tiny", 25, 7)])
+@pytest.mark.parametrize(("name", "layers", "own"), [("resnet20", 21, 1), ("vit-tiny", 25, 1)])
 def test_networks_become_artifacts_for_hopper(name, layers, own, tmp_path):
     """own: kernels that only make codes, of what no layer of 8-bit floats computes."""
     program = network(name)

@@ -12,7 +12,8 @@ from torch import fx
 from ....ir.program import dtype_of, shape_of, single_user
 from ..kernels.attention_f32 import Attention, Rows, attention
 from ..lower import Lowering, rule
-from ..values import DTYPES, SUFFIXES, Expr, arguments, of_node
+from ..values import DTYPES, SUFFIXES, Expr, arguments
+from .codes_fp8 import emit_end
 from .generic import fallback
 
 aten = torch.ops.aten
@@ -133,9 +134,8 @@ def lower_float_attention(lowering: Lowering, node: fx.Node) -> bool:
     mask = places[3] if found.mask is not None else None
     shape = Attention(*sizes, found.scale, places[0], places[1], places[2], mask, found.merged, dtype)
     inputs = [lowering.with_slack(operand[0]) for operand in operands if operand is not None]
-    options = {"nodes": found.nodes, "macs": shape.macs, "label": f"attention_{SUFFIXES[dtype]}"}
-    out = lowering.kernel(attention, shape, lowering.level(dtype), inputs=inputs, **options)
-    lowering.bind_all(found.nodes, of_node(found.nodes[-1], dense=out))
+    options = {"macs": shape.macs, "label": f"attention_{SUFFIXES[dtype]}"}
+    emit_end(lowering, attention, [shape, lowering.level(dtype)], found.nodes, inputs, "dense", **options)
     return True
 
 

@@ -6,15 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import fx
 
 from ....ir.dialect import gw
 from ....ir.dialect.fp8 import inverse_of
-from ....ir.program import dtype_of, shape_of
+from ....ir.program import dtype_of, shape_of, single_user
 from ..cuda.kernels.plan_fp8 import LEVELS
 from ..cuda.kernels.plan_store import Store
 from ..lower import Lowering
 from ..values import DTYPES, Expr, Value, arguments
+
+aten = torch.ops.aten
+
+#: Ops that give a dense tensor another shape.
+VIEWS = frozenset({aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.flatten.using_ints})
 
 
 def multiplies_fp8(lowering: Lowering) -> bool:
@@ -45,6 +51,8 @@ def emit_end(
 
     A generator of a target with 8-bit floats takes a `Store` behind `spec`; a value that only codes are made of is not stored.
     """
+    if multiplies_fp8(lowering) and place == "dense":
+        nodes = _through_views(nodes)
     last = nodes[-1]
     codes = next((user for user in last.users if user.target is gw.quantize_fp8.default), None)
     if codes is None or not multiplies_fp8(lowering):
@@ -59,3 +67,13 @@ def emit_end(
     if value:
         lowering.bind(last, Value(shape_of(last), DTYPES[dtype_of(last)], **{place: value[0]}))
     lowering.bind(codes, bytes_of(codes, **{place: made}))
+
+
+def _through_views(nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    """`nodes` and the views behind them, where codes are made of these alone: a view of dense rows moves nothing."""
+    views: list[fx.Node] = []
+    reader = single_user(nodes[-1])
+    while reader is not None and reader.target in VIEWS:
+        views.append(reader)
+        reader = single_user(reader)
+    return [*nodes, *views] if reader is not None and reader.target is gw.quantize_fp8.default else list(nodes)

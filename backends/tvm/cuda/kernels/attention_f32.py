@@ -15,14 +15,19 @@ from . import plan_float
 from .family import function
 from .family_float import PRECISION, dtype_of
 from .plan_attention import MOST_WIDTH, Heads
+from .plan_store import VALUE, Store
 
 
 def _heads(rows: Rows) -> Heads:
     return Heads(rows.offset, rows.image, rows.head, rows.row, 1)
 
 
-def attention(shape: Attention, level: str = "sm_90") -> tirx.PrimFunc:
-    """The kernel. Raises OptionError: heads of more than MOST_WIDTH numbers, which one program cannot hold."""
+def attention(shape: Attention, level: str = "sm_90", store: Store = VALUE) -> tirx.PrimFunc:
+    """The kernel; `store` names its last buffers.
+
+    Raises:
+        OptionError: heads of more than MOST_WIDTH numbers, which one program cannot hold.
+    """
     if max(shape.width, shape.value_width) > MOST_WIDTH:
         raise OptionError(f"attention kernel: heads of {shape.width} and {shape.value_width}; {MOST_WIDTH} is the most")
     mask = [] if shape.mask is None else [shape.mask]
@@ -41,4 +46,4 @@ def attention(shape: Attention, level: str = "sm_90") -> tirx.PrimFunc:
         y=_heads(shape.out_rows()),
     )
     sizes = [rows.size for rows in (shape.query, shape.key, shape.value, *mask)]
-    return function(plan_float.attention(places, sizes, shape.out, dtype_of(shape), PRECISION))
+    return function(plan_float.attention(places, sizes, shape.out, dtype_of(shape), PRECISION, store))

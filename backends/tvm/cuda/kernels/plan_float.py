@@ -250,7 +250,14 @@ class FloatAttention:
     y: Heads
 
 
-def attention(shape: FloatAttention, sizes: Sequence[int], out: tuple[int, ...], dtype: str, precision: str = "ieee") -> Plan:
+def attention(
+    shape: FloatAttention,
+    sizes: Sequence[int],
+    out: tuple[int, ...],
+    dtype: str,
+    precision: str = "ieee",
+    store: Store = VALUE,
+) -> Plan:
     """sizes: elements of the buffers of Q, K, V and the mask, if there is one; out: shape of Y."""
     wide = power_of_two(max(shape.width, shape.values, 16))
     narrow = dtype == "float32" and precision == "ieee"
@@ -272,7 +279,7 @@ def attention(shape: FloatAttention, sizes: Sequence[int], out: tuple[int, ...],
     for name, place, step in (("Q", shape.q, "ROW"), ("K", shape.k, "KEY"), ("V", shape.v, "KEY")):
         constants |= {f"{name}_START": place.start, f"{name}_OUTER": place.outer, f"{name}_HEAD": place.head}
         constants[f"{name}_{step}"] = place.row
-    constants |= mask_and_output(shape.mask, shape.y)
+    constants |= mask_and_output(shape.mask, shape.y) | store.constants
     buffers: list[Buffer] = [(name, (size,), dtype) for name, size in zip(("Q", "K", "V", "M"), sizes, strict=False)]
     grid = (ceil(shape.rows / rows), shape.outer * shape.heads, 1)
-    return Plan("triton_float:attention", constants, grid, (*buffers, ("Y", out, dtype)), 4 if wide <= 128 else 8, 2)
+    return Plan("triton_float:attention", constants, grid, (*buffers, *store.buffers(out, dtype)), 4 if wide <= 128 else 8, 2)

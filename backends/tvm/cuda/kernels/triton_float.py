@@ -410,7 +410,9 @@ def attention(
     k,
     v,
     mask,
+    inverse,
     y,
+    codes,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
     KEYS: tl.constexpr,
@@ -481,4 +483,4 @@ def attention(
     out = tl.div_rn(acc, total[:, None] + tl.zeros((BM, BV), tl.float32))
     offsets = (outer * Y_OUTER + head * Y_HEAD) + row[:, None] * Y_ROW + columns[None, :]
     stored = (rows < ROWS)[:, None] & (columns < VALUES)[None, :]
-    tl.store(y + offsets, out.to(y.dtype.element_ty), mask=stored)
+    keep(out, y, codes, inverse, offsets, stored)
