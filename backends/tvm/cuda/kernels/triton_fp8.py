@@ -88,19 +88,21 @@ def linear(
     if M * X_PITCH >= 2**31 or M * N >= 2**31:
         row = row.to(tl.int64)
     k = tl.arange(0, BK)
-    x_at = x.to(tl.pointer_type(tl.float8e4nv), bitcast=True) + row * X_PITCH
-    w_at = w.to(tl.pointer_type(tl.float8e4nv), bitcast=True) + column * W_PITCH
+    x_at = x.to(tl.pointer_type(tl.float8e4nv), bitcast=True) + (row * X_PITCH)[:, None] + k[None, :]
+    w_at = w.to(tl.pointer_type(tl.float8e4nv), bitcast=True) + (column * W_PITCH)[None, :] + k[:, None]
+    TOTAL: tl.constexpr = (K + BK - 1) // BK
     acc = tl.zeros((BM, BN), tl.float32)
-    for first in range(0, tl.cdiv(K, BK), STEPS):
+    for first in range(0, TOTAL, STEPS):
         part = tl.zeros((BM, BN), tl.float32)
-        for step in range(first, tl.minimum(first + STEPS, tl.cdiv(K, BK))):
-            start = step * BK
+        # A count that is known, where it can be: the loop then has the addresses of a loop that stands alone.
+        for counted in range(STEPS if TOTAL % STEPS == 0 else tl.minimum(STEPS, TOTAL - first)):
+            start = (first + counted) * BK
             if K % BK == 0:
-                left = tl.load(x_at[:, None] + (start + k)[None, :])
-                right = tl.load(w_at[None, :] + (start + k)[:, None])
+                left = tl.load(x_at + start)
+                right = tl.load(w_at + start)
             else:
-                left = tl.load(x_at[:, None] + (start + k)[None, :], mask=k[None, :] < K - start, other=0.0)
-                right = tl.load(w_at[None, :] + (start + k)[:, None], mask=k[:, None] < W_PITCH - start, other=0.0)
+                left = tl.load(x_at + start, mask=k[None, :] < K - start, other=0.0)
+                right = tl.load(w_at + start, mask=k[:, None] < W_PITCH - start, other=0.0)
             part = tl.dot(left, right, part)
         acc += part
     offsets = row[:, None] * N + columns[None, :]
@@ -170,7 +172,8 @@ def convolution(
     acc = tl.zeros((BM, BN), tl.float32)
     for first in range(0, TOTAL, STEPS):
         part = tl.zeros((BM, BN), tl.float32)
-        for step in range(first, tl.minimum(first + STEPS, TOTAL)):
+        for counted in range(STEPS if TOTAL % STEPS == 0 else tl.minimum(STEPS, TOTAL - first)):
+            step = first + counted
             if X_PITCH % BK == 0:
                 # A k block lies inside one tap: its place is a scalar.
                 tap = step // (X_PITCH // BK)
