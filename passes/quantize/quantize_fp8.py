@@ -18,7 +18,7 @@ from . import operators as ops
 from .encoding import SMALLEST_SCALE
 from .statistics import collect
 
-#: Products a sum needs: tensor cores multiply 32 bytes of an operand a step, and below 16 channels most of them are padding.
+#: Tensor cores multiply 32 bytes of a row at once, and kernels pad channels to 16: of fewer, most of the work is on zeros.
 FEWEST_CHANNELS = 16
 
 
@@ -61,7 +61,7 @@ class QuantizeFp8(Pass):
         skipped = set(matching(self.skip, [origin_of(n) for n in layers], f"'skip' of {self.name}"))
         reasons = {layer: "skip" if origin_of(layer) in skipped else left_float(program, layer) for layer in layers}
         chosen = [layer for layer in layers if not reasons[layer]]
-        if not chosen and not gw_layers(program):
+        if not chosen and not fp8_layers(program):
             raise PassError(f"{self.name} finds no layer to quantize in '{program.name}': {_listed(reasons) or 'it has none'}")
         sources = list(dict.fromkeys(_operands(layer)[0] for layer in chosen))
         calibration = context.require_calibration(self.name)
@@ -75,8 +75,8 @@ class QuantizeFp8(Pass):
         return PassResult(program, bool(chosen), {"layers": len(chosen), "activations": len(sources), "left_float": left})
 
 
-def gw_layers(program: Program) -> list[fx.Node]:
-    """The layers of a program that multiply 8-bit floats."""
+def fp8_layers(program: Program) -> list[fx.Node]:
+    """The layers of a program that multiply 8-bit floats already."""
     return [n for n in program.nodes if n.target in (gw.linear_fp8.default, gw.convolution_fp8.default)]
 
 

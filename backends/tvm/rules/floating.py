@@ -73,10 +73,6 @@ class Finish:
     nodes: tuple[fx.Node, ...]
     residual: fx.Node | None = None
 
-    @property
-    def node(self) -> fx.Node:
-        return self.nodes[-1]
-
 
 def finish(lowering: Lowering, node: fx.Node) -> Finish:
     """Takes in a residual addition and an activation that alone read `node`. Integer programs round after every op: nothing."""
