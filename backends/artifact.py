@@ -9,19 +9,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..ir.errors import ArtifactError, OutputError
 from ..ir.files import check_output, write_atomically
-from ..ir.program import Program, TensorSpec
-from .base import Compiled
 from .container import MANIFEST, pack, unpack
 from .host import required_flags
 from .manifest import FORMAT, Manifest, MemberEntry, TargetEntry, TensorEntry
 from .target import LEVELS
+
+if TYPE_CHECKING:
+    from ..ir.program import Program, TensorSpec
+    from .base import Compiled
 
 CERTIFICATE, PLAN, KERNELS = "certificate.json", "plan.json", "kernels.json"
 
@@ -57,6 +57,8 @@ class Artifact:
         Raises:
             ArtifactError: no target, a target twice, a tensor type that artifacts do not carry, or a reserved member name.
         """
+        import torch  # reading an artifact does without
+
         names = [str(c.target) for c in compiled]
         if not names or len(set(names)) != len(names):
             raise ArtifactError(f"an artifact needs at least one target and each only once, not [{', '.join(names)}]")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, TypeGuard, overload
 
 import numpy as np
-import torch
 
 from ..ir.errors import ArtifactError, DataError
-from ..ir.program import TensorSpec
 from .artifact import Artifact
 from .host import host_arch, host_flags
 from .manifest import Manifest, TargetEntry
@@ -18,12 +17,15 @@ from .nvidia import missing_to_run
 from .target import LEVELS
 from .tiles import request_tiles
 
+if TYPE_CHECKING:
+    import torch
+
 
 class LoadedModel:
-    """A compiled model. Called with torch tensors it returns torch tensors, with numpy arrays numpy arrays.
+    """A compiled model. Called with torch tensors it returns torch tensors, with numpy arrays numpy arrays. It imports no torch.
 
     Attributes:
-        manifest: what the artifact says about itself.
+        manifest: what the artifact says about itself; inputs and outputs: as it names them.
         target: the library that was chosen, the best one this machine can run.
     """
 
@@ -32,8 +34,7 @@ class LoadedModel:
 
         self.manifest = manifest
         self.target = target
-        self.input_specs = [entry.spec() for entry in manifest.inputs]
-        self.output_specs = [entry.spec() for entry in manifest.outputs]
+        self.inputs, self.outputs = manifest.inputs, manifest.outputs
         request_tiles(target.requires)
         self._run = load_bytes(library, threads)
 
@@ -52,35 +53,34 @@ class LoadedModel:
         """
         if inputs and all(isinstance(x, np.ndarray) for x in inputs):
             return _single(self._run(*self._checked(inputs)))
-        if inputs and all(isinstance(x, torch.Tensor) and x.is_cuda for x in inputs) and self.target.arch == "cuda":
-            return _single(self._on_device(self._checked(inputs)))
-        if all(isinstance(x, torch.Tensor) for x in inputs):
+        if all(_is_torch(x) for x in inputs):
+            if inputs and self.target.arch == "cuda" and all(x.is_cuda for x in inputs):
+                return _single(self._on_device(self._checked(inputs)))
             arrays = [_as_numpy(self.manifest.name, x) for x in inputs]
-            return _single(tuple(torch.from_numpy(x) for x in self._run(*self._checked(arrays))))
+            return _single(tuple(sys.modules["torch"].from_numpy(x) for x in self._run(*self._checked(arrays))))
         kinds = ", ".join(type(x).__name__ for x in inputs)
         raise DataError(f"{self.manifest.name} takes torch tensors or numpy arrays, all of one kind, not {kinds}")
 
     def _on_device(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        device = inputs[0].device
-        outputs = tuple(torch.empty(shape, dtype=_torch_dtype(dtype), device=device) for shape, dtype in self._run.outputs)
-        self._run.run([x.detach().contiguous() for x in inputs], outputs)
+        outputs = tuple(inputs[0].new_empty(shape, dtype=_torch_dtype(dtype)) for shape, dtype in self._run.outputs)
+        self._run.run_on_device([x.detach().contiguous() for x in inputs], outputs)
         return outputs
 
     def _checked(self, tensors: Sequence[Any]) -> Sequence[Any]:
         """Arrays or tensors, as they are. Raises DataError where they are not what the model takes."""
-        name, specs = self.manifest.name, self.input_specs
+        name, specs = self.manifest.name, self.inputs
         if len(tensors) != len(specs):
             raise DataError(f"{name} takes {len(specs)} inputs, not {len(tensors)}: {', '.join(map(str, specs))}")
         for spec, tensor in zip(specs, tensors, strict=True):
             shape = tuple(tensor.shape)
             if len(shape) != len(spec.shape) or any(e not in (None, d) for e, d in zip(spec.shape, shape, strict=True)):
                 raise DataError(f"input '{spec.name}' of {name} has shape {shape}, but the model takes {spec}")
-            if _name_of(tensor.dtype) != _dtype_name(spec):
+            if _name_of(tensor.dtype) != spec.dtype:
                 raise DataError(f"input '{spec.name}' of {name} is {tensor.dtype}, but the model takes {spec}; convert it")
         return tensors
 
     def __repr__(self) -> str:
-        inputs, outputs = (", ".join(map(str, specs)) for specs in (self.input_specs, self.output_specs))
+        inputs, outputs = (", ".join(map(str, entries)) for entries in (self.inputs, self.outputs))
         return f"LoadedModel({self.manifest.name} for {self.target}: {inputs} -> {outputs})"
 
 
@@ -134,16 +134,18 @@ def _as_numpy(model: str, tensor: torch.Tensor) -> np.ndarray:
         raise DataError(f"an input of {model} is {tensor.dtype}, which no artifact takes; convert it") from error
 
 
+def _is_torch(value: Any) -> TypeGuard[torch.Tensor]:
+    """Whoever has a tensor has imported torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
 def _name_of(dtype: np.dtype | torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype.newbyteorder("=").name
+    return dtype.newbyteorder("=").name if isinstance(dtype, np.dtype) else str(dtype).removeprefix("torch.")
 
 
 def _torch_dtype(dtype: np.dtype) -> torch.dtype:
-    return getattr(torch, dtype.name)
-
-
-def _dtype_name(spec: TensorSpec) -> str:
-    return str(spec.dtype).removeprefix("torch.")
+    return getattr(sys.modules["torch"], dtype.name)
 
 
 def _single(outputs: tuple) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..ir.errors import ArtifactError
-from ..ir.program import TensorSpec
+
+if TYPE_CHECKING:
+    from ..ir.program import TensorSpec
 
 FORMAT = "graphwright-artifact"
 VERSION = 2
@@ -33,7 +34,15 @@ class TensorEntry(_Strict):
     def of(cls, spec: TensorSpec) -> TensorEntry:
         return cls(name=spec.name, shape=list(spec.shape), dtype=str(spec.dtype).removeprefix("torch."))  # type: ignore[arg-type]
 
+    def __str__(self) -> str:
+        """As a `TensorSpec` prints."""
+        return f"{self.name}: {self.dtype}[{'x'.join('?' if d is None else str(d) for d in self.shape)}]"
+
     def spec(self) -> TensorSpec:
+        import torch  # loading an artifact does without
+
+        from ..ir.program import TensorSpec
+
         return TensorSpec(self.name, tuple(self.shape), getattr(torch, self.dtype))
 
 

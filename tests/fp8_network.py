@@ -10,7 +10,7 @@ import json
 import torch
 from graphwright.backends.target import Target
 from graphwright.backends.tvm.lower import lower
-from graphwright.ir import capture
+from graphwright.ir.capture import capture
 from graphwright.ir.data import Calibration
 from graphwright.passes.base import PassContext
 from graphwright.passes.manager import PassManager

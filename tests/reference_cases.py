@@ -12,7 +12,8 @@ from graphwright import load, optimize
 from graphwright.backends.artifact import Artifact
 from graphwright.backends.target import Target
 from graphwright.backends.tvm.backend import TVMBackend
-from graphwright.ir import Calibration, capture
+from graphwright.ir.capture import capture
+from graphwright.ir.data import Calibration
 from graphwright.ir.onnx_export import export_onnx
 from graphwright.passes.base import PassContext
 from graphwright.passes.manager import PassManager

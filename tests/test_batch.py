@@ -5,8 +5,9 @@ import torch
 from graphwright.backends.target import Target
 from graphwright.backends.tvm.backend import TVMBackend
 from graphwright.backends.tvm.executor import load_bytes
-from graphwright.ir import Calibration, capture
 from graphwright.ir.batch import with_batch
+from graphwright.ir.capture import capture
+from graphwright.ir.data import Calibration
 from graphwright.ir.errors import OptionError, TargetError
 from graphwright.passes.base import PassContext
 from graphwright.passes.manager import PassManager

@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from graphwright.ir import capture
+from graphwright.ir.capture import capture
 from graphwright.ir.onnx_export import export_onnx
 from graphwright.tools.cli import main, options
 from models import small_cnn, small_inputs

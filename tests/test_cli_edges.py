@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from graphwright.ir import capture
+from graphwright.ir.capture import capture
 from graphwright.ir.onnx_export import export_onnx
 from models import small_cnn, small_inputs
 from test_cli import graphwright

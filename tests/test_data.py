@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from graphwright.ir import Calibration, capture
-from graphwright.ir.data import random_sample
+from graphwright.ir.capture import capture
+from graphwright.ir.data import Calibration, random_sample
 from graphwright.ir.errors import CalibrationError
 
 

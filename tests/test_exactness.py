@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from graphwright.ir import capture
+from graphwright.ir.capture import capture
 from graphwright.ir.errors import DataError
 from graphwright.tools.bench import exactness
 from graphwright.tools.bench.exactness import Count, count_equal, take_samples

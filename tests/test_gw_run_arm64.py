@@ -5,7 +5,7 @@ import pytest
 from graphwright.backends.artifact import Artifact
 from graphwright.backends.target import Target
 from graphwright.backends.tvm.backend import TVMBackend
-from graphwright.ir import capture
+from graphwright.ir.capture import capture
 from graphwright.passes.base import PassContext
 from graphwright.passes.manager import PassManager
 from graphwright.passes.pipeline import parse

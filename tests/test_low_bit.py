@@ -14,8 +14,10 @@ from graphwright.backends.tvm.backend import TVMBackend
 from graphwright.backends.tvm.executor import load_bytes
 from graphwright.backends.tvm.lower import lower
 from graphwright.backends.tvm.target import missing_to_run
-from graphwright.ir import Calibration, Program, capture
+from graphwright.ir.capture import capture
+from graphwright.ir.data import Calibration
 from graphwright.ir.dialect import gw
+from graphwright.ir.program import Program
 from graphwright.passes.base import PassContext
 from graphwright.passes.manager import parameter_bytes
 from graphwright.tools import zoo

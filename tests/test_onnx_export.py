@@ -10,11 +10,13 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from graphwright.ir import Program, Stage, capture, verify
+from graphwright.ir.capture import capture
 from graphwright.ir.dialect import gw
 from graphwright.ir.errors import OutputError, PassError, UnsupportedOpError
 from graphwright.ir.onnx_export import export_onnx, storage_type
 from graphwright.ir.onnx_import import capture_onnx
+from graphwright.ir.program import Program, Stage
+from graphwright.ir.verify import verify
 from quantize_models import BLOCK, ConvNet, prepared
 from quantize_models import Block as QuantizedBlock
 from quantize_models import run as run_passes

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from graphwright.ir import verify
 from graphwright.ir.onnx_import import capture_onnx
 from graphwright.ir.onnx_import.reader import load
+from graphwright.ir.verify import verify
 from onnx import TensorProto, helper, numpy_helper
 
 aten = torch.ops.aten

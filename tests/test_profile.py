@@ -12,7 +12,7 @@ from graphwright.backends.host import host_arch
 from graphwright.backends.target import Target
 from graphwright.backends.tvm import profile as profile_module
 from graphwright.backends.tvm.backend import TVMBackend
-from graphwright.ir import capture
+from graphwright.ir.capture import capture
 from graphwright.ir.errors import UnknownNameError
 from graphwright.passes.manager import PassManager
 from graphwright.passes.pipeline import parse

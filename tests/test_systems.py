@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from graphwright.ir import capture
+from graphwright.ir.capture import capture
 from graphwright.ir.onnx_export import export_onnx
 from graphwright.passes.manager import PassManager
 from graphwright.passes.pipeline import parse

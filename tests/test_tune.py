@@ -10,7 +10,7 @@ from graphwright.backends.tvm.kernels.base import Tail
 from graphwright.backends.tvm.tuning import TuningDatabase
 from graphwright.backends.tvm.tuning import measure as measuring
 from graphwright.backends.tvm.tuning.measure import Measured, measure
-from graphwright.ir import capture
+from graphwright.ir.capture import capture
 from graphwright.ir.errors import GraphwrightError
 from graphwright.tools import tune as tuning
 from graphwright.tools.cli import app

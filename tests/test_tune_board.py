@@ -23,7 +23,7 @@ from graphwright.backends.tvm.target import tvm_target
 from graphwright.backends.tvm.tuning import TuningDatabase
 from graphwright.backends.tvm.tuning import measure as measuring
 from graphwright.backends.tvm.tuning.board import Board
-from graphwright.ir import capture
+from graphwright.ir.capture import capture
 from graphwright.ir.errors import BoardError, OptionError
 from graphwright.tools import tune as tuning
 from graphwright.tools.cli import app

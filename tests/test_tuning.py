@@ -143,7 +143,7 @@ class Small(torch.nn.Module):
 
 
 def test_the_artifact_names_the_rows_it_was_built_with():
-    from graphwright.ir import capture
+    from graphwright.ir.capture import capture
     from graphwright.passes.manager import PassManager
     from graphwright.passes.pipeline import parse
 

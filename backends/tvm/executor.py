@@ -1,28 +1,30 @@
 """Runs a compiled library in this process: numpy arrays in and out, through TVM's runtime.
 
-The library holds one parallel region (`backends/runtime/region.c` says what it exports). Only `libtvm_runtime.so` is loaded:
-`import tvm` takes 2 s and 260 MB of compiler that a deployed model does not need.
+The library holds one parallel region (`backends/runtime/region.c` says what it exports). Only `libtvm_runtime.so` is loaded, see
+`abi`: `import tvm` takes 2 s and 260 MB of compiler that a deployed model does not need.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import importlib.util
 import json
 import os
-import sys
 import tempfile
 import threading
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...ir.errors import ArtifactError, OptionError, TargetError
+from ...ir.errors import ArtifactError, OptionError
 from ..host import host_threads
+from . import abi
+from .abi import Tensor
+
+if TYPE_CHECKING:
+    import torch
 
 #: What generated code assumes of every buffer (TVM's kAllocAlignment); an unaligned one crashes the process.
 ALIGNMENT = 64
@@ -41,7 +43,7 @@ class Executor:
     def __init__(self, path: str | Path) -> None:
         path = Path(path).resolve()
         try:
-            library = _runtime().load_module(str(path), keep_module_alive=False)
+            library = abi.Module(path)
             self._main, self._profile = library["main"], library["profile"]
             description = json.loads(library["describe"]())
         except (RuntimeError, AttributeError, ValueError) as error:
@@ -49,25 +51,42 @@ class Executor:
             raise ArtifactError(f"TVM's runtime cannot load the compiled library '{path}': {reason}") from error
         self._library = library  # the functions do not keep their code mapped
         self._lock = threading.Lock()
-        self._arena = to_tvm(aligned_empty((description["arena"],), np.dtype(np.uint8)))
+        self._memory = aligned_empty((description["arena"],), np.dtype(np.uint8))
+        self._arena, self._base = to_tvm(self._memory), address_of(self._memory)
+        self._frames: dict[tuple, abi.Frame] = {}
         self.outputs = [(tuple(o["shape"]), np.dtype(o["dtype"])) for o in description["outputs"]]
         self.step_names = [(name, kernel) for name, kernel in description["steps"]]
 
     def __call__(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Always returns a tuple, one array an output. Nothing is copied but inputs that are strided, unaligned or read-only."""
-        outputs = self.empty_outputs()
-        self.run([to_tvm(x) for x in inputs], [to_tvm(y) for y in outputs])
-        return tuple(outputs)
+        """Always returns a tuple, one array an output. Nothing is copied but inputs that are strided or unaligned."""
+        arrays = [*map(placed, inputs), *self.empty_outputs()]
+        key = tuple((x.shape, x.dtype) for x in arrays)
+        with self._lock:
+            frame = self._frames.get(key)
+            if frame is None:
+                frame = self._frames[key] = abi.Frame(
+                    self._main, [Tensor(None, 0, x.shape, x.dtype) for x in (self._memory, *arrays)]
+                )
+            frame([self._base, *map(address_of, arrays)])
+        return tuple(arrays[len(inputs) :])
 
     def empty_outputs(self) -> list[np.ndarray]:
         return [aligned_empty(shape, dtype) for shape, dtype in self.outputs]
 
-    def run(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-        """One run on TVM tensors that are already in place; this is what gets timed."""
+    def run(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+        """One run on tensors that are already in place; this is what gets timed."""
         with self._lock:
             self._main(self._arena, *inputs, *outputs)
 
-    def profile(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> list[float]:
+    def run_on_device(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> None:
+        """`run` on dense tensors of one GPU, queued on torch's current stream there."""
+        import torch  # whoever has such a tensor has imported it
+
+        device = inputs[0].device
+        with abi.stream(device.index, torch.cuda.current_stream(device).cuda_stream):
+            self.run([_on_device(x) for x in inputs], [_on_device(y) for y in outputs])
+
+    def profile(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[float]:
         """One run; microseconds of each step of `step_names`, the wait for the slowest task included."""
         times = aligned_empty((len(self.step_names) + 1,), np.dtype(np.int64))
         with self._lock:
@@ -101,12 +120,26 @@ def load_bytes(library: bytes, threads: int | None = None) -> Executor:
         return load_library(path, threads)
 
 
-def to_tvm(array: np.ndarray) -> Any:
-    """A TVM tensor that shares the array's memory where the array is dense, writable and aligned, else a copy."""
-    shareable = array.flags.c_contiguous and array.flags.writeable and array.dtype.isnative
-    if not shareable or array.ctypes.data % ALIGNMENT:
-        array = aligned_copy(array)
-    return _runtime().from_dlpack(array)
+def to_tvm(array: np.ndarray) -> Tensor:
+    """A tensor that shares the array's memory where that can be, else a copy; see `placed`."""
+    array = placed(array)
+    return Tensor(array, address_of(array), array.shape, array.dtype)
+
+
+def placed(array: np.ndarray) -> np.ndarray:
+    """The array where it is dense, of native byte order and aligned, else a copy that is."""
+    if array.flags.c_contiguous and array.dtype.isnative and not address_of(array) % ALIGNMENT:
+        return array
+    return aligned_copy(array)
+
+
+def address_of(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]  # `array.ctypes.data` takes three times as long
+
+
+def _on_device(tensor: torch.Tensor) -> Tensor:
+    dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
+    return Tensor(tensor, tensor.data_ptr(), tuple(tensor.shape), dtype, (abi.CUDA, tensor.device.index))
 
 
 def aligned_copy(array: np.ndarray) -> np.ndarray:
@@ -119,7 +152,7 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Aligned, with as many readable bytes after its end: what kernels expect of memory that is not the caller's."""
     size = prod(shape) * dtype.itemsize
     raw = np.empty(size + 2 * ALIGNMENT, np.uint8)
-    skip = -raw.ctypes.data % ALIGNMENT
+    skip = -address_of(raw) % ALIGNMENT
     return raw[skip : skip + size].view(dtype).reshape(shape)
 
 
@@ -133,7 +166,7 @@ def set_threads(threads: int | None) -> None:
     if not 1 <= threads <= allowed:
         raise OptionError(f"threads={threads}: this process may use 1 to {allowed} cores")
     _configure(threads)
-    started = _runtime().get_global_func("runtime.NumThreads")()
+    started = abi.function("runtime.NumThreads")()
     if started != threads:
         raise OptionError(
             f"threads={threads}: TVM's pool was started with {started} threads in this process and cannot grow; "
@@ -148,18 +181,5 @@ def _default_threads() -> None:
 
 
 def _configure(threads: int) -> None:
-    cores = [str(core) for core in sorted(os.sched_getaffinity(0))]
-    _runtime().get_global_func("runtime.config_threadpool")(_SHARE_CORES, threads, cores)
-
-
-@functools.cache
-def _runtime() -> Any:
-    """tvm_ffi with TVM's runtime library loaded behind it."""
-    spec = importlib.util.find_spec("tvm")
-    if spec is None or spec.origin is None:
-        raise TargetError("running a compiled model needs TVM's runtime; pip install apache-tvm apache-tvm-ffi")
-    import tvm_ffi  # only where a model runs
-
-    if "tvm" not in sys.modules:
-        ctypes.CDLL(str(Path(spec.origin).parent / "lib" / "libtvm_runtime.so"), ctypes.RTLD_GLOBAL)
-    return tvm_ffi
+    cores = abi.function("ffi.Array")(*(str(core) for core in sorted(os.sched_getaffinity(0))))
+    abi.function("runtime.config_threadpool")(_SHARE_CORES, threads, cores)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import tvm
 from graphwright.backends.host import X86_FLAGS, host_arch, host_flags
-from graphwright.backends.tvm.executor import ALIGNMENT, to_tvm
+from graphwright.backends.tvm.executor import ALIGNMENT
 from graphwright.backends.tvm.kernels.base import LANES, padded
 from graphwright.backends.tvm.kernels.float_base import NO_ACTIVATION, RELU, RELU6, Activation
 from graphwright.backends.tvm.kernels.half import NATIVE, NUMPY
@@ -61,7 +61,7 @@ def _tensor(x: np.ndarray):
     """numpy's DLPack has no bfloat16; torch's does."""
     if x.dtype == NUMPY["bfloat16"]:
         return tvm.runtime.from_dlpack(torch.from_numpy(x.view(np.int16)).view(torch.bfloat16))
-    return to_tvm(x)
+    return tvm.runtime.from_dlpack(x)
 
 
 def _followed(x: np.ndarray) -> np.ndarray:

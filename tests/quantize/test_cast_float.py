@@ -11,7 +11,7 @@ from graphwright.backends.loader import load
 from graphwright.backends.target import Target
 from graphwright.backends.tvm.backend import TVMBackend
 from graphwright.backends.tvm.executor import load_bytes
-from graphwright.ir import capture
+from graphwright.ir.capture import capture
 from graphwright.ir.data import Calibration
 from graphwright.ir.errors import ArtifactError, OptionError
 from graphwright.ir.program import dtype_of

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from graphwright.backends.target import Target
 from graphwright.backends.tvm.lower import lower
-from graphwright.ir import capture
+from graphwright.ir.capture import capture
 from graphwright.ir.data import Calibration
 from graphwright.ir.dialect import gw
 from graphwright.ir.dialect.codebook import nearest

@@ -103,13 +103,13 @@ def kernel_times(compiled: Compiled, inputs: list[torch.Tensor]) -> list[float]:
     program = load_bytes(compiled.library)
     outputs = [torch.empty(shape, dtype=getattr(torch, dtype.name), device="cuda") for shape, dtype in program.outputs]
     for _ in range(RUNS // 4):
-        program.run(inputs, outputs)
+        program.run_on_device(inputs, outputs)
     totals = []
     for _ in range(5):
         start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         for _ in range(RUNS):
-            program.run(inputs, outputs)
+            program.run_on_device(inputs, outputs)
         stop.record()
         stop.synchronize()
         totals.append(start.elapsed_time(stop) * 1e3 / RUNS)

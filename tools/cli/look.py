@@ -123,7 +123,7 @@ def run(
 
     check_outputs((artifact, inputs), (output,), overwrite)
     model = load(artifact)
-    arrays = read_arrays(inputs, [spec.name for spec in model.input_specs], model.manifest.name)
+    arrays = read_arrays(inputs, [entry.name for entry in model.inputs], model.manifest.name)
     results = model(*arrays)
     results = results if isinstance(results, tuple) else (results,)
     if output is None:
