@@ -19,7 +19,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from graphwright.backends.tvm.cuda.kernels import plan_coded, plan_float, plan_image, plan_int8
+from graphwright.backends.tvm.cuda.kernels import plan_coded, plan_elementwise, plan_float, plan_image, plan_int8
 from graphwright.backends.tvm.cuda.kernels.blocks import Block
 from graphwright.backends.tvm.cuda.kernels.plan_attention import Heads, IntegerAttention, attention
 from graphwright.backends.tvm.cuda.kernels.plan_float import FloatTail
@@ -198,6 +198,15 @@ def convolution_case(kind: str) -> Case:
     acc = gw.convolution(x, weight, bias, shape.stride, shape.padding, shape.dilation, shape.groups, zero_point)
     expected = finished(acc, tail, values, other, 1)
     return f"{kind} {shape.work} {dtype} {zero_point} {tail}", out[..., : shape.filters].permute(0, 3, 1, 2), expected
+
+
+def lookup_case() -> Case:
+    x_dtype, table_dtype = random.choice(("uint8", "int8")), random.choice(("uint8", "int8"))
+    shape = tuple(random.choice((1, 3, 16, 50)) for _ in range(random.randint(1, 4)))
+    x, table = codes(x_dtype, shape), codes(table_dtype, (256,))
+    out = torch.empty(shape, dtype=TORCH[table_dtype], device=DEVICE)
+    run(plan_elementwise.lookup(shape, x_dtype, table_dtype), [x.to(DEVICE), table.to(DEVICE), out])
+    return f"{x_dtype} {list(shape)} -> {table_dtype}", out.cpu(), gw.lookup(x, table)
 
 
 def matmul_case() -> Case:
@@ -459,6 +468,7 @@ CASES = {
     **{f"float-{k}": (lambda k=k: float_convolution_case(k)) for k in ("dense", "grouped", "depthwise", "planar")},
     "attention": attention_case,
     "linear": linear_case,
+    "lookup": lookup_case,
     "matmul": matmul_case,
     **{kind: (lambda kind=kind: convolution_case(kind)) for kind in ("dense", "grouped", "depthwise", "image", "framed")},
 }
