@@ -30,6 +30,9 @@ INTEGER = tl.constexpr(12582912.0)
 #: Vectors whose loads are in flight at once.
 UNROLL = tl.constexpr(4)
 
+#: Columns that are read and written at once where nothing is summed, so that no order counts.
+WIDE = tl.constexpr(128)
+
 
 @triton.jit
 def round_even(x):
@@ -134,21 +137,22 @@ def layer_norm(
         sums = sums + tl.where((at + lane < LENGTH)[None, :], difference * difference, 0.0)
     variance = across(sums, BLOCK) * MEAN
     inverse = tl.math.div_rn(1.0, tl.math.sqrt_rn(variance + EPS))[:, None]
-    for at in range(0, LENGTH, LANES):
-        column = at + lane
+    for at in range(0, LENGTH, WIDE):
+        column = at + tl.arange(0, WIDE)
         valid = inside & (column < LENGTH)[None, :]
-        difference = tl.load(x_ptr + base + at, valid, 0.0).to(tl.float32) - mean
+        place = row[:, None] * LENGTH + column[None, :]
+        centered = tl.load(x_ptr + place, valid, 0.0).to(tl.float32) - mean
         weight = tl.load(weight_ptr + column, column < LENGTH, 0.0)[None, :]
         bias = tl.load(bias_ptr + column, column < LENGTH, 0.0)[None, :]
-        value = difference * inverse * weight + bias
+        value = centered * inverse * weight + bias
         if inverse_ptr is not None:
-            keep(value, y_ptr, q_ptr, inverse_ptr, base + at, valid)
+            keep(value, y_ptr, q_ptr, inverse_ptr, place, valid)
         elif y_ptr is not None:
-            tl.store(y_ptr + base + at, value, valid)
+            tl.store(y_ptr + place, value, valid)
         if q_ptr is not None and inverse_ptr is None:
             steps = tl.minimum(tl.maximum(value * STEPS, LOW), HIGH)
             code = round_even(steps).to(tl.int32) + ZERO
-            tl.store(q_ptr + base + at, code.to(q_ptr.dtype.element_ty), valid)
+            tl.store(q_ptr + place, code.to(q_ptr.dtype.element_ty), valid)
 
 
 @triton.jit
