@@ -42,7 +42,7 @@ from graphwright.tools.bench.cuda_shapes import SHAPES
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-INTEGER = ("linear", "matmul", "dense", "grouped", "depthwise", "image", "framed", "attention")
+INTEGER = ("linear", "matmul", "dense", "grouped", "depthwise", "image", "framed", "attention", "lookup")
 FLOAT = tuple(f"float-{name}" for name in ("linear", "matmul", "dense", "grouped", "depthwise", "planar", "attention"))
 CODED = ("coded-linear", "coded-decode")
 CASES_EACH = 3
@@ -66,6 +66,10 @@ def test_kernels_give_what_their_ops_mean(interpreted, group):
     assert len(rows) == CASES_EACH
     assert [row for row in rows if row.get("wrong") != 0] == []
     assert max(row["values"] for row in rows) > 20  # not all clamped away
+
+
+def test_every_group_of_the_worker_is_compared(interpreted):
+    assert {row["group"] for row in interpreted} == {*INTEGER, *FLOAT, *CODED}
 
 
 def compiled(plan: Plan, capability: int) -> str:
