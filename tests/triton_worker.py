@@ -11,6 +11,7 @@ the kernels run on the machine's GPU.
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import sys
@@ -256,7 +257,8 @@ def attention_case() -> Case:
         p_dtype=p_dtype,
     )  # fmt: skip
     given = [q, k, v, *([] if mask is None else [mask])]
-    plan = attention(shape, [tuple(t.shape) for t in given], out_shape, tail)
+    plan, tile = attention(shape, [tuple(t.shape) for t in given], out_shape, tail), random.choice((16, 32, 64))
+    plan = replace(plan, constants={**plan.constants, "BM": tile}, grid=(math.ceil(rows / tile), *plan.grid[1:]))
     out = launched(plan, [*given, *plan_int8.pack_tail(tail, width, **values)])
     s = gw.scale(gw.matmul(q, k, q_zero_point, 0), torch.tensor([scale]), 3)
     p = gw.quantize(gw.softmax(s if mask is None else s + mask), step, p_zero_point, p_qmin, p_qmax, TORCH[p_dtype])

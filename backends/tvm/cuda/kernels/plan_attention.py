@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from ...kernels.base import Tail
-from .blocks import power_of_two
+from .blocks import MULTIPROCESSORS, power_of_two
 from .plan_int8 import flip_of, missing_pointers, tail_buffers, tail_constants
 from .plans import Constant, Plan
 
@@ -16,6 +16,12 @@ MOST_KEPT = 512
 
 #: Keys of one step of a sweep.
 SWEPT = 128
+
+#: Scores, or elements of Q and Y, that a program keeps: 64 registers in each of its 128 threads.
+MOST_VALUES = 64 * 128
+
+#: Programs that give every multiprocessor of a large chip one.
+PROGRAMS = MULTIPROCESSORS["sm_90"]
 
 #: The widest head and value that stay in one program's registers.
 MOST_WIDTH = 256
@@ -77,11 +83,23 @@ def fits_chip(rows: int, inner: int, keys: int, columns: int) -> bool:
     return inner <= MOST_WIDTH and columns <= MOST_WIDTH
 
 
+def rows_of(shape: IntegerAttention, keys: int) -> int:
+    """Query rows of a program: the most whose values stay in registers and that leave a program for every multiprocessor.
+
+    With 64 rows each of four warps has whole rows, so that a softmax stays inside its warp.
+    """
+    kept = max(keys, power_of_two(shape.inner) + power_of_two(shape.columns))
+    for rows in (64, 32):
+        if rows * kept <= MOST_VALUES and shape.outer * shape.heads * ceil(shape.rows / rows) >= PROGRAMS:
+            return rows
+    return 16
+
+
 def attention(shape: IntegerAttention, sources: Sequence[tuple[int, ...]], out: tuple[int, ...], tail: Tail) -> Plan:
     """sources: shapes of the buffers of Q, K, V and the mask, if there is one; out: of Y."""
     keys = max(32, power_of_two(shape.keys))
     keys = keys if keys <= MOST_KEPT else SWEPT
-    rows = 16 if keys > 256 or shape.outer * shape.heads * ceil(shape.rows / 32) < 132 else 32
+    rows = rows_of(shape, keys)
     constants: dict[str, Constant] = {
         "ROWS": shape.rows,
         "WIDTH": shape.inner,

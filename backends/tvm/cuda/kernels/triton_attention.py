@@ -37,12 +37,14 @@ def exp(x):
 
 
 @triton.jit
-def add_chunks(lanes, e, BM: tl.constexpr, BN: tl.constexpr):
-    """lanes [BM, 16] plus the 16-key chunks of e [BM, BN], first to last."""
-    chunks = tl.reshape(e, (BM, BN // 16, 16))
-    place = tl.arange(0, BN // 16)[None, :, None]
-    for index in tl.static_range(BN // 16):
-        lanes = lanes + tl.sum(tl.where(place == index, chunks, 0.0), axis=1)
+def add_chunks(lanes, e, BM: tl.constexpr, COUNT: tl.constexpr):
+    """lanes [BM, 16] plus the COUNT 16-key chunks of e, first to last: those of the first half, then those of the second."""
+    if COUNT == 1:
+        lanes = lanes + tl.reshape(e, (BM, 16))
+    else:
+        first, second = tl.split(tl.permute(tl.reshape(e, (BM, 2, COUNT * 8)), (0, 2, 1)))
+        lanes = add_chunks(lanes, first, BM, COUNT // 2)
+        lanes = add_chunks(lanes, second, BM, COUNT // 2)
     return lanes
 
 
@@ -205,7 +207,7 @@ def attention(
         s = scores(query, k_at, mask_at, 0, KEYS, WIDTH, K_KEY, K_INNER, Q_OFFSET, SCORE_SCALE, MASKED, BN, BD)
         e = exp(s - tl.max(s, axis=1)[:, None])
         e = tl.where((tl.arange(0, BN) < KEYS)[None, :], e, 0.0)
-        inverse = tl.div_rn(1.0, add_lanes(add_chunks(lanes, e, BM, BN), BM))
+        inverse = tl.div_rn(1.0, add_lanes(add_chunks(lanes, e, BM, BN // 16), BM))
         codes = codes_of(e, inverse, P_INVERSE, P_ZERO_POINT, P_QMIN, P_QMAX, P_FLIP)
         acc = weighted(codes, v_at, 0, KEYS, VALUES, V_KEY, V_COLUMN, P_OFFSET, BN, BV)
     else:
@@ -216,7 +218,7 @@ def attention(
         for start in range(0, KEYS, BN):
             s = scores(query, k_at, mask_at, start, KEYS, WIDTH, K_KEY, K_INNER, Q_OFFSET, SCORE_SCALE, MASKED, BN, BD)
             e = tl.where((start + tl.arange(0, BN) < KEYS)[None, :], exp(s - highest[:, None]), 0.0)
-            lanes = add_chunks(lanes, e, BM, BN)
+            lanes = add_chunks(lanes, e, BM, BN // 16)
         inverse = tl.div_rn(1.0, add_lanes(lanes, BM))
         acc = tl.zeros((BM, BV), tl.int32)
         for start in range(0, KEYS, BN):
