@@ -216,6 +216,12 @@ for rows, length in ((5, 7), (3, 16), (2, 100), (1, 1)):
     run(layer_norm_exact.layer_norm(rows, length, 1e-5, Quantize(0.02, 100, 0, 255, "uint8")), x, weight, bias, y, q)
     check(f"layer_norm both {rows} {length}", y, expected)
     check(f"layer_norm both codes {rows} {length}", q, codes)
+    twin = torch.randn(length), torch.randn(length)
+    function = layer_norm_exact.layer_norm_twins(rows, length, 1e-5, Quantize(0.02, 100, 0, 255, "uint8"), "sm_90")
+    run(function, x, weight, bias, *twin, y.zero_(), q.zero_())
+    check(f"layer_norm twins {rows} {length}", y, expected)
+    codes = gw.quantize(exact.layer_norm(x, *twin, 1e-5), 0.02, 100, 0, 255, torch.uint8)
+    check(f"layer_norm twins codes {rows} {length}", q, codes)
 for shape, axis in (((3, 21, 5), 1), ((4, 33), -1), ((2, 3, 4), 0)):
     x = torch.randn(shape)
     expected = exact.reduce_sum(x, axis, False)

@@ -199,6 +199,23 @@ def test_residual_stream_of_a_transformer():
     assert names["layer_norm"] == 2 and "quantize" not in names and "add" not in names
 
 
+@pytest.mark.parametrize("value_first", [True, False])
+def test_twin_normalizations_are_one_kernel(value_first):
+    """smooth-quant leaves two of the same rows: a value for the residual stream, and codes of another scale."""
+
+    def body(p, x):
+        value = gw.layer_norm(x, p.g, p.b, 1e-5) if value_first else None
+        q = gw.quantize(gw.layer_norm(x, p.h, p.c, 1e-5), 0.02, 117, 0, 255, U8)
+        value = gw.layer_norm(x, p.g, p.b, 1e-5) if value is None else value
+        other = gw.layer_norm(x, p.h, p.c, 1e-3)  # not of the same deviations
+        return gw.scale(gw.linear(q, p.w, None, 117), p.s, 2) + value, other
+
+    parameters = {name: normal(37) for name in "gbhc"} | {"w": integers(-127, 128, 37, 37), "s": scales(37, 1e-4)}
+    inputs = (normal(2, 9, 37),)
+    names = kinds(check_bits(program(body, *inputs, **parameters), inputs))
+    assert names == {"layer_norm_twins": 1, "linear_int": 1, "layer_norm": 1}
+
+
 def test_layer_norm_and_float_islands_keep_every_bit():
     def body(p, x):
         y = (x * p.pos + p.pos) / 3.7 - torch.reciprocal(torch.abs(x) + 1)

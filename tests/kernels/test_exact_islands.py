@@ -152,6 +152,8 @@ def test_bad_arguments():
         softmax(0, 4)
     with pytest.raises(OptionError, match="at least 1"):
         layer_norm(4, 0, 1e-5)
+    with pytest.raises(OptionError, match="beside a value that is kept"):
+        layer_norm(4, 4, 1e-5, twin=True)
     with pytest.raises(OptionError, match="axis 2"):
         reduce_sum((3, 4), 2)
     with pytest.raises(OptionError, match="expected uint8x16"):

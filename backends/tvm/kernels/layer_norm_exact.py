@@ -31,25 +31,25 @@ def layer_norm(
     keep: bool = True,
     level: str = "portable",
     name: str = "layer_norm_exact",
+    twin: bool = False,
 ) -> tirx.PrimFunc:
     """(X [rows, length], weight [length], bias [length], Y [rows, length]), float32.
 
-    quantize: a last buffer Q [rows, length] takes `gw::quantize` of Y; keep=False leaves Y itself out.
+    quantize: a last buffer Q [rows, length] takes `gw::quantize` of Y; keep=False leaves Y itself out. twin: Q is of a second
+    normalization of the same rows, whose weight and bias stand behind the first ones.
 
     Raises:
-        OptionError: an empty extent, or nothing to write. UnknownNameError: an unknown level.
+        OptionError: an empty extent, nothing to write, or a twin without both results. UnknownNameError: an unknown level.
     """
-    if min(rows, length) < 1:
-        raise OptionError(f"layer_norm: every extent must be at least 1, got {rows} x {length}")
-    if quantize is None and not keep:
-        raise OptionError("layer_norm: keep=False without quantize leaves nothing to write")
+    require_results(rows, length, quantize, keep, twin)
     isa = isa_of(level)
 
     def body() -> None:
-        specs = [("X", (rows, length), "float32"), ("weight", (length,), "float32"), ("bias", (length,), "float32")]
+        specs = [("X", (rows, length), "float32"), *affine_buffers(length, twin)]
         specs += [("Y", (rows, length), "float32")] if keep else []
         specs += [("Q", (rows, length), quantize.dtype)] if quantize is not None else []
-        x, weight, bias, *outputs = arguments(*specs)
+        x, weight, bias, *rest = arguments(*specs)
+        others, outputs = rest[: 2 * twin], rest[2 * twin :]
         with loop(ceil(rows / BLOCK), parallel_kind(rows * length / ELEMENTS_PER_US)) as block:
             first = bind(block * BLOCK + T.int32(0))
             count = bind(T.min(BLOCK, rows - first))
@@ -65,10 +65,12 @@ def layer_norm(
                 base, place = bind((first + row) * length), bind(centered[1] + row * length)
 
                 def affine(start: Any, valid: int, base: Any = base, place: Any = place, deviation: Any = deviation) -> None:
-                    d = load_lanes(centered[0], place + start, valid) * deviation
+                    d = bind(load_lanes(centered[0], place + start, valid) * deviation)
                     value = bind(product(d, load_lanes(weight, start, valid)) + load_lanes(bias, start, valid))
                     if keep:
                         store_lanes(outputs[0], base + start, value, valid)
+                    if twin:
+                        value = bind(product(d, load_lanes(others[0], start, valid)) + load_lanes(others[1], start, valid))
                     if quantize is not None:
                         code = quantize.codes(value, isa) + splat(T.int32(quantize.zero_point))
                         codes = T.Cast(f"{quantize.dtype}x{LANES}", code)
@@ -77,6 +79,26 @@ def layer_norm(
                 for_chunks(length, affine)
 
     return build(name, body)
+
+
+def layer_norm_twins(rows: int, length: int, eps: float, quantize: Quantize, level: str = "portable") -> tirx.PrimFunc:
+    """Two normalizations of the same rows: the value of the first, and the codes of the second."""
+    return layer_norm(rows, length, eps, quantize, True, level, "layer_norm_twins", twin=True)
+
+
+def require_results(rows: int, length: int, quantize: Quantize | None, keep: bool, twin: bool) -> None:
+    """Raises OptionError for a kernel of no element or no result."""
+    if min(rows, length) < 1:
+        raise OptionError(f"layer_norm: every extent must be at least 1, got {rows} x {length}")
+    if quantize is None and not keep:
+        raise OptionError("layer_norm: keep=False without quantize leaves nothing to write")
+    if twin and (quantize is None or not keep):
+        raise OptionError("layer_norm: a twin makes codes beside a value that is kept")
+
+
+def affine_buffers(length: int, twin: bool) -> list[tuple[str, tuple[int, ...], str]]:
+    """Weight and bias, and those of the twin."""
+    return [(f"{which}{name}", (length,), "float32") for which in ("", "twin_")[: 1 + twin] for name in ("weight", "bias")]
 
 
 def _mean(x: Any, base: Any, length: int) -> Any:

@@ -29,17 +29,20 @@ def softmax(lowering: Lowering, node: fx.Node) -> None:
 @rule(gw.layer_norm.default)
 def layer_norm(lowering: Lowering, node: fx.Node) -> None:
     """With the quantization of its result, which alone the next layer reads; the float result is kept where others read it."""
+    pair = _twins(lowering, node)
+    if pair is not None:
+        _emit_twins(lowering, *pair)
+        return
     *tensors, eps = arguments(node)
     inputs = [lowering.dense(t) for t in tensors]
     spec = (*_rows(node), float(eps))
-    reader = next((user for user in node.users if user.target is gw.quantize.default), None)
+    reader = _quantize_of(node)
     if reader is None:
         out = lowering.kernel(layer_norm_exact.layer_norm, *spec, inputs=inputs, nodes=(node,))
         lowering.bind(node, of_node(node, dense=out))
         return
-    _, scale, zero_point, qmin, qmax, dtype = arguments(reader)
     keep = len(node.users) > 1
-    spec = (*spec, Quantize(float(scale), zero_point, qmin, qmax, DTYPES[dtype]), keep, lowering.int8_level)
+    spec = (*spec, _codes(reader), keep, lowering.int8_level)
     generator, nodes = layer_norm_exact.layer_norm, (node, reader)
     if keep:
         whole, codes = lowering.kernel_outputs(generator, *spec, inputs=inputs, nodes=nodes, outputs=2)
@@ -48,6 +51,51 @@ def layer_norm(lowering: Lowering, node: fx.Node) -> None:
     else:
         codes = lowering.kernel(generator, *spec, inputs=inputs, nodes=nodes)
         lowering.bind_all(nodes, of_node(reader, dense=codes))
+
+
+def _quantize_of(node: fx.Node) -> fx.Node | None:
+    return next((user for user in node.users if user.target is gw.quantize.default), None)
+
+
+def _codes(quantize: fx.Node) -> Quantize:
+    _, scale, zero_point, qmin, qmax, dtype = arguments(quantize)
+    return Quantize(float(scale), zero_point, qmin, qmax, DTYPES[dtype])
+
+
+def _twins(lowering: Lowering, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """Two normalizations of the same rows, one of them `node`: the value of the first is read, of the second its codes alone.
+
+    `smooth-quant` leaves them: the residual stream reads the value, and the next layer the codes of another scale. One kernel
+    reads the rows once for both.
+    """
+    x, *_, eps = arguments(node)
+    values, coded = [], []
+    for other in x.users:
+        if other.target is not gw.layer_norm.default or lowering.lowered(other):
+            continue
+        rows, *affine, other_eps = arguments(other)
+        if rows is not x or other_eps != eps or any(lowering.program.parameter(t) is None for t in affine):
+            continue
+        if _quantize_of(other) is None:
+            values.append(other)
+        elif len(other.users) == 1:
+            coded.append(other)
+    mine, others = (values, coded) if node in values else (coded, values)
+    if node not in mine or not others:
+        return None
+    return (node, others[0]) if mine is values else (others[0], node)
+
+
+def _emit_twins(lowering: Lowering, value: fx.Node, coded: fx.Node) -> None:
+    x, *affine, eps = arguments(value)
+    reader = _quantize_of(coded)
+    assert reader is not None
+    inputs = [lowering.dense(t) for t in (x, *affine, *arguments(coded)[1:-1])]
+    spec = (*_rows(value), float(eps), _codes(reader), lowering.int8_level)
+    nodes = (value, coded, reader)
+    whole, codes = lowering.kernel_outputs(layer_norm_exact.layer_norm_twins, *spec, inputs=inputs, nodes=nodes, outputs=2)
+    lowering.bind(value, of_node(value, dense=whole))
+    lowering.bind_all((coded, reader), of_node(reader, dense=codes))
 
 
 @rule(gw.reduce_sum.default)

@@ -6,6 +6,7 @@ import numpy as np
 from tvm import tirx
 
 from .....ir.errors import OptionError
+from ...kernels.layer_norm_exact import affine_buffers, require_results
 from ...kernels.quantize_image import Quantize
 from ..launch import Constant, device_function
 from .plan_store import INVERSE, VALUE, Store
@@ -22,19 +23,18 @@ def layer_norm(
     name: str = "layer_norm_exact",
     dtype: str = "float32",
     store: Store = VALUE,
+    twin: bool = False,
 ) -> tirx.PrimFunc:
     """(X [rows, length], weight [length], bias [length], Y [rows, length]); X and Y of `dtype`, the rest float32.
 
-    quantize: a last buffer Q [rows, length] takes `gw::quantize` of Y; keep=False leaves Y itself out. Without it, `store` names
-    the buffers behind the bias: 8-bit floats may be written, too.
+    quantize: a last buffer Q [rows, length] takes `gw::quantize` of Y; keep=False leaves Y itself out. twin: Q is of a second
+    normalization of the same rows, whose weight and bias stand behind the first ones. Without `quantize`, `store` names the
+    buffers behind the bias: 8-bit floats may be written, too.
 
     Raises:
-        OptionError: an empty extent, nothing to write, or two kinds of codes.
+        OptionError: an empty extent, nothing to write, a twin without both results, or two kinds of codes.
     """
-    if min(rows, length) < 1:
-        raise OptionError(f"layer_norm: every extent must be at least 1, got {rows} x {length}")
-    if quantize is None and not keep:
-        raise OptionError("layer_norm: keep=False without quantize leaves nothing to write")
+    require_results(rows, length, quantize, keep, twin)
     if quantize is not None and store != VALUE:
         raise OptionError("layer_norm: one kernel makes integers or 8-bit floats of its result, not both")
     constants: dict[str, Constant] = {
@@ -47,10 +47,16 @@ def layer_norm(
         "HIGH": 0.0 if quantize is None else float(quantize.qmax - quantize.zero_point),
         "ZERO": 0 if quantize is None else quantize.zero_point,
     }
-    buffers = [("X", (rows, length), dtype), ("weight", (length,), "float32"), ("bias", (length,), "float32")]
+    buffers = [("X", (rows, length), dtype), *affine_buffers(length, twin)]
     kept = store if quantize is None else Store(keep, codes=True)
     buffers += [INVERSE] * store.codes + [("Y", (rows, length), dtype)] * kept.value
     buffers += [("Q", (rows, length), "uint8" if quantize is None else quantize.dtype)] * kept.codes
-    given = {"inverse_ptr": store.codes, "y_ptr": kept.value, "q_ptr": kept.codes}
+    given = {"twin_weight_ptr": twin, "twin_bias_ptr": twin, "inverse_ptr": store.codes}
+    given |= {"y_ptr": kept.value, "q_ptr": kept.codes}
     constants |= {name: None for name, present in given.items() if not present}
     return device_function(name, buffers, rows_call("layer_norm", rows, constants))
+
+
+def layer_norm_twins(rows: int, length: int, eps: float, quantize: Quantize, level: str) -> tirx.PrimFunc:
+    """Two normalizations of the same rows: the value of the first, and the codes of the second."""
+    return layer_norm(rows, length, eps, quantize, True, level, "layer_norm_twins", twin=True)

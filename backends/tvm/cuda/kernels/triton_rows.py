@@ -104,6 +104,8 @@ def layer_norm(
     x_ptr,
     weight_ptr,
     bias_ptr,
+    twin_weight_ptr,
+    twin_bias_ptr,
     inverse_ptr,
     y_ptr,
     q_ptr,
@@ -119,6 +121,7 @@ def layer_norm(
 ):
     """`gw::layer_norm` of x [ROWS, LENGTH] to y, and `gw::quantize` of it to q; either may be None.
 
+    twin_weight, twin_bias: q is of the normalization with these; None: of y.
     inverse: 1 / scale, one number, of 8-bit floats in q (`gw::quantize_fp8`); None: q holds integers.
     MEAN: 1 / LENGTH. STEPS: 1 / scale. LOW, HIGH: limits of the codes before their zero point ZERO is added.
     """
@@ -144,12 +147,16 @@ def layer_norm(
         centered = tl.load(x_ptr + place, valid, 0.0).to(tl.float32) - mean
         weight = tl.load(weight_ptr + column, column < LENGTH, 0.0)[None, :]
         bias = tl.load(bias_ptr + column, column < LENGTH, 0.0)[None, :]
-        value = centered * inverse * weight + bias
+        normal = centered * inverse
+        value = normal * weight + bias
         if inverse_ptr is not None:
             keep(value, y_ptr, q_ptr, inverse_ptr, place, valid)
         elif y_ptr is not None:
             tl.store(y_ptr + place, value, valid)
         if q_ptr is not None and inverse_ptr is None:
+            if twin_weight_ptr is not None:
+                twin_weight = tl.load(twin_weight_ptr + column, column < LENGTH, 0.0)[None, :]
+                value = normal * twin_weight + tl.load(twin_bias_ptr + column, column < LENGTH, 0.0)[None, :]
             steps = tl.minimum(tl.maximum(value * STEPS, LOW), HIGH)
             code = round_even(steps).to(tl.int32) + ZERO
             tl.store(q_ptr + place, code.to(q_ptr.dtype.element_ty), valid)
