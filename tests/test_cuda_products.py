@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import triton
+from graphwright.backends.target import Target
 from graphwright.backends.tvm.cuda.build import triton_kernel
 from graphwright.backends.tvm.cuda.kernels import (
     blocks,
@@ -35,10 +37,13 @@ from graphwright.backends.tvm.kernels.convolution_int8 import ConvolutionInt8
 from graphwright.backends.tvm.kernels.float_base import FloatSpec, MatrixProduct
 from graphwright.backends.tvm.kernels.linear_int8 import LinearInt8
 from graphwright.backends.tvm.kernels.quantize_image import Quantize
+from graphwright.backends.tvm.lower import lower
 from graphwright.backends.tvm.tuning import TuningDatabase, TuningRow
 from graphwright.backends.tvm.tuning.families import FAMILIES, tuned
+from graphwright.ir.dialect import gw
 from graphwright.ir.errors import OptionError
 from graphwright.tools.bench.cuda_shapes import SHAPES
+from integer_graphs import codes, integers, program, scales
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -159,6 +164,25 @@ def test_a_first_layer_of_many_taps_quantizes_its_image_in_a_launch_of_its_own()
     assert [launch.pointers for launch in kernel.phases] == [(0, 5), (5, 1, 2, 3, 4)]
     assert [launch.name for launch in kernel.phases] == ["first_frame", "first"]
     assert kernel.scratch == (2 * 25 * 28 * 4,)
+
+
+def test_products_look_their_results_up():
+    """A lookup that alone reads the codes of a product is part of its kernel; the table then lies as the kernel wants it."""
+
+    def graph(p, x, y):
+        hidden = gw.lookup(gw.rescale(gw.linear(x, p.w, None, 3), p.s, 5, 0, 255, torch.uint8, 1), p.table)
+        shared = gw.rescale(gw.linear(hidden, p.w, None, 0), p.s, 0, -128, 127, torch.int8, 1)
+        image = gw.rescale(gw.convolution(y, p.v, None, [1, 1], [1, 1], [1, 1], 1, 0), p.s, 0, -128, 127, torch.int8, 1)
+        return gw.lookup(shared, p.table), shared, gw.lookup(image, p.table)
+
+    parameters = {"w": integers(-127, 128, 37, 37), "v": integers(-127, 128, 37, 3, 3, 3), "s": scales(37, 1e-3)}
+    traced = program(graph, codes(9, 37), codes(1, 3, 5, 5), **parameters, table=codes(256))
+    rows = lower(traced, Target("cuda", "sm_90")).kernels
+    assert sum(row.name.startswith("lookup") for row in rows) == 1
+    assert [sum("lookup" in node for node in row.nodes) for row in rows if row.macs] == [1, 0, 1]
+    tail = Tail("rescale", "int8", 0, -128, 127, table="uint8")
+    _, table = plan_int8.pack_tail(tail, 3, scale=np.ones(3), table=np.arange(256))
+    assert table[[0, 127, 128, 255]].tolist() == [128, 255, 0, 127]
 
 
 def test_a_linear_layer_of_odd_sizes_is_padded_only_in_its_weights():

@@ -69,6 +69,14 @@ def with_residual(tail: Tail) -> Tail:
     return replace(tail, residual=ResidualAdd(*multipliers, 20, *points, low + 3, high, b_dtype))
 
 
+def with_table(tail: Tail, values: dict[str, np.ndarray]) -> tuple[Tail, dict[str, np.ndarray]]:
+    """With a lookup behind the codes, now and then."""
+    if tail.dtype not in ("uint8", "int8") or random.random() < 0.6:
+        return tail, values
+    dtype = random.choice(("uint8", "int8"))
+    return replace(tail, table=dtype), {**values, "table": codes(dtype, (256,)).numpy()}
+
+
 def finished(acc: torch.Tensor, tail: Tail, values: dict[str, np.ndarray], other: torch.Tensor | None, axis: int) -> torch.Tensor:
     """The tail, by the dialect's ops."""
     vectors = {name: torch.from_numpy(value) for name, value in values.items()}
@@ -83,8 +91,10 @@ def finished(acc: torch.Tensor, tail: Tail, values: dict[str, np.ndarray], other
     add = tail.residual
     if isinstance(add, ResidualAdd):
         numbers = (add.a_multiplier, add.b_multiplier, add.shift, add.a_zero_point, add.b_zero_point)
-        return gw.add(out, other, *numbers, add.zero_point, add.qmin, add.qmax, TORCH[tail.dtype])
-    return out + other if add is not None else out
+        out = gw.add(out, other, *numbers, add.zero_point, add.qmin, add.qmax, TORCH[tail.dtype])
+    elif add is not None:
+        out = out + other
+    return gw.lookup(out, vectors["table"]) if tail.table else out
 
 
 def physical(x: torch.Tensor) -> torch.Tensor:
@@ -119,7 +129,7 @@ def linear_case() -> Case:
     dtype = random.choice(("uint8", "int8"))
     zero_point = random.randint(0, 100)
     tail, values = some_tail(random.choice(("rescale", "dyadic", "scale", "none")), inner, outer)
-    tail = with_residual(tail) if random.random() < 0.5 else tail
+    tail, values = with_table(with_residual(tail) if random.random() < 0.5 else tail, values)
     x, weight = codes(dtype, (rows, inner)), codes("int8", (outer, inner))
     bias = random.choice((None, torch.randint(-1000, 1000, (outer,), dtype=torch.int32)))
     other = None if tail.residual is None else some_other(tail, (rows, outer))
@@ -173,7 +183,7 @@ def convolution_case(kind: str) -> Case:
     zero_point = random.choice((0, random.randint(0, 100)))
     depth = shape.macs // (shape.batch * shape.filters * shape.out_height * shape.out_width)
     tail, values = some_tail(random.choice(("rescale", "dyadic", "scale", "none")), depth, shape.filters)
-    tail = with_residual(tail) if random.random() < 0.5 else tail
+    tail, values = with_table(with_residual(tail) if random.random() < 0.5 else tail, values)
     weight = codes("int8", (shape.filters, shape.channels // shape.groups, *shape.kernel))
     bias = random.choice((None, torch.randint(-1000, 1000, (shape.filters,), dtype=torch.int32)))
     quantize = None
@@ -219,6 +229,7 @@ def matmul_case() -> Case:
     )
     dtype, zero_point, transposed = random.choice(("uint8", "int8")), random.choice((0, 3, 128)), random.random() < 0.5
     tail, values = some_tail(random.choice(("rescale", "dyadic", "scale", "none")), inner, columns)
+    tail, values = with_table(tail, values)
     a, b = codes(dtype, (batch, rows, inner)), codes("int8", (batch, inner, columns))
     plan = plan_int8.matmul(batch, rows, inner, columns, dtype, zero_point, transposed, tail, "sm_90", some_block())
     given = b.transpose(1, 2).contiguous() if transposed else b

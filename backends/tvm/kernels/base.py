@@ -57,6 +57,7 @@ class Tail:
     (padded like the output's channels) at build time. dtype is the stored type: uint8, int8, float32 or int32.
     residual: an addition fused after rescale, dyadic or scale; saves one pass over memory.
     shrinks: every float scale is below 1, so that no product leaves s32 and saturating packs can do the upper clamp.
+    table: type of the 256 entries that replace the codes at last (`gw::lookup`); "": none. CUDA's kernels alone look up.
     """
 
     kind: Literal["rescale", "dyadic", "scale", "none"]
@@ -66,6 +67,12 @@ class Tail:
     qmax: int = 255
     residual: ResidualAdd | FloatAdd | None = None
     shrinks: bool = False
+    table: str = ""
+
+    @property
+    def stored(self) -> str:
+        """Type of the elements that are stored."""
+        return self.table or self.dtype
 
 
 def pair(values: tuple[int, int]) -> str:

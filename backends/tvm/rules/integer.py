@@ -18,7 +18,7 @@ from ..values import FloatImage, arguments, of_node
 from .attention import lower_attention
 from .bitmask import sparse_weight, stored
 from .operands import matmul_operands, planar, without_frame
-from .tails import Finish, find
+from .tails import Finish, find, looks_up
 
 
 def weight_of(lowering: Lowering, node: fx.Node, argument: fx.Node) -> np.ndarray:
@@ -68,7 +68,7 @@ def convolution(lowering: Lowering, node: fx.Node) -> None:
     image = lowering.value(x).pending if shape.groups == 1 else None
     quantize = image.quantize if isinstance(image, FloatImage) else None
     spec = convolution_int8.ConvolutionInt8(shape, lowering.value(x).dtype, int(zero_point), quantize, packing)
-    finish = find(lowering, node, axis=1, residual=True)
+    finish = find(lowering, node, axis=1, residual=True, lookup=looks_up(lowering))
     kernel = kernel.reshape(shape.filters, -1, *shape.kernel)
     level = lowering.int8_level
     bias = bias_of(lowering, node, bias)
@@ -104,7 +104,7 @@ def linear(lowering: Lowering, node: fx.Node) -> None:
     outer, inner = matrix.shape
     rows = prod(shape_of(x)[:-1])
     spec = linear_int8.LinearInt8(rows, inner, outer, lowering.value(x).dtype, int(zero_point), packing)
-    finish = find(lowering, node, axis=len(shape_of(node)) - 1, residual=True)
+    finish = find(lowering, node, axis=len(shape_of(node)) - 1, residual=True, lookup=looks_up(lowering))
     bias = bias_of(lowering, node, bias)
     packed, *vectors = lowering.family(linear_int8).pack(
         spec, finish.tail, lowering.int8_level, matrix, bias, **finish.parameters
@@ -133,7 +133,7 @@ def matmul(lowering: Lowering, node: fx.Node) -> None:
     batch, rows, inner, columns, source, transposed = operands
     types = lowering.value(a).dtype, lowering.value(b).dtype
     spec = matmul_int8.MatmulInt8(batch, rows, inner, columns, types[0], int(za), types[1], int(zb), transposed)
-    finish = find(lowering, node, axis=len(shape_of(node)) - 1)
+    finish = find(lowering, node, axis=len(shape_of(node)) - 1, lookup=looks_up(lowering))
     try:
         packed = lowering.family(matmul_int8).pack(spec, finish.tail, lowering.int8_level, **finish.parameters)
         out = lowering.kernel(

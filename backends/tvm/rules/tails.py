@@ -74,10 +74,11 @@ def tail_of(lowering: Lowering, node: fx.Node) -> tuple[Tail, dict[str, np.ndarr
     return tail, arrays, int(axis) % rank if rank else 0
 
 
-def find(lowering: Lowering, node: fx.Node, axis: int, residual: bool = False) -> Finish:
+def find(lowering: Lowering, node: fx.Node, axis: int, residual: bool = False, lookup: bool = False) -> Finish:
     """The tail that the only reader of `node` asks for, or no tail.
 
     axis: the output axis along which the kernel's tail parameters run. residual: the kernel can also add a second tensor.
+    lookup: the kernel can also replace the codes by entries of a table.
     """
     reader = single_user(node)
     if reader is None or reader.target not in TAIL_OPS or arguments(reader)[0] is not node:
@@ -86,7 +87,26 @@ def find(lowering: Lowering, node: fx.Node, axis: int, residual: bool = False) -
     if found is None or (found[2] != axis and any(p.size > 1 for p in found[1].values())):
         return Finish(NO_TAIL, {}, (node,))
     finish = Finish(found[0], found[1], (node, reader))
-    return _with_residual(lowering, finish) if residual else finish
+    finish = _with_residual(lowering, finish) if residual else finish
+    return _with_lookup(lowering, finish) if lookup else finish
+
+
+def looks_up(lowering: Lowering) -> bool:
+    """Whether the target's products look their results up. CPUs have lookups of 64 bytes an instruction, but not in tails."""
+    return lowering.target.arch == "cuda"
+
+
+def _with_lookup(lowering: Lowering, finish: Finish) -> Finish:
+    """Takes in the table that alone reads the finished codes."""
+    reader = single_user(finish.node)
+    if reader is None or reader.target is not gw.lookup.default or finish.tail.dtype not in ("uint8", "int8"):
+        return finish
+    table = lowering.program.parameter(arguments(reader)[1])
+    if table is None:
+        return finish
+    tail = replace(finish.tail, table=DTYPES[table.dtype])
+    parameters = finish.parameters | {"table": table.detach().cpu().numpy()}
+    return replace(finish, tail=tail, parameters=parameters, nodes=(*finish.nodes, reader))
 
 
 def _with_residual(lowering: Lowering, finish: Finish) -> Finish:

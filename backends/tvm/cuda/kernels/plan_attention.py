@@ -136,7 +136,7 @@ def attention(shape: IntegerAttention, sources: Sequence[tuple[int, ...]], out: 
         "BV": max(16, power_of_two(shape.columns)),
     }
     finish = {name: value for name, value in tail_constants(tail).items() if name in ("KIND", "ZERO_POINT", "QMIN", "QMAX")}
-    absent = {name: None for name in missing_pointers(tail) if name != "residual"}
+    absent = {name: None for name in missing_pointers(tail) if name not in ("residual", "table")}
     dtypes = (shape.q_dtype, "int8", "int8", "float32")
     inputs = [(name, source, dtype) for name, source, dtype in zip(("Q", "K", "V", "mask"), sources, dtypes, strict=False)]
     buffers = (*inputs, *tail_buffers(tail, shape.columns), ("Y", out, tail.dtype))

@@ -75,13 +75,14 @@ TAIL_VECTORS = {
 
 
 def tail_buffers(tail: Tail, channels: int) -> list[Buffer]:
-    return [(name, (padded(channels),), dtype) for name, dtype in TAIL_VECTORS[tail.kind]]
+    vectors: list[Buffer] = [(name, (padded(channels),), dtype) for name, dtype in TAIL_VECTORS[tail.kind]]
+    return [*vectors, *([("table", (256,), tail.table)] if tail.table else [])]
 
 
 def missing_pointers(tail: Tail) -> dict[str, Constant]:
     """The pointers of a kernel that the tail has no buffer for."""
     vectors = len(TAIL_VECTORS[tail.kind])
-    absent = {"scale": vectors > 0, "shift": vectors > 1, "residual": tail.residual is not None}
+    absent = {"scale": vectors > 0, "shift": vectors > 1, "table": bool(tail.table), "residual": tail.residual is not None}
     return {name: None for name, present in absent.items() if not present}
 
 
@@ -94,6 +95,9 @@ def pack_tail(tail: Tail, channels: int, **values: np.ndarray) -> tuple[np.ndarr
         vector = np.ones(padded(channels), dtype)
         vector[:channels] = np.asarray(values[name], dtype).reshape(-1)
         packed.append(vector)
+    if tail.table:
+        # Kernels look at the low byte of a code, and tables start at the lowest one.
+        packed.append(np.roll(values["table"], 128 if tail.dtype == "int8" else 0))
     return tuple(packed)
 
 
@@ -144,7 +148,7 @@ def linear(
         ("W", (padded(outer), w_pitch), "int8"),
         ("B", (padded(outer),), "int32"),
         *tail_buffers(tail, outer),
-        ("Y", (rows, outer), tail.dtype),
+        ("Y", (rows, outer), tail.stored),
     )
     constants |= tail_constants(tail) | missing_pointers(tail) | _cut(block)
     return Plan("triton_int8:linear", constants, _grid(rows, outer, block), buffers, block.warps, block.stages)
@@ -257,7 +261,7 @@ def convolution(
         ("W", weight, "int8"),
         ("B", (filters,), "int32"),
         *tail_buffers(tail, shape.filters),
-        ("Y", out_shape, tail.dtype),
+        ("Y", out_shape, tail.stored),
     )
     constants = tail_constants(tail) | missing_pointers(tail)
     rows = shape.batch * shape.out_height * shape.out_width
@@ -388,7 +392,7 @@ def matmul(
         ("Bm", right, "int8"),
         *residual_buffer(tail, out_shape),
         *tail_buffers(tail, columns),
-        ("Y", out_shape, tail.dtype),
+        ("Y", out_shape, tail.stored),
     )
     constants |= tail_constants(tail) | missing_pointers(tail) | _cut(block)
     return Plan("triton_int8:matmul", constants, _grid(rows, columns, block, batch), buffers, block.warps, block.stages)

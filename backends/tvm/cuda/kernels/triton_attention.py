@@ -230,5 +230,7 @@ def attention(
     column = tl.minimum(columns, VALUES - 1)
     offsets = (outer * Y_OUTER + head * Y_HEAD) + row[:, None] * Y_ROW + columns[None, :]
     stored = (rows < ROWS)[:, None] & (columns < VALUES)[None, :]
-    value = finish(acc, scale, shift, None, column, offsets, stored, KIND, ZERO_POINT, QMIN, QMAX, "", 0, 0, 1, 0, 0, 0, 0, 0)
+    value = finish(
+        acc, scale, shift, None, None, column, offsets, stored, KIND, ZERO_POINT, QMIN, QMAX, "", 0, 0, 1, 0, 0, 0, 0, 0
+    )
     tl.store(y + offsets, value.to(y.dtype.element_ty), mask=stored)

@@ -28,6 +28,7 @@ def linear(
     bias,
     scale,
     shift,
+    table,
     y,
     M: tl.constexpr,
     N: tl.constexpr,
@@ -75,7 +76,7 @@ def linear(
             right = tl.load(w_at + start, mask=k[:, None] < W_PITCH - start, other=0)
         acc = tl.dot(signed(left, FLIP), right, acc, out_dtype=tl.int32)
     store_tile(
-        acc, bias, scale, shift, residual, y, 0, rows, columns, M, N, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
+        acc, bias, scale, shift, table, residual, y, 0, rows, columns, M, N, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
         A_MULTIPLIER, B_MULTIPLIER, ADD_SHIFT, A_ZERO_POINT, B_ZERO_POINT, ADD_ZERO_POINT, ADD_QMIN, ADD_QMAX,
     )  # fmt: skip
 
@@ -88,6 +89,7 @@ def convolution(
     bias,
     scale,
     shift,
+    table,
     y,
     BATCH: tl.constexpr,
     HEIGHT: tl.constexpr,
@@ -209,7 +211,7 @@ def convolution(
             right = tl.load(w_at + start, mask=k[:, None] < W_PITCH - start, other=0)
             acc = tl.dot(signed(codes, FLIP), right, acc, out_dtype=tl.int32)
     store_tile(
-        acc, bias, scale, shift, residual, y, 0, rows, columns, M, N, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
+        acc, bias, scale, shift, table, residual, y, 0, rows, columns, M, N, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
         A_MULTIPLIER, B_MULTIPLIER, ADD_SHIFT, A_ZERO_POINT, B_ZERO_POINT, ADD_ZERO_POINT, ADD_QMIN, ADD_QMAX,
     )  # fmt: skip
 
@@ -222,6 +224,7 @@ def depthwise(
     bias,
     scale,
     shift,
+    table,
     y,
     BATCH: tl.constexpr,
     HEIGHT: tl.constexpr,
@@ -277,7 +280,7 @@ def depthwise(
             code = tl.load(x_at + offset, mask=inside[:, None] & (columns < N)[None, :], other=X_ZERO_POINT).to(tl.int32)
             acc += code * tl.load(w + (i * KERNEL_WIDTH + j) * N + column).to(tl.int32)[None, :]
     store_tile(
-        acc, None, scale, shift, residual, y, 0, rows, columns, M, N, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
+        acc, None, scale, shift, table, residual, y, 0, rows, columns, M, N, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
         A_MULTIPLIER, B_MULTIPLIER, ADD_SHIFT, A_ZERO_POINT, B_ZERO_POINT, ADD_ZERO_POINT, ADD_QMIN, ADD_QMAX,
     )  # fmt: skip
 
@@ -289,6 +292,7 @@ def matmul(
     residual,
     scale,
     shift,
+    table,
     y,
     M: tl.constexpr,
     N: tl.constexpr,
@@ -346,6 +350,6 @@ def matmul(
     if OFFSET != 0:
         acc += (sums * OFFSET)[None, :]
     store_tile(
-        acc, None, scale, shift, residual, y, batch * (M * N), rows, columns, M, N, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
+        acc, None, scale, shift, table, residual, y, batch * (M * N), rows, columns, M, N, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
         A_MULTIPLIER, B_MULTIPLIER, ADD_SHIFT, A_ZERO_POINT, B_ZERO_POINT, ADD_ZERO_POINT, ADD_QMIN, ADD_QMAX,
     )  # fmt: skip

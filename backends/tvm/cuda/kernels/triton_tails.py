@@ -32,6 +32,7 @@ def finish(
     acc,
     scale,
     shift,
+    table,
     residual,
     columns,
     offsets,
@@ -52,7 +53,7 @@ def finish(
 ):
     """The tail (`base.Tail`) of a tile acc [rows, columns]; `scale` and `shift` are read at `columns`, the residual at `offsets`.
 
-    scale: multipliers of a dyadic tail.
+    scale: multipliers of a dyadic tail. table: where not None, the entry at (code & 255) is the result, `gw::lookup`.
     """
     value = acc
     if KIND == "rescale":
@@ -73,6 +74,8 @@ def finish(
         value = tl.minimum(tl.maximum(steps, ADD_QMIN), ADD_QMAX)
     elif RESIDUAL == "float":
         value = value + tl.load(residual + offsets, mask=mask, other=0.0)
+    if table is not None:
+        value = tl.load(table + (value & 255))
     return value
 
 
@@ -82,6 +85,7 @@ def store_tile(
     bias,
     scale,
     shift,
+    table,
     residual,
     y,
     first,
@@ -113,7 +117,7 @@ def store_tile(
     offsets = first + row[:, None] * N + columns[None, :]
     mask = (rows[:, None] < M) & (columns[None, :] < N)
     value = finish(
-        acc, scale, shift, residual, column, offsets, mask, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
+        acc, scale, shift, table, residual, column, offsets, mask, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
         A_MULTIPLIER, B_MULTIPLIER, ADD_SHIFT, A_ZERO_POINT, B_ZERO_POINT, ADD_ZERO_POINT, ADD_QMIN, ADD_QMAX,
     )  # fmt: skip
     tl.store(y + offsets, value.to(y.dtype.element_ty), mask=mask)
