@@ -47,7 +47,7 @@ from integer_graphs import codes, integers, program, scales
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-INTEGER = ("linear", "matmul", "dense", "grouped", "depthwise", "image", "framed", "attention", "lookup")
+INTEGER = ("linear", "matmul", "dense", "grouped", "depthwise", "image", "framed", "attention", "linears", "lookup")
 FLOAT = tuple(f"float-{name}" for name in ("linear", "matmul", "dense", "grouped", "depthwise", "planar", "attention"))
 CODED = ("coded-linear", "coded-decode")
 CASES_EACH = 3

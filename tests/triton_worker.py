@@ -20,7 +20,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from graphwright.backends.tvm.cuda.kernels import plan_coded, plan_elementwise, plan_float, plan_image, plan_int8
+from graphwright.backends.tvm.cuda.kernels import plan_coded, plan_elementwise, plan_float, plan_image, plan_int8, plan_linears
 from graphwright.backends.tvm.cuda.kernels.blocks import Block
 from graphwright.backends.tvm.cuda.kernels.plan_attention import Heads, IntegerAttention, attention
 from graphwright.backends.tvm.cuda.kernels.plan_float import FloatTail
@@ -209,6 +209,29 @@ def convolution_case(kind: str) -> Case:
     acc = gw.convolution(x, weight, bias, shape.stride, shape.padding, shape.dilation, shape.groups, zero_point)
     expected = finished(acc, tail, values, other, 1)
     return f"{kind} {shape.work} {dtype} {zero_point} {tail}", out[..., : shape.filters].permute(0, 3, 1, 2), expected
+
+
+def linears_case() -> Case:
+    rows, inner, parts, given = random.choice((1, 5, 37, 130)), random.choice((16, 37, 96)), [], []
+    dtype, zero_point = random.choice((("uint8", 7), ("int8", -3)))
+    x = codes(dtype, (rows, inner))
+    for outer in random.sample((1, 2, 16, 37, 70), random.choice((2, 3))):
+        tail, values = with_table(*some_tail("rescale", inner, outer))
+        bias = random.choice((None, torch.randint(-1000, 1000, (outer,), dtype=torch.int32)))
+        parts.append(plan_linears.Part(outer, tail))
+        given.append((codes("int8", (outer, inner)), bias, values))
+    plan = plan_linears.linears(rows, inner, dtype, parts, "sm_90", some_block())
+    weights, biases, vectors = zip(*given, strict=True)
+    arrays = [[None if t is None else t.numpy() for t in column] for column in (weights, biases)]
+    packed = plan_linears.pack(dtype, zero_point, parts, *arrays, vectors)
+    outs = [torch.empty(shape, dtype=TORCH[kind], device=DEVICE) for _, shape, kind in plan.buffers[-len(parts) :]]
+    run(plan, [x.to(DEVICE), *(torch.from_numpy(a).to(DEVICE) for a in packed), *outs])
+    expected = [
+        finished(gw.linear(x, weight, bias, zero_point), part.tail, values, None, 1).to(torch.int32)
+        for part, (weight, bias, values) in zip(parts, given, strict=True)
+    ]
+    text = f"{rows}x{inner} {dtype} {[part.outer for part in parts]}"
+    return text, torch.cat([out.cpu().to(torch.int32) for out in outs], 1), torch.cat(expected, 1)
 
 
 def lookup_case() -> Case:
@@ -481,6 +504,7 @@ CASES = {
     **{f"float-{k}": (lambda k=k: float_convolution_case(k)) for k in ("dense", "grouped", "depthwise", "planar")},
     "attention": attention_case,
     "linear": linear_case,
+    "linears": linears_case,
     "lookup": lookup_case,
     "matmul": matmul_case,
     **{kind: (lambda kind=kind: convolution_case(kind)) for kind in ("dense", "grouped", "depthwise", "image", "framed")},

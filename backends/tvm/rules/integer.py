@@ -17,6 +17,7 @@ from ..lower import Lowering, rule, unsupported
 from ..values import FloatImage, arguments, of_node
 from .attention import lower_attention
 from .bitmask import sparse_weight, stored
+from .linears import lower_together
 from .operands import matmul_operands, planar, without_frame
 from .tails import Finish, find, looks_up
 
@@ -99,6 +100,8 @@ def _residual(read, finish: Finish) -> list:
 
 @rule(gw.linear.default)
 def linear(lowering: Lowering, node: fx.Node) -> None:
+    if lower_together(lowering, node):
+        return
     x, weight, bias, zero_point = arguments(node)
     matrix, packing = packed_weight(lowering, node, weight, by_channel=True)
     outer, inner = matrix.shape

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from math import ceil, prod
 from typing import Any
 
-from ..cuda.kernels import blocks, plan_float, plan_fp8, plan_image, plan_int8
+from ..cuda.kernels import blocks, linears_int8, plan_float, plan_fp8, plan_image, plan_int8
 from ..cuda.kernels import convolution_f32 as cuda_convolution_f32
 from ..cuda.kernels import convolution_fp8 as cuda_convolution_fp8
 from ..cuda.kernels import convolution_int8 as cuda_convolution
@@ -261,6 +261,7 @@ def _tiles(level: Level, columns: int, groups: int) -> list[Tile]:
 FAMILIES: dict[Any, Family] = {
     cuda_convolution.build: _cuda_family("convolution_int8", _cuda_convolution),
     cuda_linear.build: _cuda_family("linear_int8", _linear_int8),
+    linears_int8.linears: _cuda_family("linear_int8", _linear_int8),
     cuda_matmul.build: _cuda_family("matmul_int8", _matmul_int8),
     cuda_convolution_f32.convolution: _cuda_float_family("convolution_f32", _cuda_float_convolution),
     cuda_linear_f32.linear: _cuda_float_family("linear_f32", lambda spec: _typed(spec, spec[0].work)),
