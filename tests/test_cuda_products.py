@@ -47,7 +47,7 @@ from integer_graphs import codes, integers, program, scales
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-INTEGER = ("linear", "matmul", "dense", "grouped", "depthwise", "image", "framed", "attention", "linears", "lookup")
+INTEGER = ("linear", "matmul", "dense", "grouped", "depthwise", "image", "framed", "attention", "linears", "lookup", "outliers")
 FLOAT = tuple(f"float-{name}" for name in ("linear", "matmul", "dense", "grouped", "depthwise", "planar", "attention"))
 CODED = ("coded-linear", "coded-decode")
 CASES_EACH = 3
@@ -183,6 +183,27 @@ def test_products_look_their_results_up():
     tail = Tail("rescale", "int8", 0, -128, 127, table="uint8")
     _, table = plan_int8.pack_tail(tail, 3, scale=np.ones(3), table=np.arange(256))
     assert table[[0, 127, 128, 255]].tolist() == [128, 255, 0, 127]
+
+
+def test_layers_of_the_same_rows_and_their_outliers_are_two_launches():
+    """What `split-outliers` makes of a layer of two linear ones: hidden outliers run beside the hidden channels, and are added
+    with the residual by the layer behind them. A layer that is read twice is no outlier's."""
+
+    def graph(p, x, stream):
+        hidden = gw.lookup(gw.rescale(gw.linear(x, p.w, p.b, 3), p.s, 5, 0, 255, torch.uint8, 1), p.table)
+        few = gw.lookup(gw.rescale(gw.linear(x, p.few, None, 3), p.s, 5, 0, 255, torch.uint8, 1), p.table)
+        whole = gw.scale(gw.linear(hidden, p.v, None, 4), p.s, 1)
+        total = whole + gw.scale(gw.linear(few, p.columns, None, 2), p.s, 1) + stream
+        shared = gw.scale(gw.linear(few, p.columns, None, 2), p.t, 1)
+        return total, gw.scale(gw.linear(hidden, p.v, None, 4), p.s, 1) + shared, shared
+
+    parameters = {"w": integers(-127, 128, 64, 37), "v": integers(-127, 128, 37, 64), "few": integers(-127, 128, 2, 37)}
+    parameters |= {"columns": integers(-127, 128, 37, 2), "b": integers(-9, 9, 64).to(torch.int32), "s": scales(1, 1e-3)}
+    parameters |= {"t": scales(1, 2e-3), "table": codes(256)}
+    traced = program(graph, codes(9, 37), torch.randn(9, 37), **parameters)
+    rows = [row for row in lower(traced, Target("cuda", "sm_90")).kernels if row.macs]
+    assert [row.name.rstrip("0123456789") for row in rows] == ["linears_int", "linear_int", "linear_int", "linear_int"]
+    assert [sum("linear" in node for node in row.nodes) for row in rows] == [2, 2, 1, 1]
 
 
 def test_a_linear_layer_of_odd_sizes_is_padded_only_in_its_weights():

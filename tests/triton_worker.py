@@ -25,7 +25,7 @@ from graphwright.backends.tvm.cuda.kernels.blocks import Block
 from graphwright.backends.tvm.cuda.kernels.plan_attention import Heads, IntegerAttention, attention
 from graphwright.backends.tvm.cuda.kernels.plan_float import FloatTail
 from graphwright.backends.tvm.cuda.kernels.plans import Plan, run
-from graphwright.backends.tvm.kernels.base import Convolution, FloatAdd, ResidualAdd, Tail, padded
+from graphwright.backends.tvm.kernels.base import Convolution, FloatAdd, Outliers, ResidualAdd, Tail, padded
 from graphwright.ir.dialect import codebook, gw
 
 DEVICE = "cpu" if "TRITON_INTERPRET" in os.environ else "cuda"
@@ -77,8 +77,15 @@ def with_table(tail: Tail, values: dict[str, np.ndarray]) -> tuple[Tail, dict[st
     return replace(tail, table=dtype), {**values, "table": codes(dtype, (256,)).numpy()}
 
 
-def finished(acc: torch.Tensor, tail: Tail, values: dict[str, np.ndarray], other: torch.Tensor | None, axis: int) -> torch.Tensor:
-    """The tail, by the dialect's ops."""
+def finished(
+    acc: torch.Tensor,
+    tail: Tail,
+    values: dict[str, np.ndarray],
+    other: torch.Tensor | None,
+    axis: int,
+    outliers: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The tail, by the dialect's ops. outliers: what they add."""
     vectors = {name: torch.from_numpy(value) for name, value in values.items()}
     out = acc
     if tail.kind == "rescale":
@@ -88,6 +95,7 @@ def finished(acc: torch.Tensor, tail: Tail, values: dict[str, np.ndarray], other
         out = gw.rescale_dyadic(acc, *pair, tail.zero_point, tail.qmin, tail.qmax, TORCH[tail.dtype], axis)
     elif tail.kind == "scale":
         out = gw.scale(acc, vectors["scale"], axis)
+        out = out if outliers is None else out + outliers
     add = tail.residual
     if isinstance(add, ResidualAdd):
         numbers = (add.a_multiplier, add.b_multiplier, add.shift, add.a_zero_point, add.b_zero_point)
@@ -124,20 +132,33 @@ def some_block() -> Block | None:
     return random.choice((None, Block(16, 16, 32, 4, 2, 1), Block(32, 64, 64, 4, 3, 3), Block(64, 32, 32, 4, 3, 8)))
 
 
-def linear_case() -> Case:
+def linear_case(kind: str | None = None) -> Case:
     rows, inner, outer = random.randint(1, 70), random.choice((16, 37, 64, 100, 130)), random.choice((5, 16, 33, 64, 90))
     dtype = random.choice(("uint8", "int8"))
     zero_point = random.randint(0, 100)
-    tail, values = some_tail(random.choice(("rescale", "dyadic", "scale", "none")), inner, outer)
+    tail, values = some_tail(kind or random.choice(("rescale", "dyadic", "scale", "none")), inner, outer)
     tail, values = with_table(with_residual(tail) if random.random() < 0.5 else tail, values)
+    tail, few, more, added = some_outliers(tail, rows, outer)
     x, weight = codes(dtype, (rows, inner)), codes("int8", (outer, inner))
     bias = random.choice((None, torch.randint(-1000, 1000, (outer,), dtype=torch.int32)))
     other = None if tail.residual is None else some_other(tail, (rows, outer))
     plan = plan_int8.linear(rows, inner, outer, dtype, tail, "sm_90", some_block())
     offset = None if bias is None else bias.numpy()
     packed = plan_int8.pack_linear(dtype, zero_point, tail, weight.numpy(), offset, **values)
-    expected = finished(gw.linear(x, weight, bias, zero_point), tail, values, other, 1)
-    return f"{rows}x{inner}x{outer} {dtype} {tail}", launched(plan, [x, *others(other), *packed]), expected
+    expected = finished(gw.linear(x, weight, bias, zero_point), tail, values, other, 1, added)
+    return f"{rows}x{inner}x{outer} {dtype} {tail}", launched(plan, [x, *few, *others(other), *packed, *more]), expected
+
+
+def some_outliers(tail: Tail, rows: int, outer: int) -> tuple[Tail, list, list, torch.Tensor | None]:
+    """The tail, the outliers' activations, their packed parameters, and what they add; nothing of it now and then."""
+    if tail.kind != "scale" or random.random() < 0.2:
+        return tail, [], [], None
+    columns, dtype, zero_point = random.randint(1, 3), random.choice(("uint8", "int8")), random.randint(0, 90)
+    x, weight = codes(dtype, (rows, columns)), codes("int8", (outer, columns))
+    bias = random.choice((None, torch.randint(-1000, 1000, (outer,), dtype=torch.int32)))
+    scale, outliers = torch.rand(random.choice((1, outer))) * 0.1, Outliers(columns, dtype, zero_point)
+    packed = plan_int8.pack_outliers(outliers, weight.numpy(), None if bias is None else bias.numpy(), scale.numpy())
+    return replace(tail, outliers=outliers), [x], packed, gw.scale(gw.linear(x, weight, bias, zero_point), scale, 1)
 
 
 def some_other(tail: Tail, shape: tuple[int, ...]) -> torch.Tensor:
@@ -505,6 +526,7 @@ CASES = {
     "attention": attention_case,
     "linear": linear_case,
     "linears": linears_case,
+    "outliers": lambda: linear_case("scale"),
     "lookup": lookup_case,
     "matmul": matmul_case,
     **{kind: (lambda kind=kind: convolution_case(kind)) for kind in ("dense", "grouped", "depthwise", "image", "framed")},

@@ -49,6 +49,15 @@ class FloatAdd:
 
 
 @dataclass(frozen=True)
+class Outliers:
+    """The few columns of a layer that `split-outliers` took out: codes [rows, columns] of `dtype` with their zero point."""
+
+    columns: int
+    dtype: str
+    zero_point: int
+
+
+@dataclass(frozen=True)
 class Tail:
     """What happens to an s32 accumulator before it is stored; mirrors `gw::rescale`, `gw::rescale_dyadic` and `gw::scale`.
 
@@ -58,6 +67,7 @@ class Tail:
     residual: an addition fused after rescale, dyadic or scale; saves one pass over memory.
     shrinks: every float scale is below 1, so that no product leaves s32 and saturating packs can do the upper clamp.
     table: type of the 256 entries that replace the codes at last (`gw::lookup`); "": none. CUDA's kernels alone look up.
+    outliers: a second product that is added to a scaled one before the residual is. CUDA's linear layers alone take one.
     """
 
     kind: Literal["rescale", "dyadic", "scale", "none"]
@@ -68,6 +78,7 @@ class Tail:
     residual: ResidualAdd | FloatAdd | None = None
     shrinks: bool = False
     table: str = ""
+    outliers: Outliers | None = None
 
     @property
     def stored(self) -> str:

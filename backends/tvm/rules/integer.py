@@ -10,6 +10,7 @@ from torch import fx
 from ....ir.dialect import gw
 from ....ir.errors import OptionError
 from ....ir.program import shape_of
+from ..cuda.kernels import plan_int8
 from ..kernels import convolution_int8, linear_int8, matmul_int8
 from ..kernels.base import Convolution
 from ..kernels.packed import Packing, packing_of
@@ -107,17 +108,22 @@ def linear(lowering: Lowering, node: fx.Node) -> None:
     outer, inner = matrix.shape
     rows = prod(shape_of(x)[:-1])
     spec = linear_int8.LinearInt8(rows, inner, outer, lowering.value(x).dtype, int(zero_point), packing)
-    finish = find(lowering, node, axis=len(shape_of(node)) - 1, residual=True, lookup=looks_up(lowering))
+    few = plan_int8.MOST_OUTLIERS if looks_up(lowering) else 0
+    finish = find(lowering, node, len(shape_of(node)) - 1, residual=True, lookup=looks_up(lowering), outliers=few)
     bias = bias_of(lowering, node, bias)
     packed, *vectors = lowering.family(linear_int8).pack(
         spec, finish.tail, lowering.int8_level, matrix, bias, **finish.parameters
     )
+    outliers = []
+    if finish.outliers is not None and finish.tail.outliers is not None:
+        outliers = [lowering.dense(finish.outliers)]
+        vectors += plan_int8.pack_outliers(finish.tail.outliers, **finish.outlier_values)
     out = lowering.kernel(
         linear_int8.build,
         spec,
         finish.tail,
         lowering.int8_level,
-        inputs=[lowering.dense(x), *_residual(lowering.dense, finish), stored(lowering, weight, packed), *vectors],
+        inputs=[lowering.dense(x), *outliers, *_residual(lowering.dense, finish), stored(lowering, weight, packed), *vectors],
         nodes=finish.nodes,
         macs=rows * inner * outer,
         label="linear_int8",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import fx
 
 from ....ir.dialect import gw
 from ....ir.program import shape_of, single_user
-from ..kernels.base import FloatAdd, ResidualAdd, Tail
+from ..kernels.base import FloatAdd, Outliers, ResidualAdd, Tail
 from ..lower import Lowering
 from ..values import DTYPES, arguments
 
@@ -27,13 +28,16 @@ class Finish:
     """How a kernel finishes: its tail, the tail's parameters ((1,) or (C,) each), and the nodes the kernel covers.
 
     nodes: the accumulating node first; the last one's value is what the kernel stores.
-    residual: the node whose value a fused addition reads.
+    residual: the node whose value a fused addition reads. outliers: the node that a second product reads, whose weight, bias and
+    scale are in `outlier_values`.
     """
 
     tail: Tail
     parameters: dict[str, np.ndarray]
     nodes: tuple[fx.Node, ...]
     residual: fx.Node | None = None
+    outliers: fx.Node | None = None
+    outlier_values: dict[str, Any] = field(default_factory=dict)
 
     @property
     def node(self) -> fx.Node:
@@ -74,11 +78,11 @@ def tail_of(lowering: Lowering, node: fx.Node) -> tuple[Tail, dict[str, np.ndarr
     return tail, arrays, int(axis) % rank if rank else 0
 
 
-def find(lowering: Lowering, node: fx.Node, axis: int, residual: bool = False, lookup: bool = False) -> Finish:
+def find(lowering: Lowering, node: fx.Node, axis: int, residual: bool = False, lookup: bool = False, outliers: int = 0) -> Finish:
     """The tail that the only reader of `node` asks for, or no tail.
 
     axis: the output axis along which the kernel's tail parameters run. residual: the kernel can also add a second tensor.
-    lookup: the kernel can also replace the codes by entries of a table.
+    lookup: the kernel can also replace the codes by entries of a table. outliers: columns of a second product it can add.
     """
     reader = single_user(node)
     if reader is None or reader.target not in TAIL_OPS or arguments(reader)[0] is not node:
@@ -87,6 +91,7 @@ def find(lowering: Lowering, node: fx.Node, axis: int, residual: bool = False, l
     if found is None or (found[2] != axis and any(p.size > 1 for p in found[1].values())):
         return Finish(NO_TAIL, {}, (node,))
     finish = Finish(found[0], found[1], (node, reader))
+    finish = _with_outliers(lowering, finish, outliers) if outliers else finish
     finish = _with_residual(lowering, finish) if residual else finish
     return _with_lookup(lowering, finish) if lookup else finish
 
@@ -94,6 +99,31 @@ def find(lowering: Lowering, node: fx.Node, axis: int, residual: bool = False, l
 def looks_up(lowering: Lowering) -> bool:
     """Whether the target's products look their results up. CPUs have lookups of 64 bytes an instruction, but not in tails."""
     return lowering.target.arch == "cuda"
+
+
+def _with_outliers(lowering: Lowering, finish: Finish, most: int) -> Finish:
+    """Takes in the scaled product of at most `most` columns that is added to the finished value: see `split-outliers`."""
+    add = single_user(finish.node)
+    if finish.tail.kind != "scale" or add is None or add.target is not aten.add.Tensor or add.kwargs:
+        return finish
+    a, b = arguments(add)
+    scaled = b if a is finish.node else a
+    if a is b or not isinstance(scaled, fx.Node) or scaled.target is not gw.scale.default or single_user(scaled) is not add:
+        return finish
+    found, product = tail_of(lowering, scaled), arguments(scaled)[0]
+    if found is None or product.target is not gw.linear.default or single_user(product) is not scaled:
+        return finish
+    x, *parameters, zero_point = arguments(product)
+    weight, bias = (None if p is None else lowering.program.parameter(p) for p in parameters)
+    if weight is None or (parameters[1] is not None and bias is None) or weight.shape[1] > most or not lowering.lowered(x):
+        return finish
+    if shape_of(scaled) != shape_of(finish.node) or lowering.lowered(product):
+        return finish
+    if found[2] != len(shape_of(scaled)) - 1 and found[1]["scale"].size > 1:
+        return finish
+    values = {"weight": weight.numpy(), "bias": None if bias is None else bias.numpy(), "scale": found[1]["scale"]}
+    tail = replace(finish.tail, outliers=Outliers(weight.shape[1], lowering.value(x).dtype, int(zero_point)))
+    return replace(finish, tail=tail, nodes=(*finish.nodes, product, scaled, add), outliers=x, outlier_values=values)
 
 
 def _with_lookup(lowering: Lowering, finish: Finish) -> Finish:

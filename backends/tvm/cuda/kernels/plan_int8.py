@@ -12,7 +12,7 @@ from math import ceil, prod
 import numpy as np
 
 from .....ir.errors import OptionError
-from ...kernels.base import Convolution, FloatAdd, ResidualAdd, Tail, padded
+from ...kernels.base import Convolution, FloatAdd, Outliers, ResidualAdd, Tail, padded
 from .blocks import Block, Problem, choose, power_of_two
 from .plans import Buffer, Constant, Plan
 
@@ -31,6 +31,9 @@ class ImageQuantize:
     qmin: int
     qmax: int
 
+
+#: Columns of outliers that a linear layer adds: each is an outer product without tensor cores.
+MOST_OUTLIERS = 8
 
 #: More products of two s8 values could leave s32 on the way, and mma.sync saturates there.
 MOST_DEPTH = 131_071
@@ -72,6 +75,22 @@ TAIL_VECTORS = {
     "dyadic": (("multiplier", "int32"), ("shift", "int32")),
     "none": (),
 }
+
+
+def outlier_buffers(tail: Tail, rows: int, outer: int) -> tuple[list[Buffer], list[Buffer]]:
+    """Of a linear layer's outliers: their activations, and what `pack_outliers` returns."""
+    if tail.outliers is None:
+        return [], []
+    columns, channels = tail.outliers.columns, padded(outer)
+    vectors = [("outlier_bias", (channels,), "int32"), ("outlier_scale", (channels,), "float32")]
+    return [("O", (rows, columns), tail.outliers.dtype)], [("outlier_w", (channels, columns), "int8"), *vectors]
+
+
+def outlier_constants(tail: Tail) -> dict[str, Constant]:
+    """How many outliers there are; no pointers to them where there are none."""
+    if tail.outliers is not None:
+        return {"OUTLIERS": tail.outliers.columns}
+    return {"OUTLIERS": 0, **dict.fromkeys(("outlier_x", "outlier_w", "outlier_bias", "outlier_scale"))}
 
 
 def tail_buffers(tail: Tail, channels: int) -> list[Buffer]:
@@ -142,15 +161,18 @@ def linear(
     pitch = pitch or inner
     w_pitch = padded(inner)
     constants = {"M": rows, "N": outer, "K": inner, "X_PITCH": pitch, "W_PITCH": w_pitch, "FLIP": flip_of(dtype)}
+    activations, parameters = outlier_buffers(tail, rows, outer)
     buffers = (
         ("X", (rows, pitch), dtype),
+        *activations,
         *residual_buffer(tail, (rows, outer)),
         ("W", (padded(outer), w_pitch), "int8"),
         ("B", (padded(outer),), "int32"),
         *tail_buffers(tail, outer),
+        *parameters,
         ("Y", (rows, outer), tail.stored),
     )
-    constants |= tail_constants(tail) | missing_pointers(tail) | _cut(block)
+    constants |= tail_constants(tail) | missing_pointers(tail) | outlier_constants(tail) | _cut(block)
     return Plan("triton_int8:linear", constants, _grid(rows, outer, block), buffers, block.warps, block.stages)
 
 
@@ -163,6 +185,14 @@ def pack_linear(
     packed[:outer, :inner] = weight
     folded = fold_bias(weight, bias, zero_point - 128 * flip_of(dtype), outer)
     return packed, folded, *pack_tail(tail, outer, **values)
+
+
+def pack_outliers(outliers: Outliers, weight: np.ndarray, bias: np.ndarray | None, scale: np.ndarray) -> list[np.ndarray]:
+    """weight s8 (N, columns), padded with zeros; the bias with the zero point folded in; scale, (1,) or (N,)."""
+    packed = np.zeros((padded(len(weight)), weight.shape[1]), np.int8)
+    packed[: len(weight)] = weight
+    (factors,) = pack_tail(Tail("scale", "float32"), len(weight), scale=scale)
+    return [packed, fold_bias(weight, bias, outliers.zero_point, len(weight)), factors]
 
 
 # -- convolutions ------------------------------------------------------------------------------------------------------------
@@ -274,7 +304,7 @@ def convolution(
     if pointwise(shape) and quantize is None:
         channels = padded(shape.channels)
         sizes = {"M": rows, "N": filters, "K": channels, "X_PITCH": channels, "W_PITCH": weight[1], "FLIP": flip_of(dtype)}
-        constants |= sizes | _cut(chosen)
+        constants |= sizes | outlier_constants(tail) | _cut(chosen)
         return Plan("triton_int8:linear", constants, _grid(rows, filters, chosen), buffers, chosen.warps, chosen.stages)
     chosen = chosen if quantize is not None else fitted(chosen, shape)
     constants |= image_constants(shape) | _cut(chosen)

@@ -231,6 +231,6 @@ def attention(
     offsets = (outer * Y_OUTER + head * Y_HEAD) + row[:, None] * Y_ROW + columns[None, :]
     stored = (rows < ROWS)[:, None] & (columns < VALUES)[None, :]
     value = finish(
-        acc, scale, shift, None, None, column, offsets, stored, KIND, ZERO_POINT, QMIN, QMAX, "", 0, 0, 1, 0, 0, 0, 0, 0
+        acc, scale, shift, None, None, None, column, offsets, stored, KIND, ZERO_POINT, QMIN, QMAX, "", 0, 0, 1, 0, 0, 0, 0, 0
     )
     tl.store(y + offsets, value.to(y.dtype.element_ty), mask=stored)

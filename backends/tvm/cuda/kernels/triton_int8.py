@@ -23,12 +23,16 @@ from .triton_tails import round_even, signed, store_tile, tile_of
 @triton.jit
 def linear(
     x,
+    outlier_x,
     residual,
     w,
     bias,
     scale,
     shift,
     table,
+    outlier_w,
+    outlier_bias,
+    outlier_scale,
     y,
     M: tl.constexpr,
     N: tl.constexpr,
@@ -36,6 +40,7 @@ def linear(
     X_PITCH: tl.constexpr,
     W_PITCH: tl.constexpr,
     FLIP: tl.constexpr,
+    OUTLIERS: tl.constexpr,
     KIND: tl.constexpr,
     ZERO_POINT: tl.constexpr,
     QMIN: tl.constexpr,
@@ -54,7 +59,10 @@ def linear(
     BK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """Y [M, N] = tail(X [M, K] W^T + bias); W [N padded to 16, W_PITCH], rows of X are X_PITCH apart."""
+    """Y [M, N] = tail(X [M, K] W^T + bias); W [N padded to 16, W_PITCH], rows of X are X_PITCH apart.
+
+    OUTLIERS: columns of a second product, which is scaled and added: outlier_x [M, OUTLIERS] by outlier_w [N padded, OUTLIERS].
+    """
     row_tile, column_tile = tile_of(M, N, BM, BN, GROUP)
     rows = row_tile * BM + tl.arange(0, BM)
     columns = column_tile * BN + tl.arange(0, BN)
@@ -75,8 +83,16 @@ def linear(
             left = tl.load(x_at + start, mask=k[None, :] < K - start, other=0)
             right = tl.load(w_at + start, mask=k[:, None] < W_PITCH - start, other=0)
         acc = tl.dot(signed(left, FLIP), right, acc, out_dtype=tl.int32)
+    extra = None
+    if OUTLIERS > 0:
+        sums = tl.zeros((BM, BN), tl.int32) + tl.load(outlier_bias + column)[None, :]
+        for index in tl.static_range(OUTLIERS):
+            left = tl.load(outlier_x + row * OUTLIERS + index).to(tl.int32)
+            right = tl.load(outlier_w + column * OUTLIERS + index).to(tl.int32)
+            sums += left[:, None] * right[None, :]
+        extra = sums.to(tl.float32) * tl.load(outlier_scale + column)[None, :]
     store_tile(
-        acc, bias, scale, shift, table, residual, y, 0, rows, columns, M, N, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
+        acc, bias, scale, shift, table, extra, residual, y, 0, rows, columns, M, N, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
         A_MULTIPLIER, B_MULTIPLIER, ADD_SHIFT, A_ZERO_POINT, B_ZERO_POINT, ADD_ZERO_POINT, ADD_QMIN, ADD_QMAX,
     )  # fmt: skip
 
@@ -211,7 +227,7 @@ def convolution(
             right = tl.load(w_at + start, mask=k[:, None] < W_PITCH - start, other=0)
             acc = tl.dot(signed(codes, FLIP), right, acc, out_dtype=tl.int32)
     store_tile(
-        acc, bias, scale, shift, table, residual, y, 0, rows, columns, M, N, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
+        acc, bias, scale, shift, table, None, residual, y, 0, rows, columns, M, N, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
         A_MULTIPLIER, B_MULTIPLIER, ADD_SHIFT, A_ZERO_POINT, B_ZERO_POINT, ADD_ZERO_POINT, ADD_QMIN, ADD_QMAX,
     )  # fmt: skip
 
@@ -280,7 +296,7 @@ def depthwise(
             code = tl.load(x_at + offset, mask=inside[:, None] & (columns < N)[None, :], other=X_ZERO_POINT).to(tl.int32)
             acc += code * tl.load(w + (i * KERNEL_WIDTH + j) * N + column).to(tl.int32)[None, :]
     store_tile(
-        acc, None, scale, shift, table, residual, y, 0, rows, columns, M, N, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
+        acc, None, scale, shift, table, None, residual, y, 0, rows, columns, M, N, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
         A_MULTIPLIER, B_MULTIPLIER, ADD_SHIFT, A_ZERO_POINT, B_ZERO_POINT, ADD_ZERO_POINT, ADD_QMIN, ADD_QMAX,
     )  # fmt: skip
 
@@ -350,6 +366,6 @@ def matmul(
     if OFFSET != 0:
         acc += (sums * OFFSET)[None, :]
     store_tile(
-        acc, None, scale, shift, table, residual, y, batch * (M * N), rows, columns, M, N, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
-        A_MULTIPLIER, B_MULTIPLIER, ADD_SHIFT, A_ZERO_POINT, B_ZERO_POINT, ADD_ZERO_POINT, ADD_QMIN, ADD_QMAX,
+        acc, None, scale, shift, table, None, residual, y, batch * (M * N), rows, columns, M, N, KIND, ZERO_POINT, QMIN, QMAX,
+        RESIDUAL, A_MULTIPLIER, B_MULTIPLIER, ADD_SHIFT, A_ZERO_POINT, B_ZERO_POINT, ADD_ZERO_POINT, ADD_QMIN, ADD_QMAX,
     )  # fmt: skip

@@ -33,8 +33,8 @@ def store_part(
 ):
     """Y [M, N] of the layer whose vectors begin at START."""
     store_tile(
-        acc, bias + START, scale + START, None, table, None, y, 0, rows, columns, M, N, "rescale", ZERO_POINT, QMIN, QMAX, "",
-        0, 0, 1, 0, 0, 0, 0, 0,
+        acc, bias + START, scale + START, None, table, None, None, y, 0, rows, columns, M, N, "rescale", ZERO_POINT, QMIN, QMAX,
+        "", 0, 0, 1, 0, 0, 0, 0, 0,
     )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ def finish(
     scale,
     shift,
     table,
+    extra,
     residual,
     columns,
     offsets,
@@ -54,6 +55,7 @@ def finish(
     """The tail (`base.Tail`) of a tile acc [rows, columns]; `scale` and `shift` are read at `columns`, the residual at `offsets`.
 
     scale: multipliers of a dyadic tail. table: where not None, the entry at (code & 255) is the result, `gw::lookup`.
+    extra: where not None, a tile of floats that is added to a scaled one.
     """
     value = acc
     if KIND == "rescale":
@@ -67,6 +69,8 @@ def finish(
         value = tl.minimum(tl.maximum(steps + ZERO_POINT, QMIN), QMAX).to(tl.int32)
     elif KIND == "scale":
         value = acc.to(tl.float32) * tl.load(scale + columns)[None, :]
+        if extra is not None:
+            value = value + extra
     if RESIDUAL == "add":
         other = tl.load(residual + offsets, mask=mask, other=0).to(tl.int32)
         total = (value - A_ZERO_POINT) * A_MULTIPLIER + (other - B_ZERO_POINT) * B_MULTIPLIER
@@ -86,6 +90,7 @@ def store_tile(
     scale,
     shift,
     table,
+    extra,
     residual,
     y,
     first,
@@ -117,7 +122,7 @@ def store_tile(
     offsets = first + row[:, None] * N + columns[None, :]
     mask = (rows[:, None] < M) & (columns[None, :] < N)
     value = finish(
-        acc, scale, shift, table, residual, column, offsets, mask, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
+        acc, scale, shift, table, extra, residual, column, offsets, mask, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
         A_MULTIPLIER, B_MULTIPLIER, ADD_SHIFT, A_ZERO_POINT, B_ZERO_POINT, ADD_ZERO_POINT, ADD_QMIN, ADD_QMAX,
     )  # fmt: skip
     tl.store(y + offsets, value.to(y.dtype.element_ty), mask=mask)
