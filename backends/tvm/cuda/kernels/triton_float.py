@@ -58,25 +58,28 @@ def tanh(x):
 
 @triton.jit
 def gelu(x):
-    """x Phi(x) = max(x, 0) - t (1 - Phi(t)) with t = |x|; the polynomial of `kernels/vector_math`."""
+    """x Phi(x) = max(x, 0) - t (1 - Phi(t)) with t = |x|; the polynomial of `kernels/vector_math`.
+
+    Kernels are compiled without contraction, for the integers' sake; here nothing depends on the second rounding.
+    """
     t = tl.minimum(tl.abs(x), 5.6)
     s = t * (2.0 / 5.6) - 1.0
-    p = s * 0.00288295024 + -0.00919991452
-    p = p * s + -0.00475277146
-    p = p * s + 0.045691818
-    p = p * s + -0.0321017168
-    p = p * s + -0.0783391669
-    p = p * s + 0.137916952
-    p = p * s + -0.00860636402
-    p = p * s + -0.189506501
-    p = p * s + 0.218792677
-    p = p * s + -0.0286021288
-    p = p * s + -0.198107049
-    p = p * s + 0.274728686
-    p = p * s + -0.198068544
-    p = p * s + 0.0868795291
-    p = p * s + -0.022163583
-    p = p * s + 0.00255513517
+    p = tl.fma(s, 0.00288295024, -0.00919991452)
+    p = tl.fma(p, s, -0.00475277146)
+    p = tl.fma(p, s, 0.045691818)
+    p = tl.fma(p, s, -0.0321017168)
+    p = tl.fma(p, s, -0.0783391669)
+    p = tl.fma(p, s, 0.137916952)
+    p = tl.fma(p, s, -0.00860636402)
+    p = tl.fma(p, s, -0.189506501)
+    p = tl.fma(p, s, 0.218792677)
+    p = tl.fma(p, s, -0.0286021288)
+    p = tl.fma(p, s, -0.198107049)
+    p = tl.fma(p, s, 0.274728686)
+    p = tl.fma(p, s, -0.198068544)
+    p = tl.fma(p, s, 0.0868795291)
+    p = tl.fma(p, s, -0.022163583)
+    p = tl.fma(p, s, 0.00255513517)
     return tl.maximum(x, 0.0) - t * p
 
 
