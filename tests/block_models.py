@@ -31,7 +31,7 @@ class Transformer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tokens = self.patches(x).flatten(2).transpose(1, 2)
         if self.readout == "class":
-            tokens = torch.cat([self.first.expand(len(x), -1, -1), tokens], 1)
+            tokens = torch.cat([self.first.expand(x.shape[0], -1, -1), tokens], 1)
         y = self.norm(self.blocks(tokens + self.position))
         return self.head(y.mean(1) if self.readout == "mean" else y[:, 0])
 
@@ -79,8 +79,9 @@ def images(program: Program, count: int = 4, seed: int = 0) -> Calibration:
     return Calibration(tuple((torch.randn(shape, generator=generator),) for _ in range(count)))
 
 
-def canonical(model: nn.Module, *shape: int) -> Program:
-    program = capture(model.eval(), (torch.randn(shape),), name="test")
+def canonical(model: nn.Module, *shape: int, free: bool = False) -> Program:
+    """free: the batch is a symbol."""
+    program = capture(model.eval(), (torch.randn(shape),), name="test", dynamic_batch=free)
     return PassManager().run(program, parse("canonicalize")).program
 
 
@@ -90,18 +91,18 @@ def transformer(depth: int = 3, readout: str = "mean", seed: int = 0, batch: int
     return _transformer(depth, readout, seed, batch)[1].clone()
 
 
-def transformer_module(depth: int, readout: str, batch: int = 1) -> tuple[Transformer, Program]:
-    """The module with the Program that was captured from it; both share their weights."""
-    model, program = _transformer(depth, readout, 0, batch)
+def transformer_module(depth: int, readout: str, batch: int = 1, free: bool = False) -> tuple[Transformer, Program]:
+    """The module with the Program that was captured from it; both share their weights. free: the batch is a symbol."""
+    model, program = _transformer(depth, readout, 0, batch, free)
     return model, program.clone()
 
 
 @functools.cache
-def _transformer(depth: int, readout: str, seed: int, batch: int) -> tuple[Transformer, Program]:
+def _transformer(depth: int, readout: str, seed: int, batch: int, free: bool = False) -> tuple[Transformer, Program]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Transformer(depth, readout)
-        return model, canonical(model, batch, 1, 12, 12)
+        return model, canonical(model, batch, 1, 12, 12, free=free)
 
 
 def residual(seed: int = 0) -> Program:

@@ -146,7 +146,7 @@ class _Tokens:
         return at(aten.mean.dim, weights, [1, 2])
 
     def _kept_keys(self, at: _At, keys: fx.Node, place: fx.Node, tokens: int) -> fx.Node:
-        batch, heads, old, depth = shape_of(keys)
+        batch, (_, heads, old, depth) = at.batch(keys), shape_of(keys)
         rows = at(aten.reshape.default, at(aten.permute.default, keys, [0, 2, 1, 3]), [batch, old, heads * depth])
         kept = at(aten.reshape.default, at(gw.sum_tokens.default, rows, place, tokens), [batch, tokens, heads, depth])
         return at(aten.permute.default, kept, [0, 2, 1, 3])
@@ -155,12 +155,18 @@ class _Tokens:
         """The mean of the patches in each token."""
         sizes = self.sizes
         if sizes is None:
-            ones = torch.ones(*shape_of(value)[:2], 1, dtype=dtype_of(value))
-            sizes = self.program.add_parameter("token_sizes", ones, at.before, at.origin)
+            sizes = self._ones(at, value)
         else:
             value = at(aten.mul.Tensor, value, sizes)
         self.sizes = at(gw.sum_tokens.default, sizes, place, tokens)
         return at(aten.div.Tensor, at(gw.sum_tokens.default, value, place, tokens), self.sizes)
+
+    def _ones(self, at: _At, value: fx.Node) -> fx.Node:
+        """A size of 1 for every token of `value`."""
+        batch, tokens = at.batch(value), shape_of(value)[1]
+        rows = batch if isinstance(batch, int) else 1
+        ones = self.program.add_parameter("token_sizes", torch.ones(rows, tokens, 1, dtype=dtype_of(value)), at.before, at.origin)
+        return ones if rows == batch else at(aten.expand.default, ones, [batch, tokens, 1])
 
     def _weigh(self, attention: Attention) -> None:
         """Adds log(size) to the attention's scores. The logarithm of a whole number is looked up: the same bits everywhere."""
@@ -169,7 +175,7 @@ class _Tokens:
         softmax = attention.softmax
         at = _At(self.program, softmax, softmax.meta.get("origin", ""))
         if self.weight is None:
-            batch, tokens, _ = shape_of(self.sizes)
+            batch, tokens = at.batch(self.sizes), shape_of(self.sizes)[1]
             table = torch.cat([torch.zeros(1, dtype=torch.float64), torch.arange(1, self.tokens + 1).double().log()])
             entries = self.program.add_parameter("log_sizes", table[:, None].to(dtype_of(self.value)), softmax, at.origin)
             index = at(aten._to_copy.default, at(aten.reshape.default, self.sizes, [batch, tokens]), dtype=torch.int32)
@@ -210,3 +216,8 @@ class _At:
 
     def __call__(self, target, *args, **kwargs) -> fx.Node:
         return self.program.insert(target, args, self.before, self.origin, **kwargs)
+
+    def batch(self, value: fx.Node) -> int | fx.Node:
+        """The first size of `value`: a number, or where the batch is free a node that reads it."""
+        size = shape_of(value)[0]
+        return size if isinstance(size, int) else self(aten.sym_size.int, value, 0)

@@ -8,6 +8,7 @@ from math import prod
 from typing import Any
 
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ...ir.errors import PassError, VerificationError
 from ...ir.program import Program, infer_node, origin_of, shape_of, tensors_of
@@ -52,11 +53,11 @@ def find_attentions(program: Program) -> list[Attention]:
         if product is None:
             continue
         exit_, scores = shape_of(branch.exit), shape_of(node)
-        static = all(isinstance(d, int) for d in (*exit_, *scores))
+        static = all(isinstance(d, int) for d in (*exit_[1:], *scores[1:]))
         if not static or len(exit_) != 3 or len(scores) != 4 or tuple(scores[2:]) != (exit_[1], exit_[1]):
             raise PassError(
                 f"the attention at '{origin_of(node)}' has scores {tuple(scores)} beside a residual stream {tuple(exit_)}: "
-                "tokens can be merged or dropped where these are (N, H, T, T) and (N, T, C) with known sizes"
+                "tokens can be merged or dropped where these are (N, H, T, T) and (N, T, C), all but N known sizes"
             )
         keys = product.args[1]
         moved = is_call(keys, aten.permute.default, aten.transpose.int) and _swaps_last_two(keys)
@@ -145,17 +146,18 @@ def shorten(program: Program, old: fx.Node, new: fx.Node) -> None:
             was[node] = before[0]
 
 
-def _new_sizes(node: fx.Node, old: tuple[int, ...]) -> list[int]:
+def _new_sizes(node: fx.Node, old: tuple[int, ...]) -> list[int | fx.Node]:
     """The sizes of a reshape or expand of a value that was `old`: a shorter axis is found again where as much lies before it."""
-    sizes, given = list(shape_of(node)), shape_of(node)
+    # As they are written: a free batch stands there as the node that reads it.
+    sizes, given = list(node.args[1]), shape_of(node)  # type: ignore[arg-type]
     if node.target is aten.expand.default:
         old = (1,) * (len(given) - len(old)) + tuple(old)
     new = shape_of(node.args[0])  # type: ignore[arg-type]
     new = (1,) * (len(old) - len(new)) + tuple(new)
     for axis, (was, now) in enumerate(zip(old, new, strict=True)):
-        places = [i for i, size in enumerate(given) if size == was and prod(given[:i]) == prod(old[:axis])]
-        if was == now:
+        if equal(was, now):
             continue
+        places = [i for i, size in enumerate(given) if equal(size, was) and equal(prod(given[:i]), prod(old[:axis]))]
         if node.target is aten.expand.default:
             places = [axis]
         if not places:
@@ -165,6 +167,11 @@ def _new_sizes(node: fx.Node, old: tuple[int, ...]) -> list[int]:
             )
         sizes[places[0]] = now
     return sizes
+
+
+def equal(a: int, b: int) -> bool:
+    """Whether two sizes are the same for every batch. Compared by `==`, a symbol would take the value that makes them so."""
+    return statically_known_true(a == b)
 
 
 def shapes(node: fx.Node) -> list[tuple[int, ...]]:

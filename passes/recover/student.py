@@ -14,7 +14,7 @@ from ...ir.dialect import gw, tokens
 from ...ir.dialect.fake import broadcast_along
 from ...ir.dialect.sparse import dense
 from ...ir.errors import PassError
-from ...ir.program import Program, origin_of, shape_of
+from ...ir.program import Program, dtype_of, origin_of, shape_of
 from ...ir.verify import FAKE, is_gw
 from ..outputs import class_scores
 from ..quantize import operators as ops
@@ -30,6 +30,8 @@ _LEARNED = {
     ops.LAYER_NORM: (2, 3),
     aten.embedding.default: (0,),
 }
+#: What an index passes through on its way to a lookup.
+_INDEX_MOVES = {aten._to_copy.default, *ops.MOVES}
 #: Ops of the dialect whose reference torch can batch and differentiate; called by name they are opaque.
 _REFERENCES = {
     gw.match_tokens.default: tokens.match_tokens,
@@ -92,13 +94,21 @@ def learned_names(program: Program) -> list[str]:
 def _learned_nodes(program: Program) -> Iterator[tuple[fx.Node, fx.Node]]:
     """(layer, `get_attr` node) of every parameter that learns."""
     for layer in program.nodes:
-        for position in _LEARNED.get(layer.target, ()):  # type: ignore[arg-type]
+        for position in () if _is_function(layer) else _LEARNED.get(layer.target, ()):  # type: ignore[arg-type]
             node: Any = layer.args[position] if len(layer.args) > position else None
             while isinstance(node, fx.Node) and (node.target in FAKE or node.target in ops.MOVES):
                 node = node.args[0]
             value = program.parameter(node)
             if value is not None and value.dtype is torch.float32:
                 yield layer, node
+
+
+def _is_function(layer: fx.Node) -> bool:
+    """Whether the index of a lookup is a number that was computed: its table is a function (log of a size), and no embedding."""
+    index: Any = layer.args[1] if layer.target is aten.embedding.default else None
+    while isinstance(index, fx.Node) and index.target in _INDEX_MOVES and not dtype_of(index).is_floating_point:
+        index = index.args[0]
+    return isinstance(index, fx.Node) and dtype_of(index).is_floating_point
 
 
 def free_codes(program: Program) -> int:

@@ -8,9 +8,14 @@ import torch
 import torch.nn.functional as F
 from block_models import Transformer, canonical, compress, transformer, transformer_module
 from graphwright.backends.loader import load
+from graphwright.ir.batch import with_batch
+from graphwright.ir.data import Calibration
 from graphwright.ir.dialect import gw
 from graphwright.ir.errors import OptionError, PassError
 from graphwright.ir.program import shape_of
+from graphwright.passes.base import PassContext
+from graphwright.passes.manager import PassManager
+from graphwright.passes.pipeline import parse
 from graphwright.passes.prune.token_axis import find_attentions, protected_tokens
 from graphwright.tools.optimize import optimize
 from hypothesis import given, settings
@@ -103,6 +108,37 @@ def test_the_integer_artifact_has_the_bits_of_its_program(tmp_path):
     assert {gw.match_tokens.default, gw.keep_tokens.default} <= {n.target for n in result.program.nodes}
     for image in x:
         np.testing.assert_array_equal(np.asarray(model(image[None].numpy())), result.program(image[None])[0].numpy())
+
+
+@pytest.mark.parametrize("readout", ["mean", "class"])
+def test_a_free_batch_stays_free(readout):
+    text = "reduce-tokens{merge=[2,1,1],prune=[0,1]}"
+    fixed, free = (compress(transformer_module(3, readout, 2, free)[1], text).program for free in (False, True))
+    assert free.input_specs[0].shape[0] is None
+    x = torch.randn(5, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    many = free(x)[0]
+    torch.testing.assert_close(many, torch.cat([fixed(x[i : i + 2])[0] for i in (0, 2)] + [fixed(x[3:])[0][1:]]))
+    torch.testing.assert_close(with_batch(free, 2)(x[:2])[0], many[:2])
+
+
+def test_a_batch_of_as_many_as_there_are_tokens_is_no_token_axis():
+    """Sizes are compared as symbols: as numbers, a batch of 9 would be taken for the 9 tokens, and be fixed."""
+    program = compress(transformer_module(2, "mean", 9, free=True)[1], "reduce-tokens{merge=[3,1]}").program
+    assert [program(torch.randn(n, 1, 12, 12))[0].shape for n in (1, 9)] == [(1, 5), (9, 5)]
+
+
+def test_distill_trains_what_lost_tokens():
+    program = transformer_module(3, "mean", 2, free=True)[1]
+    x = torch.randn(64, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    context = PassContext(calibration=Calibration.for_program(program, [x]))
+    text = "reduce-tokens{per_layer=3},distill{epochs=8,batch_size=16,learning_rate=0.003,loss=squared}"
+    result = PassManager().run(program, parse(text), context)
+    stats = result.certificate[-1].stats
+    assert stats["samples"] == 64 and stats["held_out_after"] < stats["held_out_before"]
+    tables = [value for name, value in result.program.parameters().items() if name.startswith("log_sizes")]
+    assert tables, "attentions behind merged tokens look up the logarithm of their size"
+    for table in tables:  # a function, which training leaves alone
+        torch.testing.assert_close(table[1:, 0], torch.arange(1.0, len(table)).log())
 
 
 class Flat(nn.Module):
