@@ -29,8 +29,9 @@ from graphwright.backends.tvm.cuda.kernels import (
 from graphwright.backends.tvm.cuda.kernels.blocks import Block, Problem
 from graphwright.backends.tvm.cuda.kernels.plan_float import FloatTail
 from graphwright.backends.tvm.cuda.kernels.plans import Plan, function_of
-from graphwright.backends.tvm.cuda.launch import triton_call
+from graphwright.backends.tvm.cuda.launch import TritonCall, triton_call
 from graphwright.backends.tvm.cuda.measure import plan_of
+from graphwright.backends.tvm.cuda.triton_aot import compile_kernel
 from graphwright.backends.tvm.kernels.base import Convolution, Tail
 from graphwright.backends.tvm.kernels.coded_f32 import Coded, Minifloat
 from graphwright.backends.tvm.kernels.convolution_int8 import ConvolutionInt8
@@ -41,7 +42,7 @@ from graphwright.backends.tvm.lower import lower
 from graphwright.backends.tvm.tuning import TuningDatabase, TuningRow
 from graphwright.backends.tvm.tuning.families import FAMILIES, tuned
 from graphwright.ir.dialect import gw
-from graphwright.ir.errors import OptionError
+from graphwright.ir.errors import OptionError, TargetError
 from graphwright.tools.bench.cuda_shapes import SHAPES
 from integer_graphs import codes, integers, program, scales
 from triton.backends.compiler import GPUTarget
@@ -220,6 +221,13 @@ def test_every_guess_fits_its_chip_and_small_products_fill_it():
             block = blocks.choose(problem, level)
             assert blocks.shared_bytes(block, problem.unit) <= blocks.SHARED_BYTES[level]
     assert blocks.programs(blocks.choose(Problem(49, 512, 4608), "sm_90"), Problem(49, 512, 4608)) >= 100
+
+
+def test_a_block_that_does_not_fit_the_chip_is_refused_where_it_is_compiled():
+    plan = plan_int8.linear(4096, 4096, 4096, "int8", TAIL, "sm_86", Block(128, 256, 128, 8, 4))
+    call = TritonCall.of(plan.function, plan.constants, plan.grid, plan.warps, plan.stages)
+    with pytest.raises(TargetError, match=r"triton_int8:linear.*bytes of shared memory.*sm_86.*BK=128, BM=128, BN=256, 4 stages"):
+        compile_kernel(call, [dtype for _, _, dtype in plan.buffers], "sm_86")
 
 
 def test_sums_that_could_leave_s32_are_refused():

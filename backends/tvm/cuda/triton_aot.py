@@ -11,6 +11,7 @@ from typing import Any
 
 from ....ir.errors import TargetError
 from ...cache import cache_folder
+from .kernels.blocks import SHARED_BYTES
 from .launch import TritonCall
 
 #: TVM's element types as Triton writes pointers to them.
@@ -59,7 +60,7 @@ def compile_kernel(call: TritonCall, dtypes: Sequence[str], level: str) -> Kerne
     Compiled kernels are kept by content, in Triton's own format, under the user's cache folder.
 
     Raises:
-        TargetError: Triton is missing, or rejects the kernel.
+        TargetError: Triton is missing, or rejects the kernel, or the kernel needs more shared memory than the chip has.
     """
     if missing_triton():
         raise TargetError(f"cannot compile '{call.function}' for {level}: {missing_triton()}")
@@ -85,7 +86,18 @@ def compile_kernel(call: TritonCall, dtypes: Sequence[str], level: str) -> Kerne
             compiled: Any = triton.compile(source, target=GPUTarget("cuda", int(level.removeprefix("sm_")), 32), options=options)
         except (TritonError, triton.runtime.errors.TritonError) as error:
             raise TargetError(f"Triton cannot compile '{call.function}' for {level}: {error}") from error
+    _require_shared_memory(call, int(compiled.metadata.shared), level)
     return _kernel(call, compiled, len(pointers))
+
+
+def _require_shared_memory(call: TritonCall, needed: int, level: str) -> None:
+    """Ahead of time nothing else says so: the launch would fail, on a chip that is not here."""
+    if needed > SHARED_BYTES[level]:
+        cut = ", ".join(f"{name}={value}" for name, value in call.constants if name in ("BM", "BN", "BK"))
+        raise TargetError(
+            f"'{call.function}' needs {needed} bytes of shared memory and {level} gives a program {SHARED_BYTES[level]} "
+            f"({cut}, {call.stages} stages); choose a smaller block with `graphwright tune --target cuda:{level}`"
+        )
 
 
 def _function(call: TritonCall) -> Any:
