@@ -30,9 +30,13 @@ import onnx_ir as ir
 import torch
 from torch.export import Dim
 
-from . import dialect  # noqa: F401  (defines gw::fake_quantize)
+from . import (
+    dialect,  # noqa: F401  (defines gw::fake_quantize)
+    onnx_exact,
+)
 from .errors import OutputError, PassError, UnsupportedOpError
 from .files import check_output, write_atomically
+from .onnx_nodes import DOMAIN, drop_unused, initializer, replace
 from .program import Program, Stage, origin_of
 
 #: The exporter's operator library is written for this opset; newer ones come by its version converter.
@@ -40,8 +44,6 @@ OLDEST_OPSET = 18
 #: From this opset on, QuantizeLinear and DequantizeLinear know 16-bit and 4-bit types.
 WIDE_TYPES_OPSET = 21
 PROTOBUF_LIMIT = 2**31 - 1
-
-DOMAIN = "graphwright.export"
 
 
 def _opaque(
@@ -116,8 +118,6 @@ def export_onnx(program: Program, path: str | os.PathLike[str] | None = None, op
         PassError: the program is in the integer stage, or `opset` is too old. UnsupportedOpError: an operator or an encoding
             that ONNX cannot hold, named with its node and origin. OutputError: `path` cannot be written.
     """
-    if program.stage is Stage.INTEGER:
-        raise PassError(f"'{program.name}' is in the integer stage; export the annotated program to ONNX instead")
     opset = preferred_opset(program) if opset is None else opset
     newest = onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest:
@@ -129,11 +129,15 @@ def export_onnx(program: Program, path: str | os.PathLike[str] | None = None, op
     for node in list(opaque.nodes):
         if node.target is torch.ops.gw.fake_quantize.default:
             _make_opaque(opaque, node, opset)
-        elif node.target in (torch.ops.gw.fake_codebook.default, torch.ops.gw.from_bitmask.default):
+        elif node.target in (torch.ops.gw.fake_codebook.default, *onnx_exact.FOLDED):
             value = opaque.add_parameter(str(node.args[0]), _constant_value(opaque, node), node)
             node.replace_all_uses_with(value)
     opaque.sweep()
+    if program.stage is Stage.INTEGER:
+        onnx_exact.hide(opaque)
     model = _translate_graph(opaque, opset)
+    if program.stage is Stage.INTEGER:
+        onnx_exact.lower(model)
     _lower_fake_quantize(model, opset)
     model.graph.name = program.name
     model.producer_name, model.producer_version = "graphwright", None
@@ -284,7 +288,7 @@ def _lower_fake_quantize(model: ir.Model, opset: int) -> None:
                 _lower_activation(model.graph, node, opset)
     model.opset_imports.pop(DOMAIN, None)
     model.functions.clear()
-    _drop_unused(model.graph)
+    drop_unused(model.graph)
 
 
 @dataclass(frozen=True)
@@ -319,26 +323,9 @@ def _constant(value: ir.Value | None, node: ir.Node) -> np.ndarray:
     return value.const_value.numpy()
 
 
-def _initializer(graph: ir.Graph, name: str, values: np.ndarray, dtype: ir.DataType | None = None) -> ir.Value:
-    while name in graph.initializers:
-        name += "_"
-    numpy_type = values.dtype if dtype is None else dtype.numpy()
-    tensor = ir.tensor(np.asarray(values, order="C").astype(numpy_type), name=name)
-    value = ir.Value(name=name, shape=ir.Shape(values.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
-
-
 def _scale_and_zero(graph: ir.Graph, name: str, encoding: _Encoding) -> tuple[ir.Value, ir.Value]:
-    scale = _initializer(graph, f"{name}_scale", encoding.scale)
-    return scale, _initializer(graph, f"{name}_zero_point", encoding.zero_point, encoding.storage.dtype)
-
-
-def _replace(graph: ir.Graph, node: ir.Node, new: list[ir.Node]) -> None:
-    """Puts `new` (its last node makes the value) in the place of `node`."""
-    old, made = node.outputs[0], new[-1].outputs[0]
-    made.name, made.shape, made.type = old.name, old.shape, old.type
-    ir.convenience.replace_nodes_and_values(graph, node, [node], new, [old], [made])
+    scale = initializer(graph, f"{name}_scale", encoding.scale)
+    return scale, initializer(graph, f"{name}_zero_point", encoding.zero_point, encoding.storage.dtype)
 
 
 def _node(op: str, inputs: list[ir.Value], name: str, attributes: dict[str, int] | None = None) -> ir.Node:
@@ -359,14 +346,14 @@ def _lower_activation(graph: ir.Graph, node: ir.Node, opset: int) -> None:
                 "scale a channel, and ONNX clips to one range; quantize the activation with one scale, or to the full range"
             )
         bounds = [
-            _initializer(graph, f"{name}_{k}", np.float32(code - encoding.zero_point) * encoding.scale)
+            initializer(graph, f"{name}_{k}", np.float32(code - encoding.zero_point) * encoding.scale)
             for k, code in (("low", encoding.qmin), ("high", encoding.qmax))
         ]
         steps.append(_node("Clip", [x, *bounds], f"{name}_clip"))  # type: ignore[list-item]
         x = steps[-1].outputs[0]
     steps.append(_node("QuantizeLinear", [x, scale, zero], f"{name}_quantize", axis))  # type: ignore[list-item]
     steps.append(_node("DequantizeLinear", [steps[-1].outputs[0], scale, zero], f"{name}_dequantize", axis))
-    _replace(graph, node, steps)
+    replace(graph, node, steps)
 
 
 def _lower_weight(graph: ir.Graph, node: ir.Node, opset: int) -> None:
@@ -380,9 +367,9 @@ def _lower_weight(graph: ir.Graph, node: ir.Node, opset: int) -> None:
         values, replaced = values.transpose(order), readers[0]
         axis = None if axis is None else order.index(axis % values.ndim)
     scale, zero = _scale_and_zero(graph, name, encoding)
-    stored = _initializer(graph, f"{name}_quantized", values, encoding.storage.dtype)
+    stored = initializer(graph, f"{name}_quantized", values, encoding.storage.dtype)
     attributes = {} if axis is None else {"axis": axis}
-    _replace(graph, replaced, [_node("DequantizeLinear", [stored, scale, zero], f"{name}_dequantize", attributes)])
+    replace(graph, replaced, [_node("DequantizeLinear", [stored, scale, zero], f"{name}_dequantize", attributes)])
     if replaced is not node:
         graph.remove(node, safe=True)
 
@@ -397,9 +384,3 @@ def quantize_weight(values: np.ndarray, encoding: _Encoding) -> np.ndarray:
     )
     steps = np.clip(values.astype(np.float32) * (np.float32(1) / scale), encoding.qmin - zero, encoding.qmax - zero)
     return (np.rint(steps) + zero).astype(np.int32)
-
-
-def _drop_unused(graph: ir.Graph) -> None:
-    for name, value in list(graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del graph.initializers[name]
