@@ -7,7 +7,7 @@ defined there, so a sum is spelled out as additions of slices:
     exp            the polynomial term by term; 2^n from a table
     square_root    Cast to float64 -> Sqrt -> Cast back, as the reference does
 
-Nothing here is a pattern that runtimes replace by kernels of their own (LayerNormalization, Softmax, Gelu, Reciprocal).
+Nothing here is a pattern that runtimes replace by kernels of their own or by fewer roundings.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def exp(w: Writer, x: ir.Value) -> ir.Value:
 def softmax(w: Writer, x: ir.Value, length: int) -> ir.Value:
     """`gw::softmax` over the last axis."""
     e = exp(w, w.Sub(x, w.ReduceMax(x, np.array([-1]), keepdims=1)))
-    return w.Mul(e, w.Div(1.0, lane_sum(w, e, length)))
+    return w.Mul(e, reciprocal(w, lane_sum(w, e, length)))
 
 
 def layer_norm(w: Writer, x: ir.Value, weight: ir.Value, bias: ir.Value, eps: float, length: int) -> ir.Value:
@@ -73,7 +73,16 @@ def layer_norm(w: Writer, x: ir.Value, weight: ir.Value, bias: ir.Value, eps: fl
     inverse = float(np.float32(1) / np.float32(length))
     d = w.Sub(x, w.Mul(lane_sum(w, x, length), inverse))
     variance = w.Mul(lane_sum(w, w.Mul(d, d), length), inverse)
-    return w.Add(w.Mul(w.Mul(d, w.Div(1.0, square_root(w, w.Add(variance, eps)))), weight), bias)
+    return w.Add(w.Mul(w.Mul(d, reciprocal(w, square_root(w, w.Add(variance, eps)))), weight), bias)
+
+
+def reciprocal(w: Writer, x: ir.Value) -> ir.Value:
+    """1 / x, rounded once.
+
+    ONNX Runtime's Reciprocal is an approximation, and its optimizer makes y / x, which rounds once, of y * (1 / x), which rounds
+    twice. It does not see through the signs.
+    """
+    return w.Neg(w.Div(-1.0, x))
 
 
 def square_root(w: Writer, x: ir.Value) -> ir.Value:
