@@ -79,8 +79,7 @@ def layer_norm(w: Writer, x: ir.Value, weight: ir.Value, bias: ir.Value, eps: fl
 def reciprocal(w: Writer, x: ir.Value) -> ir.Value:
     """1 / x, rounded once.
 
-    ONNX Runtime's Reciprocal is an approximation, and its optimizer makes y / x, which rounds once, of y * (1 / x), which rounds
-    twice. It does not see through the signs.
+    ONNX Runtime's optimizer makes y / x, which rounds once, of y * (1 / x), which rounds twice. It does not see through signs.
     """
     return w.Neg(w.Div(-1.0, x))
 

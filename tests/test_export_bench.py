@@ -8,7 +8,7 @@ from quantize_models import ConvNet, prepared, run
 
 
 def test_it_counts_classes_and_steps():
-    row = Agreement("toy", "as written", step=0.5)
+    row = Agreement("toy", "annotated", "as written", step=0.5)
     expected = np.array([[1.0, 2.0], [3.0, 1.0], [0.0, 1.0]])
     row.add(expected, expected + np.array([[0.0, 0.25], [0.0, -0.75], [1.5, 0.0]]))
     assert (row.inputs, row.same, row.within, row.largest) == (3, 2, 1, 1.5)

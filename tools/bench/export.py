@@ -1,10 +1,11 @@
-"""The QDQ export in ONNX Runtime beside our own artifact: same class, and how far the outputs are apart."""
+"""The ONNX exports of a quantized program in ONNX Runtime beside our own artifact: same class, and how far apart outputs are."""
 
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,11 @@ from ...passes.quantize.side_by_side import is_quantized_layer
 from ..defaults import default_pipeline
 from ..optimize import optimize
 from ..sources import Source, resolve
-from .systems import ort_session
+from .systems import Arrays, ort_session
 
 CALIBRATION_SAMPLES = 512
+#: What is exported: the annotated program as QDQ, or the integer one as operators with one result.
+EXPORTS = ("annotated", "integer")
 #: How ONNX Runtime runs the file: each node as it is written, or with its own integer kernels in place of the QDQ pairs.
 MODES = ("as written", "optimized")
 #: What float arithmetic in another order does by itself: ONNX Runtime's two modes beside each other.
@@ -35,21 +38,25 @@ BETWEEN = "optimized against as written"
 
 @dataclass
 class Agreement:
-    """Outputs of the exported file in one mode of ONNX Runtime against the artifact's, or against the other mode's.
+    """Outputs of an exported file in one mode of ONNX Runtime against the artifact's, or against the other mode's.
 
     Attributes:
+        export: the stage that was exported, one of EXPORTS.
         step: what one code of the last layer's input is worth in an output: s_x * max |w|.
         same: inputs with the same largest output. within: inputs whose outputs all lie within one step.
         largest: the largest difference of an output.
+        seconds: of each run of ONNX Runtime.
     """
 
     model: str
+    export: str
     mode: str
     step: float
     inputs: int = 0
     same: int = 0
     within: int = 0
     largest: float = 0.0
+    seconds: list[float] = field(default_factory=list)
 
     def add(self, expected: np.ndarray, actual: np.ndarray) -> None:
         """Compares outputs (N, classes)."""
@@ -61,7 +68,7 @@ class Agreement:
 
 
 def measure(model: str, inputs: int | None, progress: Callable[[int, int, str], None]) -> list[Agreement]:
-    """Quantizes `model` once, exports the annotated program, compiles the integer one, and compares both on evaluation inputs.
+    """Quantizes `model` once, exports the annotated and the integer program, and compares both with the compiled integer one.
 
     Args:
         inputs: evaluation inputs; None takes all.
@@ -74,23 +81,45 @@ def measure(model: str, inputs: int | None, progress: Callable[[int, int, str], 
         raise DataError(f"'{model}' brings no inputs along; name a reference model")
     annotated, integer = quantized(source, progress)
     batches = list(source.reference.evaluation(inputs))
+    step = output_step(annotated)
+    rows = {(e, mode): Agreement(model, e, mode, step) for e in EXPORTS for mode in (*MODES, BETWEEN)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         optimize(integer, pipeline="", measure=False, progress=progress).artifact.save(folder / "int8.gw")
-        export_onnx(annotated, folder / "qdq.onnx")
         artifact = load(folder / "int8.gw")
-        sessions = {mode: ort_session(folder / "qdq.onnx", threads=1, optimize=mode == "optimized") for mode in MODES}
-        rows = {mode: Agreement(model, mode, output_step(annotated)) for mode in (*MODES, BETWEEN)}
+        sessions = _sessions({"annotated": annotated, "integer": integer}, folder)
         for index, (batch, _) in enumerate(batches):
             progress(index, len(batches), f"compare {model}")
             samples = list(_samples(batch, source.program.input_specs[0].shape[0] or 1))
             expected = np.concatenate([artifact(*sample) for sample in samples])
-            found = {mode: np.concatenate([run(sample)[0] for sample in samples]) for mode, run in sessions.items()}
-            for mode, actual in found.items():
-                rows[mode].add(expected, actual)
-            rows[BETWEEN].add(*found.values())
+            found = {key: np.concatenate(_timed(run, samples, rows[key].seconds)) for key, run in sessions.items()}
+            for key, actual in found.items():
+                rows[key].add(expected, actual)
+            for e in EXPORTS:
+                rows[e, BETWEEN].add(*(found[e, mode] for mode in MODES))
         progress(len(batches), len(batches), f"compare {model}")
     return list(rows.values())
+
+
+def _sessions(programs: dict[str, Program], folder: Path) -> dict[tuple[str, str], Callable[[Arrays], Arrays]]:
+    """Each export in each mode."""
+    for name, program in programs.items():
+        export_onnx(program, folder / f"{name}.onnx")
+    return {
+        (name, mode): ort_session(folder / f"{name}.onnx", threads=1, optimize=mode == "optimized")
+        for name in programs
+        for mode in MODES
+    }
+
+
+def _timed(run: Callable[[Arrays], Arrays], samples: list[Arrays], seconds: list[float]) -> list[np.ndarray]:
+    """The first output for each sample; its time goes to `seconds`."""
+    outputs = []
+    for sample in samples:
+        start = time.perf_counter()
+        outputs.append(run(sample)[0])
+        seconds.append(time.perf_counter() - start)
+    return outputs
 
 
 def _samples(batch: tuple[torch.Tensor, ...], size: int) -> Iterator[list[np.ndarray]]:

@@ -12,6 +12,7 @@ predictions; those of pruned.py: pruned-latency, pruned-int8, recovery; that of 
 from __future__ import annotations
 
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -93,17 +94,19 @@ def export(
     models: Annotated[list[str], typer.Argument()],
     inputs: Annotated[int, typer.Option(help="Evaluation inputs a model; 0: all.")] = 0,
 ) -> None:
-    """The QDQ export of classifiers in ONNX Runtime against the int8 artifact."""
+    """The ONNX exports of quantized classifiers in ONNX Runtime against the int8 artifact."""
     rows = []
     for model in models:
         with TerminalProgress() as progress:
             rows += measure_export(model, inputs or None, progress)
     typer.echo(f"\n{machine()}\n")
-    head = ["model", "ONNX Runtime", "same class", "all outputs within one step", "one step", "largest difference"]
+    head = ["model", "exported", "ONNX Runtime", "same class", "all outputs within one step", "one step", "largest difference",
+            "median time, 1 thread (ms)"]  # fmt: skip
     body = [
-        [r.model, r.mode, f"{r.same} of {r.inputs}", f"{r.within} of {r.inputs}", f"{r.step:.3g}", f"{r.largest:.2g}"]
+        [r.model, r.export, r.mode, f"{r.same} of {r.inputs}", f"{r.within} of {r.inputs}", f"{r.step:.3g}", f"{r.largest:.2g}",
+         f"{1e3 * statistics.median(r.seconds):.2f}" if r.seconds else ""]
         for r in rows
-    ]
+    ]  # fmt: skip
     typer.echo(markdown(head, body))
 
 
