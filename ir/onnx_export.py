@@ -1,6 +1,9 @@
-"""ONNX export: float programs as they are, annotated programs as QDQ that ONNX Runtime runs to the same answers.
+"""ONNX export: float programs as they are, annotated programs as QDQ, integer programs as operators with one result.
 
-ATen -> ONNX is PyTorch's own exporter (torch.onnx, onnxscript's operator library); only `gw::fake_quantize` is ours:
+The stage decides, so a pipeline's text says which file it makes. An integer program (`onnx_exact`) gives the bits of the torch
+reference, and so of the artifact, in every runtime that follows the standard; QDQ is what most toolchains compile to integer kernels.
+
+ATen -> ONNX is PyTorch's own exporter (torch.onnx, onnxscript's operator library); only `gw::` ops are ours. Of an annotated program:
 
     x -> fake_quantize            QuantizeLinear -> DequantizeLinear           (after a Clip where the range is narrow)
     weight -> fake_quantize       int8 or int4 initializer -> DequantizeLinear (so the file is really smaller)
@@ -11,7 +14,8 @@ Any runtime reads these pairs; ONNX Runtime, for one, puts its integer kernels i
 on the program: ONNX divides by the scale where fake_quantize multiplies by its reciprocal, runtimes sum in other orders, and
 integer kernels round biases to the accumulator's grid. A value near the middle between two codes can then land one code away, and
 the step travels. After the pass `align-scales` no integer sum comes near such a middle and the codes are the same everywhere;
-results of float ops (layer normalization, softmax) still can.
+results of float ops (layer normalization, softmax, a layer's sum that is read as float) still can. Where no code may differ, export
+the integer program.
 """
 
 from __future__ import annotations
@@ -103,10 +107,12 @@ def storage_type(qmin: int, qmax: int, opset: int, where: str, weight: bool = Fa
 
 
 def export_onnx(program: Program, path: str | os.PathLike[str] | None = None, opset: int | None = None) -> onnx.ModelProto:
-    """Exports a float or annotated program to ONNX. Weights stored without their zeros are written dense.
+    """Exports a program to ONNX: float, QDQ (stage annotated), or operators with one result (stage integer).
+
+    Weights stored in fewer bits than a byte, of an integer program, or without their zeros are written out.
 
     Args:
-        program: any stage but integer. A symbolic batch stays symbolic.
+        program: any stage. A symbolic batch stays symbolic.
         path: where to write the file (through a temporary name, so it is never half-written); None writes nothing.
         opset: 18 or newer. 16-bit encodings need 21, and so do weights of at most 4 bits to take half a byte. None: the oldest
             that holds the program's encodings in as few bytes as ONNX Runtime reads (see `preferred_opset`).
@@ -115,8 +121,9 @@ def export_onnx(program: Program, path: str | os.PathLike[str] | None = None, op
         The model; inputs and outputs carry the program's names.
 
     Raises:
-        PassError: the program is in the integer stage, or `opset` is too old. UnsupportedOpError: an operator or an encoding
-            that ONNX cannot hold, named with its node and origin. OutputError: `path` cannot be written.
+        PassError: `opset` is too old or too new. UnsupportedOpError: an operator or an encoding that ONNX cannot hold, or a float
+            op of an integer program whose result depends on the runtime, named with its node and origin. OutputError: `path`
+            cannot be written.
     """
     opset = preferred_opset(program) if opset is None else opset
     newest = onnx.defs.onnx_opset_version()

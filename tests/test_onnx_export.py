@@ -270,9 +270,6 @@ def test_refusals(tmp_path: Path):
         export_onnx(program, tmp_path / "none" / "model.onnx")
     with pytest.raises(OutputError, match="is a folder"):
         export_onnx(program, tmp_path)
-    program.stage = Stage.INTEGER
-    with pytest.raises(PassError, match="integer stage"):
-        export_onnx(program)
 
 
 def test_dynamic_batch_and_pass_through_outputs():

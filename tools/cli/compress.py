@@ -157,7 +157,11 @@ def rewrite(
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Run a pass pipeline over MODEL and write it back as ONNX (float, or QDQ once quantized)."""
+    """Run a pass pipeline over MODEL and write it back as ONNX.
+
+    Float programs as they are, quantized ones as QDQ, and what `lower-integer` leaves as operators with one result: every runtime
+    then gives the artifact's bits.
+    """
     from ...ir.data import Calibration as Samples_
     from ...ir.files import write_atomically
     from ...ir.onnx_export import export_onnx
