@@ -91,7 +91,7 @@ def check_the_qdq_export_answers_alike_in_onnx_runtime(model, optimized, tmp_pat
     All sums of the CNNs are integer and their scales aligned, so the codes are the same and only the classifier's float product
     rounds apart. In the transformer, layer normalization and softmax are float: their results can round to another code.
     """
-    annotated, expected_outputs = quantized(model)
+    annotated, _, expected_outputs = quantized(model)
     export_onnx(annotated, tmp_path / "qdq.onnx")
     run = ort_session(tmp_path / "qdq.onnx", threads=1, optimize=optimized)
     differences = []
@@ -105,12 +105,21 @@ def check_the_qdq_export_answers_alike_in_onnx_runtime(model, optimized, tmp_pat
         assert max(differences) < 1e-6
 
 
+def check_the_integer_export_equals_the_reference_in_onnx_runtime(model, optimized, tmp_path):
+    """The integer program exported: every bit, float islands included."""
+    _, integer, expected_outputs = quantized(model)
+    export_onnx(integer, tmp_path / "integer.onnx")
+    run = ort_session(tmp_path / "integer.onnx", threads=1, optimize=optimized)
+    for (sample,), expected in zip(single_samples(model, 60), expected_outputs, strict=True):
+        assert np.array_equal(run([sample.numpy()])[0], expected)
+
+
 @functools.cache
 def quantized(name):
-    """The annotated program, and what its integer program answers to the first 60 samples."""
+    """The annotated program, the integer one, and what that answers to the first 60 samples."""
     model = reference(name)
     program = capture(model.model, model.example_inputs, name=name)
     context = PassContext(calibration=Calibration.for_program(program, model.calibration(64)))
     annotated = PassManager().run(program, parse("canonicalize,equalize,quantize,align-scales"), context).program
     integer = PassManager().run(annotated, parse("lower-integer"), context).program
-    return annotated, [integer(*sample)[0].numpy() for sample in single_samples(name, 60)]
+    return annotated, integer, [integer(*sample)[0].numpy() for sample in single_samples(name, 60)]

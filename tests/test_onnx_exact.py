@@ -70,6 +70,12 @@ def test_sums_roots_and_quotients(width: int, keepdim: bool):
     check(program(lambda p, x: x / gw.square_root(gw.reduce_sum(x * x, 1, True)), x), x)
 
 
+def test_elements_one_by_one():
+    x, y = normal(1000) * 5, normal(1000)
+    check(program(lambda p, x, y: (x * 0.3 + 1.7) / 7.0 - y / (1.0 + y.abs()), x, y), x, y)
+    check(program(lambda p, x, y: torch.relu(x).clamp(max=4.0) * torch.where(x > y, x, -y), x, y), x, y)
+
+
 def test_exp_over_its_whole_range():
     """Softmax of (0, x): the exponential of every x is in the result."""
     x = torch.stack([torch.zeros(20_001), -torch.linspace(0, 70, 20_001)], -1)

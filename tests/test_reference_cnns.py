@@ -28,3 +28,9 @@ def test_int8_keeps_the_accuracy(model, tmp_path):
 @pytest.mark.parametrize("model", ["resnet20", "mobilenetv2"])
 def test_the_qdq_export_answers_alike_in_onnx_runtime(model, optimized, tmp_path):
     cases.check_the_qdq_export_answers_alike_in_onnx_runtime(model, optimized, tmp_path)
+
+
+@pytest.mark.parametrize("optimized", [False, True])
+@pytest.mark.parametrize("model", ["resnet20", "mobilenetv2"])
+def test_the_integer_export_equals_the_reference_in_onnx_runtime(model, optimized, tmp_path):
+    cases.check_the_integer_export_equals_the_reference_in_onnx_runtime(model, optimized, tmp_path)

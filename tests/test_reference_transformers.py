@@ -39,3 +39,8 @@ def test_int8_keeps_the_perplexity(tmp_path):
 @pytest.mark.parametrize("optimized", [False, True])
 def test_the_qdq_export_answers_alike_in_onnx_runtime(optimized, tmp_path):
     cases.check_the_qdq_export_answers_alike_in_onnx_runtime("vit-tiny", optimized, tmp_path)
+
+
+@pytest.mark.parametrize("optimized", [False, True])
+def test_the_integer_export_equals_the_reference_in_onnx_runtime(optimized, tmp_path):
+    cases.check_the_integer_export_equals_the_reference_in_onnx_runtime("vit-tiny", optimized, tmp_path)
