@@ -280,15 +280,15 @@ def _max_pool(w: Writer, c: Call) -> ir.Value:
 
 
 def _softmax(w: Writer, c: Call) -> ir.Value:
-    return islands.softmax(w, c[0], c.extents[-1])  # type: ignore[arg-type]
+    return islands.softmax(w, c[0], c.extents)  # type: ignore[arg-type]
 
 
 def _layer_norm(w: Writer, c: Call) -> ir.Value:
-    return islands.layer_norm(w, c[0], c[1], c[2], c.eps, c.extents[-1])  # type: ignore[arg-type]
+    return islands.layer_norm(w, c[0], c[1], c[2], c.eps, c.extents)  # type: ignore[arg-type]
 
 
 def _reduce_sum(w: Writer, c: Call) -> ir.Value:
-    return islands.reduce_sum(w, c[0], c.dim, bool(c.keepdim), list(c.extents))  # type: ignore[arg-type]
+    return islands.reduce_sum(w, c[0], c.dim, bool(c.keepdim), c.extents)  # type: ignore[arg-type]
 
 
 def _square_root(w: Writer, c: Call) -> ir.Value:

@@ -1,9 +1,10 @@
 """ONNX export: float programs as they are, annotated programs as QDQ, integer programs as operators with one result.
 
 The stage decides, so a pipeline's text says which file it makes. An integer program (`onnx_exact`) gives the bits of the torch
-reference, and so of the artifact, in every runtime that follows the standard; QDQ is what most toolchains compile to integer kernels.
+reference, and so of the artifact, in runtimes that compute each operator as the standard defines it; QDQ is what most toolchains
+compile to integer kernels.
 
-ATen -> ONNX is PyTorch's own exporter (torch.onnx, onnxscript's operator library); only `gw::` ops are ours. Of an annotated program:
+ATen -> ONNX is PyTorch's own exporter (torch.onnx, onnxscript's operator library); only `gw::` ops are ours. Annotated:
 
     x -> fake_quantize            QuantizeLinear -> DequantizeLinear           (after a Clip where the range is narrow)
     weight -> fake_quantize       int8 or int4 initializer -> DequantizeLinear (so the file is really smaller)
@@ -14,8 +15,8 @@ Any runtime reads these pairs; ONNX Runtime, for one, puts its integer kernels i
 on the program: ONNX divides by the scale where fake_quantize multiplies by its reciprocal, runtimes sum in other orders, and
 integer kernels round biases to the accumulator's grid. A value near the middle between two codes can then land one code away, and
 the step travels. After the pass `align-scales` no integer sum comes near such a middle and the codes are the same everywhere;
-results of float ops (layer normalization, softmax, a layer's sum that is read as float) still can. Where no code may differ, export
-the integer program.
+results of float ops (layer normalization, softmax, a layer's sum that is read as float) still can. Where no code may differ,
+export the integer program.
 """
 
 from __future__ import annotations

@@ -22,9 +22,9 @@ from .onnx_nodes import Writer
 POWERS = np.exp2(-np.arange(int(-EXP_LOWEST * LOG2_E) + 2)).astype(np.float32)
 
 
-def lane_sum(w: Writer, x: ir.Value, length: int) -> ir.Value:
-    """`exact.lane_sum`: sum over the last axis (of `length` elements), kept as size 1."""
-    lanes, *rest = _chunks(w, x, length)
+def lane_sum(w: Writer, x: ir.Value, shape: list[int]) -> ir.Value:
+    """`exact.lane_sum`: sum over the last axis of x (of `shape`, whose other extents may be unknown), kept as size 1."""
+    lanes, *rest = _chunks(w, x, shape)
     for chunk in rest:
         lanes = w.Add(lanes, chunk)
     width = LANES
@@ -35,8 +35,12 @@ def lane_sum(w: Writer, x: ir.Value, length: int) -> ir.Value:
     return lanes
 
 
-def _chunks(w: Writer, x: ir.Value, length: int) -> list[ir.Value]:
-    """Slices of 16 along the last axis, the last one filled with zeros."""
+def _chunks(w: Writer, x: ir.Value, shape: list[int]) -> list[ir.Value]:
+    """Slices of 16 along the last axis, the last one filled with zeros.
+
+    Pads are spelled out for every axis: ONNX Runtime 1.32 moves a Transpose past a Pad with `axes` and then fails.
+    """
+    length, rank = shape[-1], len(shape)
     count = -(-length // LANES)
     chunks = [x]
     if count > 1:
@@ -44,7 +48,7 @@ def _chunks(w: Writer, x: ir.Value, length: int) -> list[ir.Value]:
         chunks = list(w.op("Split", (x, np.array(sizes)), outputs=count, axis=-1))
     missing = -length % LANES
     if missing:
-        chunks[-1] = w.Pad(chunks[-1], np.array([0, missing]), 0.0, np.array([-1]))
+        chunks[-1] = w.Pad(chunks[-1], np.array([0] * (2 * rank - 1) + [missing]), 0.0)
     return chunks
 
 
@@ -62,17 +66,17 @@ def exp(w: Writer, x: ir.Value) -> ir.Value:
     return w.Mul(p, w.Gather(POWERS, w.cast(w.Neg(n), ir.DataType.INT32), axis=0))
 
 
-def softmax(w: Writer, x: ir.Value, length: int) -> ir.Value:
+def softmax(w: Writer, x: ir.Value, shape: list[int]) -> ir.Value:
     """`gw::softmax` over the last axis."""
     e = exp(w, w.Sub(x, w.ReduceMax(x, np.array([-1]), keepdims=1)))
-    return w.Mul(e, reciprocal(w, lane_sum(w, e, length)))
+    return w.Mul(e, reciprocal(w, lane_sum(w, e, shape)))
 
 
-def layer_norm(w: Writer, x: ir.Value, weight: ir.Value, bias: ir.Value, eps: float, length: int) -> ir.Value:
+def layer_norm(w: Writer, x: ir.Value, weight: ir.Value, bias: ir.Value, eps: float, shape: list[int]) -> ir.Value:
     """`gw::layer_norm` over the last axis."""
-    inverse = float(np.float32(1) / np.float32(length))
-    d = w.Sub(x, w.Mul(lane_sum(w, x, length), inverse))
-    variance = w.Mul(lane_sum(w, w.Mul(d, d), length), inverse)
+    inverse = float(np.float32(1) / np.float32(shape[-1]))
+    d = w.Sub(x, w.Mul(lane_sum(w, x, shape), inverse))
+    variance = w.Mul(lane_sum(w, w.Mul(d, d), shape), inverse)
     return w.Add(w.Mul(w.Mul(d, reciprocal(w, square_root(w, w.Add(variance, eps)))), weight), bias)
 
 
@@ -94,7 +98,7 @@ def reduce_sum(w: Writer, x: ir.Value, dim: int, keepdim: bool, shape: list[int]
     axis, rank = dim % len(shape), len(shape)
     swapped = [*(d for d in range(rank) if d != axis), axis]
     moved = x if axis == rank - 1 else w.Transpose(x, perm=swapped)
-    total = lane_sum(w, moved, shape[axis])
+    total = lane_sum(w, moved, [shape[d] for d in swapped])
     if not keepdim:
         return w.Squeeze(total, np.array([-1]))
     return total if axis == rank - 1 else w.Transpose(total, perm=[swapped.index(d) for d in range(rank)])
