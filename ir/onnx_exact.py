@@ -69,7 +69,7 @@ def hide(program: Program) -> None:
             name = node.target._schema.name.removeprefix("gw::")  # type: ignore[union-attr]
             if name not in RULES:
                 raise _refusal(node, "has no exact form in ONNX")
-            node.args = (node.target, *node.args)
+            node.args = (node.target, *node.args)  # type: ignore[assignment]
             node.target = _opaque
         elif _is_float(node):
             if node.target not in EXACT_FLOAT:
@@ -116,14 +116,19 @@ def lower(model: ir.Model) -> None:
 
 
 class Call:
-    """An opaque node: `call[i]` are its tensors, `call.name` its attributes."""
+    """An opaque node: `call[i]` are its tensors, `call.given(i)` those that may be missing, `call.name` its attributes."""
 
     def __init__(self, node: ir.Node) -> None:
         self.node = node
         self.attributes = {key: attribute.value for key, attribute in node.attributes.items()}
 
-    def __getitem__(self, index: int) -> ir.Value | None:
+    def given(self, index: int) -> ir.Value | None:
         return self.node.inputs[index] if index < len(self.node.inputs) else None
+
+    def __getitem__(self, index: int) -> ir.Value:
+        value = self.given(index)
+        assert value is not None, f"'{self.node.op_type}' has no input {index}"
+        return value
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -132,10 +137,10 @@ class Call:
             raise AttributeError(name) from None
 
     def constant(self, index: int) -> np.ndarray:
-        value = self[index]
-        if value is None or value.const_value is None:
+        value = self[index].const_value
+        if value is None:
             raise UnsupportedOpError(f"input {index} of '{self.node.op_type}' is no constant of the program")
-        return value.const_value.numpy()
+        return value.numpy()
 
     @property
     def rank(self) -> int:
@@ -165,12 +170,12 @@ def _dequantize(w: Writer, c: Call) -> ir.Value:
     return w.DequantizeLinear(c[0], float(c.scale), _zero(w, c[0], c.zero_point))
 
 
-def _zero(w: Writer, x: ir.Value | None, zero: int) -> ir.Value:
+def _zero(w: Writer, x: ir.Value, zero: int) -> ir.Value:
     return w.constant(zero, _dtype(x).numpy().type)
 
 
-def _dtype(x: ir.Value | None) -> ir.DataType:
-    assert x is not None and x.dtype is not None
+def _dtype(x: ir.Value) -> ir.DataType:
+    assert x.dtype is not None
     return x.dtype
 
 
@@ -179,7 +184,7 @@ def _dtype(x: ir.Value | None) -> ir.DataType:
 
 def _linear(w: Writer, c: Call) -> ir.Value:
     product = w.MatMulInteger(c[0], c.constant(1).T, _zero(w, c[0], c.zero_point))
-    return product if c[2] is None else w.Add(product, c[2])
+    return product if c.given(2) is None else w.Add(product, c[2])
 
 
 def _matmul(w: Writer, c: Call) -> ir.Value:
@@ -188,7 +193,7 @@ def _matmul(w: Writer, c: Call) -> ir.Value:
 
 def _convolution(w: Writer, c: Call) -> ir.Value:
     product = _convolve(w, c, c.constant(1), list(c.stride), list(c.padding), list(c.dilation), c.groups)
-    return product if c[2] is None else w.Add(product, c.constant(2).reshape(-1, *[1] * (c.rank - 2)))
+    return product if c.given(2) is None else w.Add(product, c.constant(2).reshape(-1, *[1] * (c.rank - 2)))
 
 
 def _sum_pool(w: Writer, c: Call) -> ir.Value:
@@ -198,7 +203,7 @@ def _sum_pool(w: Writer, c: Call) -> ir.Value:
 
 
 def _convolve(w: Writer, c: Call, weight: np.ndarray, stride: list[int], padding: list[int], dilation: list[int], groups: int):
-    """Runtimes know ConvInteger for u8 alone: s8 codes move up by 128, and so does what padding stands for."""
+    """ONNX Runtime has ConvInteger for u8 alone: s8 codes move up by 128, and so does what padding stands for."""
     x, zero = c[0], c.zero_point
     if _dtype(x) == ir.DataType.INT8:
         moved = w.Add(w.cast(x, ir.DataType.INT32), w.constant(128, np.int32))
@@ -211,8 +216,8 @@ def _multiply(w: Writer, c: Call) -> ir.Value:
     return w.Mul(_centred(w, c[0], c.a_zero_point), _centred(w, c[1], c.b_zero_point))
 
 
-def _centred(w: Writer, x: ir.Value | None, zero: int) -> ir.Value:
-    return w.Sub(w.cast(x, ir.DataType.INT32), w.constant(zero, np.int32))  # type: ignore[arg-type]
+def _centred(w: Writer, x: ir.Value, zero: int) -> ir.Value:
+    return w.Sub(w.cast(x, ir.DataType.INT32), w.constant(zero, np.int32))
 
 
 def _sum(w: Writer, c: Call) -> ir.Value:
@@ -230,7 +235,7 @@ def _along(values: np.ndarray, c: Call) -> np.ndarray:
 
 
 def _scale(w: Writer, c: Call) -> ir.Value:
-    return w.Mul(w.cast(c[0], ir.DataType.FLOAT), _along(c.constant(1), c))  # type: ignore[arg-type]
+    return w.Mul(w.cast(c[0], ir.DataType.FLOAT), _along(c.constant(1), c))
 
 
 def _rescale(w: Writer, c: Call) -> ir.Value:
@@ -241,7 +246,7 @@ def _rescale_dyadic(w: Writer, c: Call) -> ir.Value:
     """64-bit integers throughout; total >> shift is (total - total mod 2^shift) / 2^shift."""
     multiplier, shift = (_along(c.constant(i), c).astype(np.int64) for i in (1, 2))
     one = np.ones_like(shift)
-    total = w.Add(w.Mul(w.cast(c[0], ir.DataType.INT64), multiplier), one << (shift - 1))  # type: ignore[arg-type]
+    total = w.Add(w.Mul(w.cast(c[0], ir.DataType.INT64), multiplier), one << (shift - 1))
     steps = w.Div(w.Sub(total, w.Mod(total, one << shift)), one << shift)
     return _limited(w, w.Add(steps, w.constant(c.zero_point, np.int64)), c, np.int64)
 
@@ -250,7 +255,7 @@ def _add(w: Writer, c: Call) -> ir.Value:
     """In float64, where every step is exact: s32 sums, and a shift is a product with a power of two and a floor."""
     parts = []
     for x, multiplier in ((c[0], c.a_multiplier), (c[1], c.b_multiplier)):
-        parts.append(w.Mul(w.cast(x, ir.DataType.DOUBLE), w.constant(multiplier, np.float64)))  # type: ignore[arg-type]
+        parts.append(w.Mul(w.cast(x, ir.DataType.DOUBLE), w.constant(multiplier, np.float64)))
     rest = (1 << (c.shift - 1)) - c.a_zero_point * c.a_multiplier - c.b_zero_point * c.b_multiplier
     total = w.Add(w.Add(*parts), w.constant(rest, np.float64))
     steps = w.Floor(w.Mul(total, w.constant(2.0**-c.shift, np.float64)))
@@ -265,7 +270,7 @@ def _limited(w: Writer, codes: ir.Value, c: Call, dtype: type[np.generic]) -> ir
 
 
 def _lookup(w: Writer, c: Call) -> ir.Value:
-    index = w.cast(c[0], ir.DataType.INT32)  # type: ignore[arg-type]
+    index = w.cast(c[0], ir.DataType.INT32)
     if _dtype(c[0]) == ir.DataType.INT8:
         index = w.Add(index, w.constant(128, np.int32))
     return w.Gather(c[1], index, axis=0)
@@ -280,19 +285,19 @@ def _max_pool(w: Writer, c: Call) -> ir.Value:
 
 
 def _softmax(w: Writer, c: Call) -> ir.Value:
-    return islands.softmax(w, c[0], c.extents)  # type: ignore[arg-type]
+    return islands.softmax(w, c[0], c.extents)
 
 
 def _layer_norm(w: Writer, c: Call) -> ir.Value:
-    return islands.layer_norm(w, c[0], c[1], c[2], c.eps, c.extents)  # type: ignore[arg-type]
+    return islands.layer_norm(w, c[0], c[1], c[2], c.eps, c.extents)
 
 
 def _reduce_sum(w: Writer, c: Call) -> ir.Value:
-    return islands.reduce_sum(w, c[0], c.dim, bool(c.keepdim), c.extents)  # type: ignore[arg-type]
+    return islands.reduce_sum(w, c[0], c.dim, bool(c.keepdim), c.extents)
 
 
 def _square_root(w: Writer, c: Call) -> ir.Value:
-    return islands.square_root(w, c[0])  # type: ignore[arg-type]
+    return islands.square_root(w, c[0])
 
 
 RULES: dict[str, Rule] = {
