@@ -203,13 +203,8 @@ def _sum_pool(w: Writer, c: Call) -> ir.Value:
 
 
 def _convolve(w: Writer, c: Call, weight: np.ndarray, stride: list[int], padding: list[int], dilation: list[int], groups: int):
-    """ONNX Runtime has ConvInteger for u8 alone: s8 codes move up by 128, and so does what padding stands for."""
-    x, zero = c[0], c.zero_point
-    if _dtype(x) == ir.DataType.INT8:
-        moved = w.Add(w.cast(x, ir.DataType.INT32), w.constant(128, np.int32))
-        x, zero = w.cast(moved, ir.DataType.UINT8), zero + 128
     attributes = {"strides": stride, "pads": padding * 2, "dilations": dilation, "group": groups}
-    return w.ConvInteger(x, weight, w.constant(zero, np.uint8), **attributes)
+    return w.ConvInteger(c[0], weight, _zero(w, c[0], c.zero_point), **attributes)
 
 
 def _multiply(w: Writer, c: Call) -> ir.Value:
