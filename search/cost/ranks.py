@@ -1,13 +1,16 @@
 """What a layer costs at each rank, read off programs compiled with every layer at one rung of its ranks.
 
 One compilation a rung gives the time of every layer in place, as `uniform` does for formats: what is fused with a layer, and
-the caches its operands come from, count as they will. The unfactorized program is one more rung.
+the caches its operands come from, count as they will. The unfactorized program is one more rung. The rungs are timed in turns:
+whether a rank is faster than its layer is a difference between them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ...backends.base import example_inputs
 from ...ir.content import content_key
@@ -18,7 +21,7 @@ from ...passes.base import PassContext
 from ...passes.manager import PassManager
 from ...passes.pipeline import Pipeline
 from ..planner import Surroundings
-from ..ranks import WHOLE, LayerRanks, RankTables
+from ..ranks import WHOLE, RankTables
 from .bops import WEIGHTED
 from .uniform import SAMPLES, Pricing, layer_times
 
@@ -35,31 +38,29 @@ def priced(program: Program, tables: RankTables, tail: Pipeline, pricing: Pricin
     """
     if not pricing.time:
         raise TargetError(f"ranks by measured time need a target that runs here, and {pricing.target} does not")
-    rungs = max((len(layer.ranks) - 1 for layer in tables.layers), default=0)
+    rungs = [_on_rung(tables, rung) for rung in range(max((len(layer.ranks) for layer in tables.layers), default=1))]
+    pipelines = [_pipeline(tables, ranks, tail) for ranks in rungs]
     machine = (platform.processor() or platform.machine(), platform.node())
+    key = content_key(program, [str(p) for p in pipelines], str(pricing.target), pricing.repeats, machine)
+    kept = around.store.remember("rank-prices", key, lambda: _price(program, pipelines, pricing, around))
     times: dict[str, dict[str, float]] = {layer.origin: {} for layer in tables.layers}
-    fixed = 0.0
-    for rung in range(rungs + 1):
-        around.progress(rung, rungs + 1, "price ranks")
-        chosen = {layer.origin: rank for layer in tables.layers if (rank := _on_rung(layer, rung)) is not None}
-        rules = tuple(f"{origin}={rank}" for origin, rank in chosen.items() if rank != WHOLE)
-        head = (dataclasses.replace(tables.method, ranks=rules),) if rules else ()
-        passes = Pipeline((*head, *tail))
-        key = content_key(program, str(passes), str(pricing.target), pricing.repeats, machine)
-        kept = around.store.remember("rank-prices", key, lambda p=passes: _times(program, p, pricing, around))
-        for origin, rank in chosen.items():
-            own = [t for name, t in kept["layers"].items() if name == origin or _is_part(name, origin)]
+    for ranks, found in zip(rungs, kept, strict=True):
+        for origin, rank in ranks.items():
+            own = [t for name, t in found["layers"].items() if name == origin or _is_part(name, origin)]
             times[origin].setdefault(rank, sum(own))
-        if rung == 0:
-            fixed = kept["total"] - sum(row[WHOLE] for row in times.values())
-    around.progress(rungs + 1, rungs + 1, "price ranks")
-    return tables.priced(times, fixed)
+    return tables.priced(times, kept[0]["total"] - sum(row[WHOLE] for row in times.values()))
 
 
-def _on_rung(layer: LayerRanks, rung: int) -> str | None:
-    """Its rank on a rung: whole on rung 0, then ascending; past its last the last one again, None where it has none."""
-    ranks = layer.ranks[:-1]
-    return WHOLE if rung == 0 else ranks[min(rung, len(ranks)) - 1] if ranks else None
+def _on_rung(tables: RankTables, rung: int) -> dict[str, str]:
+    """Each layer's rank on a rung: whole on rung 0, then ascending; past its last the last one again, none where it has none."""
+    if rung == 0:
+        return {layer.origin: WHOLE for layer in tables.layers}
+    return {x.origin: x.ranks[min(rung, len(x.ranks) - 1) - 1] for x in tables.layers if len(x.ranks) > 1}
+
+
+def _pipeline(tables: RankTables, ranks: Mapping[str, str], tail: Pipeline) -> Pipeline:
+    rules = tuple(f"{origin}={rank}" for origin, rank in ranks.items() if rank != WHOLE)
+    return Pipeline((*((dataclasses.replace(tables.method, ranks=rules),) if rules else ()), *tail))
 
 
 def _is_part(name: str, origin: str) -> bool:
@@ -68,11 +69,19 @@ def _is_part(name: str, origin: str) -> bool:
     return head == origin and index in ("0", "1", "2")
 
 
-def _times(program: Program, pipeline: Pipeline, pricing: Pricing, around: Surroundings) -> dict[str, object]:
+def _price(program: Program, pipelines: Sequence[Pipeline], pricing: Pricing, around: Surroundings) -> list[dict[str, Any]]:
+    """Microseconds of every layer, and of a run, of what each pipeline makes."""
     # The values of weights and ranges do not matter here, their shapes do.
     few = None if around.samples is None else Calibration(around.samples.samples[:SAMPLES])
     context = PassContext(calibration=few, seed=around.seed)
-    lowered = PassManager().run(program, pipeline, context).program
-    compiled = pricing.backend.compile(lowered, pricing.target)
-    times = pricing.backend.profile(compiled, example_inputs(lowered), pricing.repeats)
-    return {"layers": layer_times(lowered, compiled, times, WEIGHTED), "total": times.total}
+    lowered, timed = [], []
+    for index, pipeline in enumerate(pipelines):
+        around.progress(index, len(pipelines), "price ranks")
+        lowered.append(PassManager().run(program, pipeline, context).program)
+        timed.append((pricing.backend.compile(lowered[-1], pricing.target), example_inputs(lowered[-1])))
+    found = pricing.backend.profiles(timed, pricing.repeats)
+    around.progress(len(pipelines), len(pipelines), "price ranks")
+    return [
+        {"layers": layer_times(smaller, compiled, times, WEIGHTED), "total": times.total}
+        for smaller, (compiled, _), times in zip(lowered, timed, found, strict=True)
+    ]

@@ -9,7 +9,7 @@ python -m graphwright.tools.bench.lowrank branches gpt-small
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated
@@ -175,14 +175,10 @@ def time(
     for share in (float(x) for x in shares.split(",")):
         solution, plan = faster.allocate({"microseconds": share * whole})
         plans.append((f"at most {share:g}", solution.totals["microseconds"], plan))
+    measured = _timed(program, [plan for _, _, plan in plans], after, pricing, context)
     rows = [
-        [
-            name,
-            f"{spent:.0f}",
-            _timed(program, plan, after, pricing, context),
-            *measure(source, program, context, plan, evaluate or None),
-        ]
-        for name, spent, plan in plans
+        [name, f"{spent:.0f}", f"{took:.0f}", *measure(source, program, context, plan, evaluate or None)]
+        for (name, spent, plan), took in zip(plans, measured, strict=True)
     ]
     typer.echo(f"\n{model}, {method}, {tail or 'float32'}: {left} of {offered} ranks are faster than their layer; {machine()}\n")
     typer.echo(markdown(["limit", "predicted (us)", "measured (us)", "weights kept", score_name(source)], rows))
@@ -195,12 +191,16 @@ def _prepared(model: str, samples: int, cache: Path | None) -> tuple[Source, Pro
     return source, program, Surroundings(calibration, store=Store(cache))
 
 
-def _timed(program: Program, chosen: Factorize | None, tail: Pipeline, pricing: Pricing, context: PassContext) -> str:
-    """Median microseconds of a run."""
-    passes = Pipeline((*(() if chosen is None else (chosen,)), *tail))
-    changed = PassManager().run(program, passes, context).program
-    compiled = pricing.backend.compile(changed, pricing.target)
-    return f"{pricing.backend.latency(compiled, example_inputs(changed), pricing.repeats) * 1e3:.0f}"
+def _timed(
+    program: Program, plans: Sequence[Factorize | None], tail: Pipeline, pricing: Pricing, context: PassContext
+) -> list[float]:
+    """Median microseconds of a run with each plan, timed in turns."""
+    timed = []
+    for chosen in plans:
+        passes = Pipeline((*(() if chosen is None else (chosen,)), *tail))
+        changed = PassManager().run(program, passes, context).program
+        timed.append((pricing.backend.compile(changed, pricing.target), example_inputs(changed)))
+    return [1e3 * spent for spent in pricing.backend.latencies(timed, pricing.repeats)]
 
 
 def _score(source: Source, program: Program, count: int | None) -> str:
