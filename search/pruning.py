@@ -50,6 +50,8 @@ class ChannelPlan:
     totals: dict[str, float]
     #: Measured distortion of the outputs, where whole plans were tried.
     measured: float | None = None
+    #: Microseconds of a run of the whole network and of the plan's, measured in turns, where a limit was on time.
+    latency: tuple[float, float] | None = None
 
     def options(self, plan: PruneChannels) -> PruneChannels:
         """`plan` with every count written out: its text alone replays the plan."""

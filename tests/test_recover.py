@@ -58,3 +58,11 @@ def test_a_language_model_is_scored_by_perplexity(tmp_path):
     assert row.before > 2 * row.float_score > row.float_score
     table = CliRunner().invoke(app, ["recovery", str(tmp_path / "rows.json")])
     assert f"{100 * (row.before / row.float_score - 1):.1f}%" in table.output
+
+
+def test_what_lost_tokens_can_be_recovered(tmp_path):
+    pipeline = "canonicalize,reduce-tokens{per_layer=4}"
+    setup = recover.Setup("test", samples=16, calibration=4, evaluate=16, training=Training(device="cpu"))
+    (row,) = recover.run([("vit-tiny", pipeline)], [Distill(batch_size=8)], setup, tmp_path / "rows.json")
+    assert (row.samples, row.steps) == (16, 1) and 0.7 < row.macs < 0.75
+    assert row.loss_after <= row.loss_before

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..backends.base import example_inputs
 from ..backends.registry import backend_for
 from ..backends.target import Target
 from ..ir.errors import OptionError
@@ -80,11 +79,11 @@ def plan_channels(
         if not runs_here(backend, chosen):
             raise OptionError(f"a limit on latency is measured, and {chosen} does not run on this machine; limit size or macs")
         cost = latency_cost(ready, free_groups(ready, method.ignore), pricing)
-        search = ChannelSearch.of(ready, method, context, multiple, (cost,))
-        whole = {"microseconds": 1e3 * backend.latency(backend.compile(ready, chosen), example_inputs(ready), pricing.repeats)}
+        search = ChannelSearch.of(ready, method, context, multiple, (cost,), around.store)
+        whole = {"microseconds": cost.of({})}
     absolute = {LIMITS[name]: share * whole[LIMITS[name]] for name, share in limits.items()}
     try:
-        plan = search.solve(absolute) if pricing is None else allocate_latency(search, ready, pricing, absolute["microseconds"])
+        plan = search.solve(absolute) if pricing is None else allocate_latency(search, ready, pricing, limits["latency"])
     except InfeasibleError as error:
         wide = f" (counts are multiples of {multiple} here)" if multiple > 1 else ""
         raise in_users_terms(error, {LIMITS[name]: (name, whole[LIMITS[name]]) for name in limits}, wide) from error

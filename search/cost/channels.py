@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -72,40 +73,43 @@ def shaped(program: Program, groups: Sequence[Group], counts: Counts) -> Program
     return cut(program, {g.name: range(counts[g.name], g.size) for g in groups if counts[g.name] < g.size})
 
 
-def allocate_latency(search: ChannelSearch, program: Program, pricing: Pricing, limit: float) -> ChannelPlan:
-    """The plan of least loss whose measured time is at most `limit` microseconds.
+def allocate_latency(search: ChannelSearch, program: Program, pricing: Pricing, share: float) -> ChannelPlan:
+    """The plan of least loss whose run takes at most `share` of the whole network's, as both are measured in turns.
 
-    Where the network takes longer than the sum of its kernels foresaw, the limit is tightened by that much and solved again.
+    Times are only compared with times of the same turns: the tables' with the whole network's there, a plan's with the whole
+    network's beside it. A machine's clock moves by more between them than a plan saves. Where a plan saves less of a run than
+    the sum of its kernels foresaw, the limit is tightened by that much and solved again.
 
     Args:
         search: its costs hold `microseconds` (`latency_cost`), and its counts are multiples of what the backend likes.
         program: the search's program with the batch of the artifact.
 
     Raises:
-        InfeasibleError: no counts are fast enough, by prediction or as measured.
+        InfeasibleError: no counts are fast enough, by prediction or as measured; its values are microseconds of the tables.
         NotFasterError: the plan that was found is no faster than the whole network.
     """
     backend, target = pricing.backend, pricing.target
     inputs = example_inputs(program)
     original = backend.compile(program, target)
-    aim, tried = limit, []
+    whole = next(cost for cost in search.costs if cost.metric == "microseconds").of({})
+    aim, tried = share, []
     for _ in range(ATTEMPTS):
-        plan = search.solve({"microseconds": aim})
+        plan = search.solve({"microseconds": aim * whole})
         compiled = backend.compile(shaped(program, search.groups, plan.counts), target)
         before, after = (1e3 * spent for spent in backend.latencies([(original, inputs), (compiled, inputs)], pricing.repeats))
-        if all(count == search.tables.counts[name][-1] for name, count in plan.counts.items()) and after <= limit:
-            return plan
-        if after >= before:
+        uncut = all(count == search.tables.counts[name][-1] for name, count in plan.counts.items())
+        if after >= before and not uncut:
             raise NotFasterError(
                 f"pruned to {100 * search.costs[0].of(plan.counts) / search.costs[0].of({}):.0f}% of its multiply-accumulates, "
                 f"'{program.name}' takes {after:.1f} us on {target}, and {before:.1f} us as it is: no plan is made. Its kernels "
                 "are too small for fewer channels to matter there; ask for bytes or macs instead"
             )
-        if after <= limit:
-            return plan
-        tried.append(after)
-        aim *= limit / after
+        if after <= share * before or uncut:
+            return dataclasses.replace(plan, latency=(before, after))
+        tried.append(after / before)
+        aim *= share * before / after
     raise InfeasibleError(
-        f"no counts of channels meet microseconds: limit {limit:.6g}, measured {min(tried):.6g} at best after {ATTEMPTS} plans",
-        {"microseconds": min(tried)},
+        f"no counts of channels meet microseconds: limit {share * whole:.6g}, measured {min(tried) * whole:.6g} at best after "
+        f"{ATTEMPTS} plans",
+        {"microseconds": min(tried) * whole},
     )

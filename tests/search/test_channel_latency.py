@@ -1,6 +1,7 @@
 """Latency budgets on a backend whose times are known: plans that meet them, and the refusal of plans that gain nothing."""
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -23,12 +24,16 @@ from torch import nn
 
 
 class FakeBackend(Backend):
-    """Times by formula: a product takes `slope` microseconds a multiply-accumulate, its channels padded to `multiple`."""
+    """Times by formula: a product takes `slope` microseconds a multiply-accumulate, its channels padded to `multiple`.
+
+    surprise: microseconds of a run that no kernel accounts for. Each call of `profiles` or `latencies` meets a machine of another
+    speed."""
 
     name = "fake"
 
-    def __init__(self, slope=1e-3, multiple=4, overhead=2.0, surprise=1.0):
+    def __init__(self, slope=1e-3, multiple=4, overhead=2.0, surprise=0.0):
         self.slope, self.multiple, self.overhead, self.surprise = slope, multiple, overhead, surprise
+        self.clocks = itertools.cycle([1.0])
 
     def targets(self):
         return []
@@ -46,11 +51,12 @@ class FakeBackend(Backend):
         return Compiled(target, b"", tuple(rows), {"times": times})
 
     def profiles(self, programs, repeats=100, threads=None):
-        columns = [tuple(compiled.options["times"]) for compiled, _ in programs]
-        return [StepTimes(times, sum(times) + self.overhead) for times in columns]
+        clock = next(self.clocks)
+        columns = [tuple(clock * spent for spent in compiled.options["times"]) for compiled, _ in programs]
+        return [StepTimes(times, sum(times) + clock * self.overhead) for times in columns]
 
     def latencies(self, programs, repeats=50):
-        return [self.surprise * times.total / 1e3 for times in self.profiles(programs)]
+        return [(times.total + self.surprise) / 1e3 for times in self.profiles(programs)]
 
 
 class Net(nn.Module):
@@ -95,9 +101,21 @@ def test_a_latency_budget_is_met_by_counts_that_kernels_like(program):
     backend = FakeBackend()
     search, pricing = searched(program, backend)
     whole = time_of(program, search, backend, {"one": 16, "two": 24})
-    plan = allocate_latency(search, program, pricing, 0.6 * whole)
+    plan = allocate_latency(search, program, pricing, 0.6)
     assert time_of(program, search, backend, plan.counts) <= 0.6 * whole
     assert all(count % 4 == 0 for count in plan.counts.values())
+    assert plan.latency == pytest.approx((whole, time_of(program, search, backend, plan.counts)))
+
+
+def test_a_machine_of_changing_speed_changes_no_plan(program):
+    """Prices at one clock, the whole network at another, a plan at a third: only times of the same turns are compared."""
+    steady, moving = FakeBackend(), FakeBackend()
+    moving.clocks = itertools.cycle([2.0, 0.7, 1.3])
+    plans = []
+    for backend in (steady, moving):
+        search, pricing = searched(program, backend)
+        plans.append(allocate_latency(search, program, pricing, 0.6).counts)
+    assert plans[0] == plans[1]
 
 
 def test_a_plan_that_is_not_faster_is_not_made(program):
@@ -110,16 +128,17 @@ def test_a_plan_that_is_not_faster_is_not_made(program):
             return [whole / 1e3 for _ in programs]  # whatever the channels
 
     with pytest.raises(NotFasterError, match=r"'Net' takes .* as it is: no plan is made"):
-        allocate_latency(search, program, dataclasses.replace(pricing, backend=Stuck()), 0.6 * whole)
+        allocate_latency(search, program, dataclasses.replace(pricing, backend=Stuck()), 0.6)
 
 
 def test_a_network_slower_than_its_kernels_tightens_the_plan_or_says_how_far_it_came(program):
     backend = FakeBackend()
     search, pricing = searched(program, backend)
     whole = time_of(program, search, backend, {"one": 16, "two": 24})
-    slow = FakeBackend(surprise=1.2)
-    plan = allocate_latency(search, program, dataclasses.replace(pricing, backend=slow), 0.7 * whole)
-    assert 1.2 * time_of(program, search, backend, plan.counts) <= 0.7 * whole
+    slow = FakeBackend(surprise=0.1 * whole)
+    plan = allocate_latency(search, program, dataclasses.replace(pricing, backend=slow), 0.7)
+    assert time_of(program, search, backend, plan.counts) + 0.1 * whole <= 0.7 * 1.1 * whole
+    assert plan.totals["microseconds"] < 0.67 * whole, "tighter than what was asked for"
     with pytest.raises(InfeasibleError, match="smallest feasible") as caught:
-        allocate_latency(search, program, pricing, 0.01 * whole)
+        allocate_latency(search, program, pricing, 0.01)
     assert caught.value.smallest["microseconds"] > 0.01 * whole

@@ -6,7 +6,8 @@ python -m graphwright.tools.bench.tables export resnet20 mobilenetv2 vit-tiny
 python -m graphwright.tools.bench.tables cost efficientnet-lite0
 
 The verbs of speed.py come on top: rates, floors, latency, cold-start, compile; and those of mixed_tables.py: fronts, rounding,
-predictions; those of pruned.py: pruned-latency, pruned-int8, recovery; that of pruning_tables.py: pruning; and that of arm.py.
+predictions; those of pruned.py: pruned-latency, pruned-int8, recovery; that of pruning_tables.py: pruning; that of
+channel_plans.py: channel-plans; and that of arm.py.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import typer
 from ..optimize import optimize
 from ..progress import TerminalProgress
 from ..sources import resolve
-from . import Row, arm, mixed_tables, pruned, pruning_tables, run_bench, score_column, score_text, speed
+from . import Row, arm, channel_plans, mixed_tables, pruned, pruning_tables, run_bench, score_column, score_text, speed
 from .exactness import Exactness
 from .exactness import measure as measure_exactness
 from .export import measure as measure_export
@@ -130,6 +131,7 @@ def _cost(model: str, samples: int) -> None:
 
 
 arm.register(app)
+channel_plans.register(app)
 speed.register(app)
 mixed_tables.register(app)
 pruned.register(app)

@@ -165,4 +165,7 @@ def channels(
     err.print(table)
     for metric, value in found.plan.totals.items():
         err.print(f"{metric}: {value:.4g}, {value / found.whole[metric]:.3f} of the whole", highlight=False)
+    if found.plan.latency is not None:
+        before, after = found.plan.latency
+        err.print(f"measured in turns: {after:.4g} us, {after / before:.3f} of {before:.4g} us", highlight=False)
     out.print(str(found.pipeline), highlight=False, markup=False, soft_wrap=True)
