@@ -48,9 +48,11 @@ class Planned:
     pipeline: str
 
 
-def planned(source: Source, shares: Sequence[float], around: Surroundings, evaluate: int | None) -> list[Planned]:
+def planned(
+    source: Source, shares: Sequence[float], around: Surroundings, multiple: int | None, evaluate: int | None
+) -> list[Planned]:
     """The float network as it is, then one plan a share of its time; all of them timed again, in turns."""
-    found = [plan_channels(source.program, parse(PIPELINE), {"latency": share}, "cpu", around) for share in shares]
+    found = [plan_channels(source.program, parse(PIPELINE), {"latency": share}, "cpu", around, multiple) for share in shares]
     context = PassContext(calibration=around.samples, progress=around.progress)
     run = PassManager().run
     networks = [run(source.program, parse("canonicalize")).program]
@@ -82,6 +84,7 @@ def channel_plans(
     model: str,
     shares: Annotated[str, typer.Option(help="Limits: shares of the measured time of a run of the float network.")] = "0.85,0.7",
     samples: Annotated[int, typer.Option(help="Calibration samples.")] = 256,
+    multiple: Annotated[int | None, typer.Option(help="Counts are multiples of this; default: what the target likes.")] = None,
     evaluate: Annotated[int, typer.Option(help="Evaluation samples; 0: all.")] = 0,
     cache: Annotated[Path | None, typer.Option(help="Folder that keeps what channels lose.")] = None,
 ) -> None:
@@ -90,7 +93,7 @@ def channel_plans(
     with TerminalProgress() as progress:
         data = Calibration.for_program(source.program, source.calibration(None, samples) or [])
         around = Surroundings(data, store=Store(cache), progress=progress)
-        rows = planned(source, [float(x) for x in shares.split(",")], around, evaluate or None)
+        rows = planned(source, [float(x) for x in shares.split(",")], around, multiple, evaluate or None)
     whole = rows[0].measured
     typer.echo(f"\n{model}, batch 1, {samples} calibration samples; {machine()}\n")
     score = "score" if source.reference is None else source.reference.metric_name
