@@ -23,6 +23,8 @@ from .uniform import Pricing, layer_times
 WIDTHS = (1.0, 0.75, 0.5, 0.25)
 #: Plans tried where a measured time is over a limit that the sum of kernels met.
 ATTEMPTS = 3
+#: A limit is tightened by this much more than a plan was over it: two measurements differ by as much.
+MARGIN = 0.01
 
 
 class NotFasterError(GraphwrightError):
@@ -107,7 +109,7 @@ def allocate_latency(search: ChannelSearch, program: Program, pricing: Pricing, 
         if after <= share * before or uncut:
             return dataclasses.replace(plan, latency=(before, after))
         tried.append(after / before)
-        aim *= share * before / after
+        aim *= (1 - MARGIN) * share * before / after
     raise InfeasibleError(
         f"no counts of channels meet microseconds: limit {share * whole:.6g}, measured {min(tried) * whole:.6g} at best after "
         f"{ATTEMPTS} plans",

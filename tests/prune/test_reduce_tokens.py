@@ -141,6 +141,16 @@ def test_distill_trains_what_lost_tokens():
         torch.testing.assert_close(table[1:, 0], torch.arange(1.0, len(table)).log())
 
 
+def test_an_artifact_for_a_batch_is_made_of_a_free_one(tmp_path):
+    x = torch.randn(4, 1, 12, 12, generator=torch.Generator().manual_seed(1))
+    free = transformer_module(2, "class", 2, free=True)[1]
+    context = PassContext(calibration=Calibration.for_program(free, [x]))
+    text = "reduce-tokens{merge=[2,2],prune=[1,0]},quantize,align-scales,lower-integer"
+    integer = PassManager().run(free, parse(text), context).program
+    optimize(with_batch(integer, 4), pipeline="", measure=False).artifact.save(tmp_path / "model.gw")
+    np.testing.assert_array_equal(np.asarray(load(tmp_path / "model.gw")(x.numpy())), integer(x)[0].numpy())
+
+
 class Flat(nn.Module):
     """A transformer whose head reads every token at its place."""
 
