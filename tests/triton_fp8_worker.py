@@ -17,7 +17,8 @@ from graphwright.backends.tvm.cuda.kernels.plans import Plan, run
 from graphwright.backends.tvm.kernels.base import Convolution, padded
 from graphwright.ir.dialect import gw
 from graphwright.ir.dialect.fp8 import E4M3, inverse_of
-from triton_worker import DEVICE, TORCH, Case, bounded, float_tail, float_type, launched, main, some_block
+from triton_cases import DEVICE, TORCH, Case, launched, main, some_block
+from triton_float_cases import bounded, float_tail, float_type
 
 #: Of codes that a kernel makes of its result.
 SCALE = 0.33
