@@ -36,7 +36,7 @@ gw = torch.ops.gw
 #: Ops that only make constants of constants: computed before the export.
 FOLDED = (gw.unpack.default, gw.from_bitmask.default, gw.decode.default)
 
-#: Float ops of the integer stage that every runtime computes alike: one IEEE operation an element, or none.
+#: Float ops of the integer stage with one result: one IEEE operation an element, or none.
 EXACT_FLOAT = frozenset(
     {
         *(getattr(op, kind) for op in (aten.add, aten.sub, aten.mul, aten.div) for kind in ("Tensor", "Scalar")),
