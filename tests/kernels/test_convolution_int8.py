@@ -10,6 +10,7 @@ import torch
 from graphwright.backends.tvm.kernels import convolution_int8
 from graphwright.backends.tvm.kernels.base import Convolution, ResidualAdd, Tail, padded
 from graphwright.backends.tvm.kernels.quantize_image import Quantize
+from graphwright.backends.tvm.kernels.tail import _early_zero_point
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -103,6 +104,33 @@ def test_shapes_of_real_networks(layer, residual, level):
     add = ResidualAdd(700_000, 1_100_000, 20, 9, 100, 60, 0, 255, "uint8") if residual else None
     tail = Tail("rescale", "uint8", 9, 9, 255, add)
     check(shape, dtype, zero_point, TailCase(tail, {"scale": np.full(1, 1 / 300, np.float32)}), level, 0)
+
+
+#: (type, zero points of both operands, zero point of the sum, shift): sums far outside the type, and one whose zero point has
+#: no room in s32 before the shift.
+SUMS = [("uint8", (0, 0), 0, 18), ("uint8", (131, 90), 117, 19), ("int8", (-5, -128), 12, 8), ("uint8", (255, 255), 200, 23)]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("limits", [(0, 0), (3, 0), (0, 7)])
+@pytest.mark.parametrize("case", SUMS, ids=str)
+def test_sums_outside_the_type_meet_its_limits_whoever_clamps(case, limits, level):
+    dtype, (a, b), zero_point, shift = case
+    low, high = (0, 255) if dtype == "uint8" else (-128, 127)
+    low, high = low + limits[0], high - limits[1]
+    add = ResidualAdd(2**21 - 1, 2**21 - 9, shift, a, b, zero_point, low, high, dtype)
+    tail = Tail("rescale", dtype, a, low, high, add)
+    shape = Convolution(1, 24, 5, 6, 80, (1, 1))  # 4 panels and 1
+    check(shape, "uint8", 7, TailCase(tail, {"scale": np.full(1, 1 / 90, np.float32)}), level, 1)
+
+
+@pytest.mark.parametrize(
+    "dtype, zero_point, shift, early", [("uint8", 0, 22, True), ("uint8", 200, 23, False), ("int8", -100, 20, True)]
+)
+def test_a_zero_point_is_added_before_the_shift_where_s32_has_room(dtype, zero_point, shift, early):
+    limits = np.iinfo(dtype)
+    add = ResidualAdd(2**21, 2**21, shift, 0, 0, zero_point, int(limits.min), int(limits.max), dtype)
+    assert _early_zero_point(add, dtype) is early
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -145,7 +145,10 @@ class TailCode:
         else:
             block = bind(self.residual.vload([offsets], f"{dtype}x64"))
             others = [shuffle([block], [int(lane) for lane in lanes]) for lanes in interleaved_order()]
-        return [add_residual(add, step, T.Cast(f"int32x{LANES}", other)) for step, other in zip(steps, others, strict=True)]
+        return [
+            add_residual(add, step, T.Cast(f"int32x{LANES}", other), self.tail.dtype)
+            for step, other in zip(steps, others, strict=True)
+        ]
 
     def _other(self, offset: Any, valid: int) -> Any:
         """The residual's vector at `offset`; never reads past its `valid` lanes."""
@@ -220,12 +223,31 @@ def dyadic(tail: Tail, acc: Any, multiplier: Any, shift: Any) -> Any:
     return T.Cast(narrow, T.max(T.min(steps, splat(T.int64(tail.qmax))), splat(T.int64(tail.qmin))))
 
 
-def add_residual(add: ResidualAdd, a: Any, b: Any) -> Any:
-    """`gw::add` on s32 lanes: `a` is the rescaled value, `b` the second tensor."""
+def add_residual(add: ResidualAdd, a: Any, b: Any, dtype: str = "") -> Any:
+    """`gw::add` on s32 lanes: `a` is the rescaled value, `b` the second tensor.
+
+    dtype: the 8-bit type to whose range the caller saturates the result; a clamp to that range itself is left to it then.
+    """
 
     def lanes(value: int) -> Any:
         return splat(T.int32(value))
 
+    before, after = (add.zero_point << add.shift, 0) if dtype and _early_zero_point(add, dtype) else (0, add.zero_point)
     total = (a - lanes(add.a_zero_point)) * lanes(add.a_multiplier) + (b - lanes(add.b_zero_point)) * lanes(add.b_multiplier)
-    steps = T.shift_right(total + lanes(1 << (add.shift - 1)), lanes(add.shift)) + lanes(add.zero_point)
-    return T.max(T.min(steps, lanes(add.qmax)), lanes(add.qmin))
+    steps = T.shift_right(total + lanes((1 << (add.shift - 1)) + before), lanes(add.shift))
+    steps = steps + lanes(after) if after or not dtype else steps
+    limits = np.iinfo(dtype) if dtype else None
+    if limits is None or add.qmax < limits.max:
+        steps = T.min(steps, lanes(add.qmax))
+    return T.max(steps, lanes(add.qmin)) if limits is None or add.qmin > limits.min else steps
+
+
+def _early_zero_point(add: ResidualAdd, dtype: str) -> bool:
+    """Whether the sum has room in s32 for the zero point before the shift, where it is one constant with the rounding's half."""
+
+    def most(kind: str, zero_point: int, multiplier: int) -> int:
+        limits = np.iinfo(kind)
+        return max(abs(int(limit) - zero_point) for limit in (limits.min, limits.max)) * abs(multiplier)
+
+    products = most(dtype, add.a_zero_point, add.a_multiplier) + most(add.b_dtype, add.b_zero_point, add.b_multiplier)
+    return products + (1 << (add.shift - 1)) + (abs(add.zero_point) << add.shift) < 1 << 31
