@@ -159,8 +159,8 @@ def rewrite(
 ) -> None:
     """Run a pass pipeline over MODEL and write it back as ONNX.
 
-    Float programs as they are, quantized ones as QDQ, and what `lower-integer` leaves as operators with one result: a runtime that
-    computes each operator as the standard says gives the artifact's bits then.
+    Float programs as they are, quantized ones as QDQ, and what `lower-integer` leaves as operators with one result: a runtime
+    that computes each operator as the standard says gives the artifact's bits then.
     """
     from ...ir.data import Calibration as Samples_
     from ...ir.files import write_atomically
