@@ -1,4 +1,4 @@
-"""The ops of `ir.dialect.exact` written as ONNX nodes that round once each, so that every runtime gives their bits.
+"""The ops of `ir.dialect.exact` written as ONNX nodes that round once each: computed one by one, they give the same bits.
 
 Add, Sub, Mul, Div, Max, Round and conversions are IEEE 754's in ONNX as they are in the dialect; a reduction's order is not
 defined there, so a sum is spelled out as additions of slices:
