@@ -23,7 +23,7 @@ def exp(x):
     x = tl.maximum(x, -64.0)
     shifted = x * 1.44269504088896341 + 12582912.0
     n = shifted - 12582912.0
-    r = x - n * 0.693359375
+    r = tl.math.fma(n, -0.693359375, x)  # the product is exact: nine bits by seven
     r = r - n * -2.12194440e-4
     p = r * 1.9875691500e-4 + 1.3981999507e-3
     p = p * r + 8.3334519073e-3
@@ -32,8 +32,8 @@ def exp(x):
     p = p * r + 5.0000001201e-1
     p = p * (r * r) + r
     p = p + 1.0
-    power = ((shifted.to(tl.int32, bitcast=True) - 0x4B400000 + 127) << 23).to(tl.float32, bitcast=True)
-    return p * power
+    # p * 2^n is p with n added to its exponent: n >= -93, so that it stays normal, and stands in the low bits of `shifted`.
+    return (p.to(tl.int32, bitcast=True) + (shifted.to(tl.int32, bitcast=True) << 23)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -86,7 +86,9 @@ def scores(
     value = acc.to(tl.float32) * SCALE
     if MASKED:
         value = value + tl.load(mask_at + keys[None, :], mask=valid[None, :], other=0.0)
-    return tl.where(valid[None, :], value, float("-inf"))
+    if KEYS % BN != 0:
+        value = tl.where(valid[None, :], value, float("-inf"))
+    return value
 
 
 @triton.jit
@@ -101,7 +103,9 @@ def codes_of(
 ):
     """`gw::quantize` of e * inverse, as s8."""
     steps = (e * inverse[:, None]) * INVERSE_STEP
-    steps = tl.minimum(tl.maximum(steps, 1.0 * (P_QMIN - P_ZERO_POINT)), 1.0 * (P_QMAX - P_ZERO_POINT))
+    if P_QMIN > P_ZERO_POINT:  # no probability lies below zero
+        steps = tl.maximum(steps, 1.0 * (P_QMIN - P_ZERO_POINT))
+    steps = tl.minimum(steps, 1.0 * (P_QMAX - P_ZERO_POINT))
     return (round_even(steps) + (P_ZERO_POINT - 128 * P_FLIP)).to(tl.int8)
 
 
@@ -206,7 +210,8 @@ def attention(
     if KEYS <= BN:
         s = scores(query, k_at, mask_at, 0, KEYS, WIDTH, K_KEY, K_INNER, Q_OFFSET, SCORE_SCALE, MASKED, BN, BD)
         e = exp(s - tl.max(s, axis=1)[:, None])
-        e = tl.where((tl.arange(0, BN) < KEYS)[None, :], e, 0.0)
+        if KEYS < BN:
+            e = tl.where((tl.arange(0, BN) < KEYS)[None, :], e, 0.0)
         inverse = tl.div_rn(1.0, add_lanes(add_chunks(lanes, e, BM, BN // 16), BM))
         codes = codes_of(e, inverse, P_INVERSE, P_ZERO_POINT, P_QMIN, P_QMAX, P_FLIP)
         acc = weighted(codes, v_at, 0, KEYS, VALUES, V_KEY, V_COLUMN, P_OFFSET, BN, BV)
