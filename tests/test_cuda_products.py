@@ -207,6 +207,22 @@ def test_layers_of_the_same_rows_and_their_outliers_are_two_launches():
     assert [sum("linear" in node for node in row.nodes) for row in rows] == [2, 2, 1, 1]
 
 
+def test_a_narrow_layer_rides_along_where_the_others_fill_the_chip():
+    """A tile column of its own would be a wave of programs more; where multiprocessors are idle it costs nothing."""
+
+    def graph(p, x):
+        return [gw.rescale(gw.linear(x, w, None, 3), p.s, 5, 0, 255, torch.uint8, 1) for w in (p.few, p.w, p.v)]
+
+    parameters = {"w": integers(-127, 128, 1024, 37), "v": integers(-127, 128, 48, 37), "few": integers(-127, 128, 2, 37)}
+    for rows, columns in ((4096, [1024, 48, 2]), (9, [2, 1024, 48])):
+        traced = program(graph, codes(rows, 37), s=scales(1, 1e-3), **parameters)
+        module = lower(traced, Target("cuda", "sm_90"))
+        (row,) = [row for row in module.kernels if row.macs]
+        assert row.macs == rows * 37 * 1074
+        function = next(f for v, f in module.module.functions_items() if v.name_hint == row.name)
+        assert [int(b.shape[1]) for b in function.params if str(b.dtype) == "uint8"][1:] == columns
+
+
 def test_a_linear_layer_of_odd_sizes_is_padded_only_in_its_weights():
     spec = LinearInt8(5, 37, 10, "int8", 0)
     function = linear_int8.build(spec, TAIL, "sm_90")

@@ -170,25 +170,29 @@ def convolution_case(kind: str) -> Case:
 
 
 def linears_case() -> Case:
-    rows, inner, parts, given = random.choice((1, 5, 37, 130)), random.choice((16, 37, 96)), [], []
+    rows, inner, listed, given = random.choice((1, 5, 37, 130)), random.choice((16, 37, 96)), [], []
     dtype, zero_point = random.choice((("uint8", 7), ("int8", -3)))
     x = codes(dtype, (rows, inner))
-    for outer in random.sample((1, 2, 16, 37, 70), random.choice((2, 3))):
+    outers = random.sample((17, 16, 37, 70), random.choice((1, 2, 3)))
+    riding = len(outers) == 1 or random.random() < 0.5
+    for outer in [*outers, *([random.choice((1, 2, 16))] if riding else [])]:
         tail, values = with_table(*some_tail("rescale", inner, outer))
         bias = random.choice((None, torch.randint(-1000, 1000, (outer,), dtype=torch.int32)))
-        parts.append(plan_linears.Part(outer, tail))
+        listed.append(plan_linears.Part(outer, tail))
         given.append((codes("int8", (outer, inner)), bias, values))
+    own = tuple(listed[: len(outers)])
+    parts = plan_linears.Parts(own, listed[-1] if riding else None)
     plan = plan_linears.linears(rows, inner, dtype, parts, "sm_90", some_block())
     weights, biases, vectors = zip(*given, strict=True)
     arrays = [[None if t is None else t.numpy() for t in column] for column in (weights, biases)]
     packed = plan_linears.pack(dtype, zero_point, parts, *arrays, vectors)
-    outs = [torch.empty(shape, dtype=TORCH[kind], device=DEVICE) for _, shape, kind in plan.buffers[-len(parts) :]]
+    outs = [torch.empty(shape, dtype=TORCH[kind], device=DEVICE) for _, shape, kind in plan.buffers[-len(listed) :]]
     run(plan, [x.to(DEVICE), *(torch.from_numpy(a).to(DEVICE) for a in packed), *outs])
     expected = [
         finished(gw.linear(x, weight, bias, zero_point), part.tail, values, None, 1).to(torch.int32)
-        for part, (weight, bias, values) in zip(parts, given, strict=True)
+        for part, (weight, bias, values) in zip(listed, given, strict=True)
     ]
-    text = f"{rows}x{inner} {dtype} {[part.outer for part in parts]}"
+    text = f"{rows}x{inner} {dtype} {[part.outer for part in own]} {parts.rider}"
     return text, torch.cat([out.cpu().to(torch.int32) for out in outs], 1), torch.cat(expected, 1)
 
 

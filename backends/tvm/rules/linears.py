@@ -10,7 +10,7 @@ from torch import fx
 from ....ir.dialect import gw
 from ....ir.program import shape_of
 from ..cuda.kernels import linears_int8, plan_linears
-from ..cuda.kernels.plan_linears import MOST_PARTS, Part
+from ..cuda.kernels.plan_linears import MOST_PARTS, Part, Parts, rides
 from ..kernels.linear_int8 import LinearInt8
 from ..lower import Lowering
 from ..values import arguments, of_node
@@ -25,8 +25,23 @@ def lower_together(lowering: Lowering, node: fx.Node) -> bool:
     if len(finishes) < 2 or node not in [finish.nodes[0] for finish in finishes]:
         return False
     finishes.sort(key=lambda finish: finish.nodes[0] is not node)
-    _emit(lowering, finishes[:MOST_PARTS])
+    _emit(lowering, *_chosen(lowering, finishes))
     return True
+
+
+def _chosen(lowering: Lowering, finishes: list[Finish]) -> tuple[list[Finish], Finish | None]:
+    """Of layers, most wanted first: those with tiles of their own, and one that rides along where there is a narrow one."""
+    parts = [_part(lowering, finish) for finish in finishes]
+    rows, outputs = prod(shape_of(finishes[0].nodes[0])[:-1]), sum(part.outer for part in parts)
+    narrow = [rides(part, rows, outputs - part.outer) for part in parts]
+    if not any(narrow) or all(narrow):
+        return finishes[:MOST_PARTS], None
+    wide = [finish for finish, is_narrow in zip(finishes, narrow, strict=True) if not is_narrow]
+    return wide[:MOST_PARTS], finishes[narrow.index(True)]
+
+
+def _part(lowering: Lowering, finish: Finish) -> Part:
+    return Part(shape_of(arguments(finish.nodes[0])[1])[0], finish.tail)
 
 
 def _same_rows(lowering: Lowering, node: fx.Node) -> list[fx.Node]:
@@ -44,14 +59,15 @@ def _finish(lowering: Lowering, node: fx.Node) -> Finish | None:
     return finish if plan_linears.joins(finish.tail) else None
 
 
-def _emit(lowering: Lowering, finishes: list[Finish]) -> None:
+def _emit(lowering: Lowering, wide: list[Finish], rider: Finish | None) -> None:
+    finishes = [*wide, *([rider] if rider else [])]
     layers = [arguments(finish.nodes[0]) for finish in finishes]
     x, zero_point = layers[0][0], int(layers[0][3])
     weights = [_values(lowering, weight) for _, weight, _, _ in layers]
     biases = [None if bias is None else _values(lowering, bias) for _, _, bias, _ in layers]
-    parts = tuple(Part(len(weight), finish.tail) for weight, finish in zip(weights, finishes, strict=True))
+    parts = Parts(tuple(_part(lowering, finish) for finish in wide), _part(lowering, rider) if rider else None)
     rows, inner, dtype = prod(shape_of(x)[:-1]), shape_of(x)[-1], lowering.value(x).dtype
-    whole = LinearInt8(rows, inner, sum(part.outer for part in parts), dtype, zero_point)
+    whole = LinearInt8(rows, inner, sum(part.outer for part in parts.own), dtype, zero_point)
     packed = plan_linears.pack(dtype, zero_point, parts, weights, biases, [finish.parameters for finish in finishes])
     results = lowering.kernel_outputs(
         linears_int8.linears,
@@ -60,9 +76,9 @@ def _emit(lowering: Lowering, finishes: list[Finish]) -> None:
         lowering.int8_level,
         inputs=[lowering.dense(x), *packed],
         nodes=[node for finish in finishes for node in finish.nodes],
-        macs=rows * inner * whole.outer,
+        macs=rows * inner * sum(part.outer for part in parts.all),
         label="linears_int8",
-        outputs=len(parts),
+        outputs=len(finishes),
     )
     for finish, result in zip(finishes, results, strict=True):
         lowering.bind_all(finish.nodes, of_node(finish.node, dense=result))

@@ -1,7 +1,9 @@
 """Several int8 linear layers of the same rows in one launch: queries, keys and values, or a layer and its outlier channels.
 
 A launch costs as much as a small layer takes, and a small layer fills the chip better beside its neighbours. The weights stand
-one below the other; a program computes a tile of one layer and finishes it with that layer's tail.
+one below the other; a program computes a tile of one layer and finishes it with that layer's tail. A layer of a few outputs rides
+along: tiles of its own would be as many programs as a wide column of the others has, for next to no work, so every program
+multiplies its rows by those weights too, and the first of each row of tiles stores what comes out.
 """
 
 # Triton compiles these functions: constants and ranges are not the Python objects that type checkers take them for.
@@ -13,6 +15,9 @@ import triton
 import triton.language as tl
 
 from .triton_tails import signed, store_tile, tile_of
+
+#: Outputs that a layer may have to ride along: the least columns of an instruction of the tensor cores.
+RIDER: tl.constexpr = tl.constexpr(16)
 
 
 @triton.jit
@@ -47,9 +52,11 @@ def linears(
     table_0,
     table_1,
     table_2,
+    table_rider,
     y_0,
     y_1,
     y_2,
+    y_rider,
     M: tl.constexpr,
     K: tl.constexpr,
     X_PITCH: tl.constexpr,
@@ -58,23 +65,28 @@ def linears(
     N_0: tl.constexpr,
     N_1: tl.constexpr,
     N_2: tl.constexpr,
+    N_RIDER: tl.constexpr,
     START_1: tl.constexpr,
     START_2: tl.constexpr,
+    START_RIDER: tl.constexpr,
     ZERO_POINT_0: tl.constexpr,
     ZERO_POINT_1: tl.constexpr,
     ZERO_POINT_2: tl.constexpr,
+    ZERO_POINT_RIDER: tl.constexpr,
     QMIN_0: tl.constexpr,
     QMIN_1: tl.constexpr,
     QMIN_2: tl.constexpr,
+    QMIN_RIDER: tl.constexpr,
     QMAX_0: tl.constexpr,
     QMAX_1: tl.constexpr,
     QMAX_2: tl.constexpr,
+    QMAX_RIDER: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """Y_i [M, N_i] = tail_i(X [M, K] W_i^T + bias_i); the rows of W_i begin at START_i. N_2 = 0: two layers."""
+    """Y_i [M, N_i] = tail_i(X [M, K] W_i^T + bias_i); the rows of W_i begin at START_i. N_i = 0: there is none."""
     TILES_0: tl.constexpr = (N_0 + BN - 1) // BN
     TILES_1: tl.constexpr = (N_1 + BN - 1) // BN
     TILES_2: tl.constexpr = (N_2 + BN - 1) // BN
@@ -94,6 +106,9 @@ def linears(
     x_at = x + (row * X_PITCH)[:, None] + k[None, :]
     w_at = w + (column * W_PITCH)[None, :] + k[:, None]
     acc = tl.zeros((BM, BN), tl.int32)
+    side = tl.arange(0, RIDER)
+    side_acc = tl.zeros((BM, RIDER), tl.int32)
+    side_at = w + ((START_RIDER + side) * W_PITCH)[None, :] + k[:, None]  # padded to RIDER rows
     for step in range(tl.cdiv(K, BK)):
         depth = step * BK
         if K % BK == 0:
@@ -102,10 +117,25 @@ def linears(
         else:
             left = tl.load(x_at + depth, mask=k[None, :] < K - depth, other=0)
             right = tl.load(w_at + depth, mask=k[:, None] < W_PITCH - depth, other=0)
-        acc = tl.dot(signed(left, FLIP), right, acc, out_dtype=tl.int32)
+        codes = signed(left, FLIP)
+        acc = tl.dot(codes, right, acc, out_dtype=tl.int32)
+        if N_RIDER > 0:
+            if K % BK == 0:
+                few = tl.load(side_at + depth)
+            else:
+                few = tl.load(side_at + depth, mask=k[:, None] < W_PITCH - depth, other=0)
+            side_acc = tl.dot(codes, few, side_acc, out_dtype=tl.int32)
+    if N_RIDER > 0:  # noqa: SIM102 (settled at compile time)
+        if tile == 0:
+            store_part(
+                side_acc, bias, scale, table_rider, y_rider, rows, side, M, N_RIDER, START_RIDER, ZERO_POINT_RIDER, QMIN_RIDER,
+                QMAX_RIDER,
+            )  # fmt: skip
     if tile < TILES_0:
         store_part(acc, bias, scale, table_0, y_0, rows, columns, M, N_0, 0, ZERO_POINT_0, QMIN_0, QMAX_0)
-    elif tile < TILES_0 + TILES_1:
-        store_part(acc, bias, scale, table_1, y_1, rows, columns, M, N_1, START_1, ZERO_POINT_1, QMIN_1, QMAX_1)
-    elif N_2 > 0:
-        store_part(acc, bias, scale, table_2, y_2, rows, columns, M, N_2, START_2, ZERO_POINT_2, QMIN_2, QMAX_2)
+    if N_1 > 0:  # noqa: SIM102 (settled at compile time)
+        if (tile >= TILES_0) & (tile < TILES_0 + TILES_1):
+            store_part(acc, bias, scale, table_1, y_1, rows, columns, M, N_1, START_1, ZERO_POINT_1, QMIN_1, QMAX_1)
+    if N_2 > 0:  # noqa: SIM102 (settled at compile time)
+        if tile >= TILES_0 + TILES_1:
+            store_part(acc, bias, scale, table_2, y_2, rows, columns, M, N_2, START_2, ZERO_POINT_2, QMIN_2, QMAX_2)
