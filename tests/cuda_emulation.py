@@ -6,6 +6,8 @@ import re
 import subprocess
 from pathlib import Path
 
+from graphwright.backends.tvm.cuda.overlap import WAIT
+
 HERE = Path(__file__).parent
 
 #: What nvcc brings along, as far as generated kernels use it.
@@ -48,6 +50,7 @@ template <typename... P> void run(void (*kernel)(P...), const unsigned* n, void*
 def emulate(source: str, folder: Path) -> Path:
     """A library with `emulate_NAME(extents, arguments)` and `arguments_of_NAME()` for each kernel of CUDA `source`."""
     kernels = re.sub(r"\A.*?(?=extern \"C\" __global__)", "", source, flags=re.DOTALL)
+    kernels = kernels.replace(f'asm volatile("{WAIT}" ::: "memory");', "")  # kernels run one after another here
     names = sorted(set(re.findall(r"__launch_bounds__\(\d+\) (\w+)\(", kernels)))
     entries = [
         f'extern "C" void emulate_{n}(const unsigned* extents, void** arguments) {{ run({n}, extents, arguments); }}\n'

@@ -1,7 +1,7 @@
 /* A CUDA driver for a machine without a GPU: "device" memory is host memory, and every call that matters is written, one a line, to
  * the file $FAKE_CUDA_LOG. $FAKE_CUDA_KERNELS is a library with a function `emulate_NAME` for each kernel (cuda_emulation.py makes
  * it); launching a graph runs them, and nothing without it. Other variables shape the machine: FAKE_CUDA_DEVICES (1),
- * FAKE_CUDA_CAPABILITY (90), FAKE_CUDA_MEMORY (bytes an allocation may have), FAKE_CUDA_BROKEN (a kernel whose launch fails). */
+ * FAKE_CUDA_CAPABILITY (90), FAKE_CUDA_VERSION (13000), FAKE_CUDA_MEMORY (bytes an allocation may have), FAKE_CUDA_BROKEN (a kernel whose launch fails). */
 #include <dlfcn.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -28,6 +28,7 @@ static void note(const char* format, uint64_t a, uint64_t b, const char* text) {
 }
 
 int cuInit(unsigned flags) { return (int)flags; }
+int cuDriverGetVersion(int* version) { *version = (int)setting("FAKE_CUDA_VERSION", 13000); return 0; }
 int cuDeviceGetCount(int* count) { *count = (int)setting("FAKE_CUDA_DEVICES", 1); return 0; }
 int cuDeviceGet(int* device, int ordinal) { *device = ordinal; return 0; }
 int cuDeviceGetName(char* name, int length, int device) { snprintf(name, (size_t)length, "Fake GPU %d", device); return 0; }
@@ -110,6 +111,15 @@ int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
   for (int i = 0; i < kernel_arguments(launch->run, name); ++i) launch->values[i] = *(uint64_t*)arguments[i];
   note("capture %s %llux%llu", gx, bx, name);
   return 0;
+}
+/* A launch that may overlap the one before it is noted as such. */
+typedef struct { int id, unused, allowed, bytes[15]; } attribute_t;
+typedef struct { unsigned extents[6], shared; void* stream; const attribute_t* attributes; unsigned count; } config_t;
+int cuLaunchKernelEx(const config_t* config, void* function, void** arguments, void** extra) {
+  const unsigned* n = config->extents;
+  if (config->count != 1 || config->attributes->id != 6 || config->attributes->allowed != 1) return 1;
+  note("overlap %s", 0, 0, ((function_t*)function)->name);
+  return cuLaunchKernel(function, n[0], n[1], n[2], n[3], n[4], n[5], config->shared, config->stream, arguments, extra);
 }
 int cuStreamCreate(void** stream, unsigned flags) { *stream = malloc(1); return flags == 1 ? 0 : 1; }
 int cuStreamDestroy_v2(void* stream) { free(stream); return 0; }

@@ -24,9 +24,9 @@ from graphwright.backends.loader import load
 from graphwright.backends.target import LEVELS, Target
 from graphwright.backends.tvm import target as targets
 from graphwright.backends.tvm.backend import TVMBackend
-from graphwright.backends.tvm.cuda import tir
+from graphwright.backends.tvm.cuda import overlap, tir
 from graphwright.ir.dialect import gw
-from graphwright.ir.errors import ArtifactError, TargetError
+from graphwright.ir.errors import ArtifactError, TargetError, UnsupportedOpError
 from graphwright.ir.program import Program
 from integer_graphs import normal, program, scales
 
@@ -171,6 +171,37 @@ def test_failures_are_named_then_every_run_is_one_graph(pool):
     assert log[log.index(f"instantiate {len(names)}") + 1 :] == run + run
     assert times == [1000.0] * len(names)  # the driver's clock ticks once an event
     assert (pool.folder / "log").read_text().splitlines()[-3:] == ["free", "unload", "release"]
+
+
+def test_every_launch_but_the_first_may_overlap_the_one_before_it(machine):
+    """On drivers that record such launches; profiles, and older drivers, order launches one behind the other."""
+    here = machine(lambda _, x: pooled(_, pooled(_, x)), normal(2, 3, 9, 11) * 4)
+    _, log, _ = here.check()
+    names = [line.split()[1] for line in log if line.startswith("capture")]
+    assert len(names) > 1 and [line.split()[1] for line in log if line.startswith("overlap")] == names[1:]
+    assert (here.folder / "log").read_text().count("overlap") == len(names) - 1  # and none in the profile
+    done = here.run(FAKE_CUDA_VERSION="12020")
+    assert done.returncode == 0 and "overlap" not in (here.folder / "log").read_text()
+
+
+def test_kernels_start_by_waiting_for_the_one_before_where_the_chip_can(tmp_path):
+    source = """extern "C" __global__ void f(float* x);
+extern "C" __global__ void __launch_bounds__(32) f(float* x) {
+  x[0] = 1;
+}
+"""
+    assert overlap.in_source(source).count(overlap.WAIT) == 1
+    assert f'{{\n  asm volatile("{overlap.WAIT}"' in overlap.in_source(source)
+    ptx = ".visible .entry f(\n.param .u64 f_0\n)\n.reqntid 64\n{\n\t.reg .b32 %r<2>;\n\tret;\n}\n"
+    assert overlap.in_ptx(ptx).index(overlap.WAIT) < ptx.index(".reg") + len(overlap.WAIT)
+    with pytest.raises(RuntimeError, match="2 kernels"):
+        overlap.in_ptx(ptx + ptx)
+    assert [level for level in LEVELS["cuda"] if overlap.overlaps(level)] == ["sm_90"]
+
+
+def test_a_kernel_whose_threads_are_counted_as_it_runs_is_refused():
+    with pytest.raises(UnsupportedOpError, match="only known as it runs"):
+        TVMBackend().compile(program(lambda _, x: torch.cumsum(x, 1) + 1.0, normal(2, 3, 9, 11)), SM90)
 
 
 def test_a_machine_without_a_driver_is_told_so(pool):

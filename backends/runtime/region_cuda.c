@@ -37,7 +37,26 @@ typedef struct CUevent_st* CUevent;
 typedef struct CUgraph_st* CUgraph;
 typedef struct CUgraphExec_st* CUgraphExec;
 
+/* A kernel that may start before the one before it on the stream ends; it waits for that itself. */
+typedef struct {
+  int id; /* CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION */
+  int unused;
+  union {
+    int allowed;
+    char bytes[64];
+  } value;
+} CUlaunchAttribute;
+
+typedef struct {
+  unsigned grid[3], block[3], shared;
+  CUstream stream;
+  const CUlaunchAttribute* attributes;
+  unsigned attribute_count;
+} CUlaunchConfig;
+
 enum {
+  kSerialization = 6,       /* CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION */
+  kOverlapVersion = 12030,  /* the first driver that records such launches in a graph */
   kMajor = 75,              /* CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR */
   kMinor = 76,              /* CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR */
   kDynamicShared = 8,       /* CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES */
@@ -51,6 +70,7 @@ enum {
 
 #define GW_DRIVER(X)                                                                                            \
   X(Init, "cuInit", (unsigned))                                                                                 \
+  X(DriverVersion, "cuDriverGetVersion", (int*))                                                                \
   X(DeviceGetCount, "cuDeviceGetCount", (int*))                                                                 \
   X(DeviceGet, "cuDeviceGet", (CUdevice*, int))                                                                 \
   X(DeviceGetName, "cuDeviceGetName", (char*, int, CUdevice))                                                   \
@@ -93,6 +113,7 @@ static struct {
 #define GW_FIELD(name, symbol, parameters) CUresult(*name) parameters;
   GW_DRIVER(GW_FIELD)
 #undef GW_FIELD
+  CUresult (*LaunchOverlapped)(const CUlaunchConfig*, CUfunction, void**, void**); /* NULL where the driver cannot record it */
 } cu;
 
 /* -- state: one program of one process on one device -- */
@@ -160,6 +181,10 @@ static int load_driver(void) {
   }
   GW_DRIVER(GW_LOAD)
 #undef GW_LOAD
+  int version = 0;
+  if (gw_cuda_program.overlap && cu.DriverVersion(&version) == 0 && version >= kOverlapVersion) {
+    *(void**)&cu.LaunchOverlapped = dlsym(driver, "cuLaunchKernelEx");
+  }
   if (check(cu.Init(0), "the NVIDIA driver does not start")) {
     dlclose(driver);
     return -1;
@@ -251,6 +276,16 @@ static CUdeviceptr address(const gw_place* place) {
   }
 }
 
+static CUresult start_kernel(const gw_launch* launch, CUfunction function, CUstream stream, void** arguments, int overlap) {
+  const uint32_t *grid = launch->grid, *block = launch->block;
+  if (!overlap || !cu.LaunchOverlapped) {
+    return cu.Launch(function, grid[0], grid[1], grid[2], block[0], block[1], block[2], launch->shared, stream, arguments, NULL);
+  }
+  const CUlaunchAttribute early = {.id = kSerialization, .value = {.allowed = 1}};
+  const CUlaunchConfig config = {{grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, launch->shared, stream, &early, 1};
+  return cu.LaunchOverlapped(&config, function, arguments, NULL);
+}
+
 static int launch_all(CUstream stream, const CUevent* events) {
   for (uint32_t i = 0; i < gw_cuda_program.launch_count; ++i) {
     const gw_launch* launch = &gw_cuda_program.launches[i];
@@ -260,9 +295,9 @@ static int launch_all(CUstream stream, const CUevent* events) {
     for (uint32_t p = 0; p < launch->places; ++p) pointers[p] = address(&gw_cuda_program.places[launch->first_place + p]);
     for (uint32_t p = 0; p < launch->places + launch->hidden; ++p) arguments[p] = &pointers[p];
     if (events && check(cu.EventRecordExternal(events[i], stream, kExternal), "cannot time launch %u", i)) return -1;
-    if (check(cu.Launch(state.functions[i], launch->grid[0], launch->grid[1], launch->grid[2], launch->block[0], launch->block[1],
-                        launch->block[2], launch->shared, stream, arguments, NULL),
-              "launch %u, kernel '%s', fails", i, launch->symbol)) {
+    /* An event between two launches orders them as it did before. */
+    if (check(start_kernel(launch, state.functions[i], stream, arguments, i > 0 && !events), "launch %u, kernel '%s', fails", i,
+              launch->symbol)) {
       return -1;
     }
   }

@@ -20,6 +20,7 @@ typedef struct {
   const uint8_t* const* images; /* cubins */
   uint32_t image_count;
   uint32_t capability; /* 90 for sm_90 */
+  uint32_t overlap;    /* whether every kernel starts by waiting for the one before (`cuda/overlap.py`) */
   uint64_t arena_bytes, weight_bytes;
   const uint8_t* weights;
   uint32_t input_count, output_count;

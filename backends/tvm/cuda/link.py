@@ -11,6 +11,7 @@ from ...target import Target
 from ..link import embedded, place_entry, shared_library, table
 from ..region import Region, Step
 from .launch import Launch
+from .overlap import overlaps
 
 
 def link(region: Region, target: Target) -> bytes:
@@ -34,6 +35,7 @@ def launch_of(step: Step) -> Launch:
 
 def tables(region: Region, target: Target, images: Sequence[bytes], paths: Sequence[Path], weights: Path) -> str:
     """The region's tables as C source."""
+    chip = f"{target.level.removeprefix('sm_')}, {int(overlaps(target.level))}"
     numbers = {image: index for index, image in enumerate(images)}
     launches, places = [], []
     for step in region.steps:
@@ -54,7 +56,7 @@ def tables(region: Region, target: Target, images: Sequence[bytes], paths: Seque
             table("uint8_t* const", "gw_images", [f"gw_image_{index}" for index in range(len(paths))]),
             table("uint64_t", "gw_sizes", [str(tensor.size) for tensor in tensors]),
             "const gw_cuda_region gw_cuda_program = {",
-            f"  gw_launches, gw_places, {len(launches)}, gw_images, {len(images)}, {target.level.removeprefix('sm_')},",
+            f"  gw_launches, gw_places, {len(launches)}, gw_images, {len(images)}, {chip},",
             f"  {region.arena}, {len(region.weights)}, gw_weights, {len(region.inputs)}, {len(region.outputs)}, gw_sizes,",
             f"  {json.dumps(region.description(on_device=True))}}};",
             "",

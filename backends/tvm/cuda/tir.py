@@ -15,8 +15,10 @@ from tvm import s_tir, tirx
 from tvm.tirx.build import codegen_build
 from tvm_ffi import structural_walk
 
+from ....ir.errors import UnsupportedOpError
 from ..tasks import buffer_bytes, cut, statements_of, take_pointers
 from .nvcc import compile_cubin
+from .overlap import in_source, overlaps
 from .schedule import schedule_for_threads
 
 #: A TIR statement, variable or function; the stubs do not know their fields.
@@ -73,7 +75,8 @@ def generate(nests: Mapping[str, Nests], target: tvm.target.Target) -> bytes:
     """
     launches = [launch for kernel in nests.values() for launch in kernel.launches]
     source = cuda_source(tvm.IRModule({launch.symbol: launch.function for launch in launches}), target)
-    return compile_cubin(source, level_of(target))
+    level = level_of(target)
+    return compile_cubin(in_source(source) if overlaps(level) else source, level)
 
 
 def cuda_source(module: tvm.IRModule, target: tvm.target.Target) -> str:
@@ -104,15 +107,14 @@ def is_launch(statement: Node) -> bool:
 def _extents(name: str, body: Node) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """Grid and block of a nest; (1, 1, 1) each where its loops are bound to nothing."""
     found: dict[str, int] = {}
-
-    def visit(node: Node) -> None:
-        if not is_launch(node):
-            return
+    nodes: list[Node] = []
+    structural_walk(body, (tirx.AttrStmt, nodes.append))
+    for node in filter(is_launch, nodes):
+        if not isinstance(node.value, tirx.IntImm):
+            raise UnsupportedOpError(f"kernel '{name}' has no version for CUDA: its number of threads is only known as it runs")
         tag, extent = str(node.node.thread_tag), int(node.value)
         if found.setdefault(tag, extent) != extent:
             raise RuntimeError(f"launch '{name}' has two extents along {tag}: {found[tag]} and {extent}")
-
-    structural_walk(body, (tirx.AttrStmt, visit))
     grid, block = ([found.get(f"{kind}.{axis}", 1) for axis in "xyz"] for kind in ("blockIdx", "threadIdx"))
     return (grid[0], grid[1], grid[2]), (block[0], block[1], block[2])
 
