@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from ..launch import Constant, TritonCall
 
-#: Rows that a warp holds, of LANES running sums each. Programs are of one warp: rows share nothing.
+#: Rows that a warp holds, of LANES running sums each.
 ROWS_OF_WARP = 2
 
 #: Programs that fill a large chip.
 PROGRAMS = 256
 
 
-def rows_call(function: str, rows: int, constants: dict[str, Constant]) -> TritonCall:
-    """The launch of a function of `triton_rows` over `rows` rows, whose tile's height is its constant BLOCK."""
-    block = ROWS_OF_WARP if rows >= ROWS_OF_WARP * PROGRAMS else 1
-    return TritonCall.of(f"triton_rows:{function}", {**constants, "BLOCK": block}, (-(-rows // block),), warps=1)
+def rows_call(function: str, rows: int, constants: dict[str, Constant], most: int = ROWS_OF_WARP) -> TritonCall:
+    """The launch of a function of `triton_rows` over `rows` rows, whose tile's height is its constant BLOCK.
+
+    most: rows of a program where there are enough of them. Rows that share nothing are best left to programs of one warp.
+    """
+    block = most
+    while block > 1 and rows < block * PROGRAMS:
+        block //= 2
+    return TritonCall.of(
+        f"triton_rows:{function}", {**constants, "BLOCK": block}, (-(-rows // block),), warps=max(1, block // ROWS_OF_WARP)
+    )
