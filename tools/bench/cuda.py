@@ -39,6 +39,10 @@ CALLS, TURNS = 20, 15
 SAMPLES = 4
 
 
+#: Precisions of peers that do not run in float16.
+PRECISIONS = {"torch torchao": "int8"}
+
+
 @dataclass(frozen=True)
 class Row:
     """One system at one batch. latency_ms: median of one call. equal: share of output values that are the reference's in every
@@ -105,7 +109,7 @@ def _tiled(program: Program, reference: ReferenceModel, batch: int) -> tuple[lis
 def measure(
     folder: Path,
     json_file: Annotated[Path | None, typer.Option("--json", help="Rows, one a line, written as they are found.")] = None,
-    peers: str = "eager,compile",
+    peers: Annotated[str, typer.Option(help="Of eager, compile and torchao, which has to be installed.")] = "eager,compile",
     build_seconds: Annotated[float, typer.Option(help="A system that is not built by then is a row that says so.")] = 150,
 ) -> None:
     """Times every artifact of FOLDER and PyTorch on this machine's GPU."""
@@ -138,7 +142,7 @@ def systems_of(folder: Path, peers: Sequence[str]) -> list[list[System]]:
         name = "-".join(["graphwright", *variant])
         groups.setdefault((model, int(batch)), []).append(System(model, name, precision, int(batch), path))
     for (model, batch), group in groups.items():
-        group += [System(model, peer, "float16", batch, group[0].file) for peer in peers]
+        group += [System(model, peer, PRECISIONS.get(peer, "float16"), batch, group[0].file) for peer in peers]
     return [groups[key] for key in sorted(groups)]
 
 

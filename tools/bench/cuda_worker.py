@@ -26,7 +26,7 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class System:
-    """name: "graphwright", "torch eager" or "torch compile". file: the artifact, or the one whose inputs a peer takes."""
+    """name: "graphwright", or "torch" and how: eager, compile or torchao. file: the artifact, or whose inputs a peer takes."""
 
     model: str
     name: str
@@ -159,14 +159,18 @@ def network(model: str) -> torch.nn.Module:
 
 
 def peer(system: System) -> Call:
-    """PyTorch in half precision, channels last: eager, or compiled into CUDA graphs."""
+    """PyTorch in half precision, channels last: eager, or compiled into CUDA graphs; there, too, with torchao's int8 layers."""
     module = network(system.model).half().cuda()
     inputs = [torch.from_numpy(x).cuda() for x in arrays_of(system.file, "x", system.batch)]
     given = [x.half() if x.is_floating_point() else x for x in inputs]
     if given[0].dim() == 4:
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         given = [x.to(memory_format=torch.channels_last) for x in given]
-    if system.name == "torch compile":
+    if system.name == "torch torchao":
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_  # pyright: ignore[reportMissingImports]
+
+        quantize_(module, Int8DynamicActivationInt8WeightConfig())  # linear layers; it has no int8 convolutions
+    if system.name != "torch eager":
         module = torch.compile(module, mode="reduce-overhead")
 
     def call() -> Any:
