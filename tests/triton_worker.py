@@ -235,7 +235,9 @@ def attention_case() -> Case:
     p_zero_point, p_qmin, p_qmax = (0, 0, 255) if p_dtype == "uint8" else (-128, -128, 127)
     q = codes(q_dtype, (outer, heads, rows, width))
     k, v = codes("int8", (outer, heads, width, keys)), codes("int8", (outer, keys, heads, width))
-    mask = random.choice((None, torch.randn(outer, 1, 1, keys) * 3 - 10000.0 * (torch.rand(outer, 1, 1, keys) < 0.3)))
+    masked = (outer, 1, random.choice((1, rows)), keys)
+    mask = random.choice((None, torch.randn(masked) * 3 - 10000.0 * (torch.rand(masked) < 0.3)))
+    mask_row = keys if masked[2] > 1 else 0
     tail, values = some_tail(random.choice(("rescale", "dyadic", "scale", "none")), 400, width)
     step = float(np.float32(1 / random.choice((255, 300, 200))))
     swapped = random.random() < 0.5
@@ -246,7 +248,7 @@ def attention_case() -> Case:
         q=Heads(0, heads * rows * width, rows * width, width, 1),
         k=Heads(0, heads * width * keys, width * keys, keys, 1),
         v=Heads(0, keys * heads * width, width, heads * width, 1),
-        mask=None if mask is None else Heads(0, keys, 0, 0, 1),
+        mask=None if mask is None else Heads(0, masked[2] * keys, 0, mask_row, 1),
         y=Heads(0, rows * heads * width, head, row, 1),
         q_dtype=q_dtype, q_zero_point=q_zero_point, scale=float(np.float32(scale)),
         p_inverse=float(np.float32(1) / np.float32(step)), p_zero_point=p_zero_point, p_qmin=p_qmin, p_qmax=p_qmax,

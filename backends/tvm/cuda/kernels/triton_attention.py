@@ -84,10 +84,11 @@ def scores(
     OFFSET: tl.constexpr,
     SCALE: tl.constexpr,
     MASKED: tl.constexpr,
+    ONE_MASK: tl.constexpr,
     BN: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """Scores of BN keys from `start` on; minus infinity past the last key."""
+    """Scores of BN keys from `start` on; minus infinity past the last key. ONE_MASK: all rows have the mask at the pointer."""
     keys = start + tl.arange(0, BN)
     inner = tl.arange(0, BD)
     valid = keys < KEYS
@@ -97,7 +98,9 @@ def scores(
     acc = tl.dot(query, tile, out_dtype=tl.int32)
     acc = add_offset(acc, tile, OFFSET, query.shape[0], BD)
     value = acc.to(tl.float32) * SCALE
-    if MASKED:
+    if MASKED and ONE_MASK:
+        value = value + tl.load(mask_at + keys, mask=valid, other=0.0)[None, :]
+    elif MASKED:
         value = value + tl.load(mask_at + keys[None, :], mask=valid[None, :], other=0.0)
     if KEYS % BN != 0:
         value = tl.where(valid[None, :], value, float("-inf"))
@@ -125,25 +128,28 @@ def codes_of(
 
 
 @triton.jit
-def weighted(
-    codes,
+def values_of(
     v_at,
     start,
     KEYS: tl.constexpr,
     VALUES: tl.constexpr,
     V_KEY: tl.constexpr,
     V_COLUMN: tl.constexpr,
-    OFFSET: tl.constexpr,
     BN: tl.constexpr,
     BV: tl.constexpr,
 ):
-    """codes [BM, BN] by the values of BN keys; values past the last key are 0."""
+    """The values [BN, BV] of BN keys from `start` on; 0 past the last key."""
     keys = start + tl.arange(0, BN)
     columns = tl.arange(0, BV)
     mask = (keys < KEYS)[:, None] & (columns < VALUES)[None, :]
-    tile = tl.load(v_at + keys[:, None] * V_KEY + columns[None, :] * V_COLUMN, mask=mask, other=0)
-    acc = tl.dot(codes, tile, out_dtype=tl.int32)
-    return add_offset(acc, tile, OFFSET, codes.shape[0], BN)
+    return tl.load(v_at + keys[:, None] * V_KEY + columns[None, :] * V_COLUMN, mask=mask, other=0)
+
+
+@triton.jit
+def weighted(codes, values, OFFSET: tl.constexpr):
+    """codes [BM, BN], each with OFFSET added, by values [BN, BV]."""
+    acc = tl.dot(codes, values, out_dtype=tl.int32)
+    return add_offset(acc, values, OFFSET, codes.shape[0], codes.shape[1])
 
 
 @triton.jit
@@ -218,32 +224,41 @@ def attention(
     v_at = v + (V_START + outer * V_OUTER + head * V_HEAD)
     mask_at = k_at
     if MASKED:
-        mask_at = mask + (MASK_START + outer * MASK_OUTER + head * MASK_HEAD) + row[:, None] * MASK_ROW
+        mask_at = mask + (MASK_START + outer * MASK_OUTER + head * MASK_HEAD)
+        if MASK_ROW != 0:
+            mask_at = mask_at + row[:, None] * MASK_ROW
     lanes = tl.zeros((BM, 16), tl.float32)
     if KEYS <= BN:
-        s = scores(query, k_at, mask_at, 0, KEYS, WIDTH, K_KEY, K_INNER, Q_OFFSET, SCORE_SCALE, MASKED, BN, BD)
+        values = values_of(v_at, 0, KEYS, VALUES, V_KEY, V_COLUMN, BN, BV)  # on its way while scores are computed
+        s = scores(query, k_at, mask_at, 0, KEYS, WIDTH, K_KEY, K_INNER, Q_OFFSET, SCORE_SCALE, MASKED, MASK_ROW == 0, BN, BD)
         e = exp(s - tl.max(s, axis=1)[:, None])
         if KEYS < BN:
             e = tl.where((tl.arange(0, BN) < KEYS)[None, :], e, 0.0)
         inverse = tl.div_rn(1.0, add_lanes(add_chunks(lanes, e, BM, BN // 16), BM))
         codes = codes_of(e, inverse, P_INVERSE, P_ZERO_POINT, P_QMIN, P_QMAX, P_FLIP)
-        acc = weighted(codes, v_at, 0, KEYS, VALUES, V_KEY, V_COLUMN, P_OFFSET, BN, BV)
+        acc = weighted(codes, values, P_OFFSET)
     else:
         highest = tl.full((BM,), float("-inf"), tl.float32)
         for start in range(0, KEYS, BN):
-            s = scores(query, k_at, mask_at, start, KEYS, WIDTH, K_KEY, K_INNER, Q_OFFSET, SCORE_SCALE, MASKED, BN, BD)
+            s = scores(
+                query, k_at, mask_at, start, KEYS, WIDTH, K_KEY, K_INNER, Q_OFFSET, SCORE_SCALE, MASKED, MASK_ROW == 0, BN, BD
+            )
             highest = tl.maximum(highest, tl.max(s, axis=1))
         for start in range(0, KEYS, BN):
-            s = scores(query, k_at, mask_at, start, KEYS, WIDTH, K_KEY, K_INNER, Q_OFFSET, SCORE_SCALE, MASKED, BN, BD)
+            s = scores(
+                query, k_at, mask_at, start, KEYS, WIDTH, K_KEY, K_INNER, Q_OFFSET, SCORE_SCALE, MASKED, MASK_ROW == 0, BN, BD
+            )
             e = tl.where((start + tl.arange(0, BN) < KEYS)[None, :], exp(s - highest[:, None]), 0.0)
             lanes = add_chunks(lanes, e, BM, BN // 16)
         inverse = tl.div_rn(1.0, add_lanes(lanes, BM))
         acc = tl.zeros((BM, BV), tl.int32)
         for start in range(0, KEYS, BN):
-            s = scores(query, k_at, mask_at, start, KEYS, WIDTH, K_KEY, K_INNER, Q_OFFSET, SCORE_SCALE, MASKED, BN, BD)
+            s = scores(
+                query, k_at, mask_at, start, KEYS, WIDTH, K_KEY, K_INNER, Q_OFFSET, SCORE_SCALE, MASKED, MASK_ROW == 0, BN, BD
+            )
             e = exp(s - highest[:, None])
             codes = codes_of(e, inverse, P_INVERSE, P_ZERO_POINT, P_QMIN, P_QMAX, P_FLIP)
-            acc += weighted(codes, v_at, start, KEYS, VALUES, V_KEY, V_COLUMN, P_OFFSET, BN, BV)
+            acc += weighted(codes, values_of(v_at, start, KEYS, VALUES, V_KEY, V_COLUMN, BN, BV), P_OFFSET)
     columns = tl.arange(0, BV)
     column = tl.minimum(columns, VALUES - 1)
     offsets = (outer * Y_OUTER + head * Y_HEAD) + row[:, None] * Y_ROW + columns[None, :]
