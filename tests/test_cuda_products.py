@@ -207,6 +207,26 @@ def test_layers_of_the_same_rows_and_their_outliers_are_two_launches():
     assert [sum("linear" in node for node in row.nodes) for row in rows] == [2, 2, 1, 1]
 
 
+def test_an_addition_normalizes_what_it_reads():
+    """A normalization whose codes one layer reads, and whose value another layer adds, leaves codes and two numbers a row."""
+
+    def graph(p, x):
+        q = gw.quantize(gw.layer_norm(x, p.g, p.c, 1e-5), 0.02, 117, 0, 255, torch.uint8)
+        return gw.scale(gw.linear(q, p.w, None, 117), p.s, 2) + gw.layer_norm(x, p.g, p.b, 1e-5)
+
+    def read_twice(p, x):
+        value = gw.layer_norm(x, p.g, p.b, 1e-5)
+        q = gw.quantize(value, 0.02, 117, 0, 255, torch.uint8)
+        return gw.scale(gw.linear(q, p.w, None, 117), p.s, 2) + value, value * 2.0
+
+    parameters = {name: torch.randn(37) for name in "gbc"} | {"w": integers(-127, 128, 37, 37), "s": scales(37, 1e-4)}
+    names = []
+    for function in (graph, read_twice):
+        rows = lower(program(function, torch.randn(2, 9, 37), **parameters), Target("cuda", "sm_90")).kernels
+        names.append([row.name.rstrip("0123456789") for row in rows if "linear" in row.name or "norm" in row.name])
+    assert names == [["layer_norm_statistics", "linear_int"], ["layer_norm", "linear_int"]]
+
+
 def test_a_narrow_layer_rides_along_where_the_others_fill_the_chip():
     """A tile column of its own would be a wave of programs more; where multiprocessors are idle it costs nothing."""
 

@@ -107,11 +107,16 @@ def linear_case(kind: str | None = None) -> Case:
     x, weight = codes(dtype, (rows, inner)), codes("int8", (outer, inner))
     bias = random.choice((None, torch.randint(-1000, 1000, (outer,), dtype=torch.int32)))
     other = None if tail.residual is None else some_other(tail, (rows, outer))
+    given, norm = others(other), []
+    if other is not None and isinstance(tail.residual, FloatAdd) and random.random() < 0.5:
+        tail = replace(tail, residual=FloatAdd(normalized=True))
+        norm = [torch.randn(rows, 2), torch.randn(outer), torch.randn(outer)]
+        other = ((other - norm[0][:, :1]) * norm[0][:, 1:]) * norm[1] + norm[2]
     plan = plan_int8.linear(rows, inner, outer, dtype, tail, "sm_90", some_block())
     offset = None if bias is None else bias.numpy()
     packed = plan_int8.pack_linear(dtype, zero_point, tail, weight.numpy(), offset, **values)
     expected = finished(gw.linear(x, weight, bias, zero_point), tail, values, other, 1, added)
-    return f"{rows}x{inner}x{outer} {dtype} {tail}", launched(plan, [x, *few, *others(other), *packed, *more]), expected
+    return f"{rows}x{inner}x{outer} {dtype} {tail}", launched(plan, [x, *few, *given, *norm, *packed, *more]), expected
 
 
 def some_outliers(tail: Tail, rows: int, outer: int) -> tuple[Tail, list, list, torch.Tensor | None]:

@@ -24,6 +24,7 @@ from ...ir.program import Program, Stage, origin_of, shape_of
 from ...ir.verify import neighbourhood
 from ..base import KernelRow, Progress
 from ..target import Target
+from .cuda.kernels import layer_norm_exact
 from .families import family_of, generator_of
 from .kernels import layout, quantize_image
 from .kernels.base import padded
@@ -32,7 +33,19 @@ from .strided import Strided
 from .target import bfloat16_level, dots_bfloat16, generating, kernel_levels
 from .tuning import TuningDatabase
 from .tuning.families import tuned
-from .values import CONSTANT, DTYPES, Expr, FloatImage, Frame, Value, dtype_of_var, item_size, of_node, shape_of_var
+from .values import (
+    CONSTANT,
+    DTYPES,
+    Expr,
+    FloatImage,
+    Frame,
+    Normalization,
+    Value,
+    dtype_of_var,
+    item_size,
+    of_node,
+    shape_of_var,
+)
 
 #: Relax, untyped: the stubs know every expression only by its base class.
 relax: Any = _relax
@@ -251,12 +264,21 @@ class Lowering:
     def dense(self, node: fx.Node) -> Expr:
         """The value, row-major in its logical shape; converted on first use where it lives as Channels."""
         value = self.value(node)
+        if value.dense is None and value.normalization is not None:
+            inputs = self.normalized(value.normalization)
+            rows = (prod(value.shape[:-1]), value.shape[-1])
+            value.dense = self.kernel(layer_norm_exact.apply_statistics, *rows, inputs=inputs, nodes=(node,))
         if value.dense is None:
             if value.moved is None:
                 self.channels(node)
             value.dense = self._moved(value, node) if value.moved is not None else self._from_channels(value, node)
         value.dense = self.reshape(value.dense, value.shape)
         return value.dense
+
+    def normalized(self, normalization: Normalization) -> list[Expr]:
+        """The buffers of a normalization that is carried out where it is read."""
+        affine = [self.dense(normalization.weight), self.dense(normalization.bias)]
+        return [self.dense(normalization.source), normalization.statistics, *affine]
 
     def channels(self, node: fx.Node) -> Expr:
         """The value as [N, H, W, Cp]; converted on first use. Rank 3 and up; further axes count as one row."""

@@ -56,9 +56,23 @@ class FloatImage:
     quantize: Quantize
 
 
+@dataclass(frozen=True)
+class Normalization:
+    """A layer normalization that nothing has carried out: ((source - mean) * inverse) * weight + bias.
+
+    source: the node normalized over its last axis. statistics: (mean, inverse) of each row, a variable [rows, 2].
+    """
+
+    source: fx.Node
+    statistics: Any
+    weight: fx.Node
+    bias: fx.Node
+
+
 @dataclass
 class Value:
-    """A node's value. At least one form exists: `dense` row-major, `channels` as [N, spatial..., Cp], `moved` or `pending`.
+    """A node's value. At least one form exists: `dense` row-major, `channels` as [N, spatial..., Cp], `moved`, `pending` or
+    `normalization`.
 
     shape: the logical shape; channels holds axis 1 of it last, padded to LANES. A view changes `shape` and moves nothing:
     the Relax variable keeps the shape its kernel gave it, and is reshaped (free) where a kernel asks for another.
@@ -72,6 +86,8 @@ class Value:
     moved: tuple[Any, Strided] | None = None
     #: What makes the channels form when a reader asks for it; a convolution may do it itself and never ask.
     pending: Frame | FloatImage | None = None
+    #: What makes the dense form when a reader asks for it; an addition may normalize as it reads and never ask.
+    normalization: Normalization | None = None
 
     @property
     def spatial(self) -> tuple[int, int]:

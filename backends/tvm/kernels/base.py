@@ -43,9 +43,14 @@ class ResidualAdd:
 
 @dataclass(frozen=True)
 class FloatAdd:
-    """A float32 addition fused after `gw::scale`: the second tensor, of the output's shape, is an extra input buffer."""
+    """A float32 addition fused after `gw::scale`: the second tensor, of the output's shape, is an extra input buffer.
+
+    normalized: what is added is the layer normalization of that buffer; behind it stand the mean and the inverse deviation of
+    each row [rows, 2], weight and bias [C], all float32. CUDA's linear layers alone add one.
+    """
 
     b_dtype: str = "float32"
+    normalized: bool = False
 
 
 @dataclass(frozen=True)

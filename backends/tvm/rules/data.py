@@ -78,6 +78,7 @@ def unsqueeze(lowering: Lowering, node: fx.Node) -> None:
 def same(lowering: Lowering, node: fx.Node) -> None:
     value = lowering.value(arguments(node)[0])
     places = {"dense": value.dense, "channels": value.channels, "moved": value.moved, "pending": value.pending}
+    places["normalization"] = value.normalization
     lowering.bind(node, of_node(node, **places))
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from math import prod
 
+import torch
 from torch import fx
 from tvm import relax
 
 from ....ir.dialect import gw
 from ....ir.program import shape_of
+from ..cuda.kernels import layer_norm_exact as cuda_layer_norm
 from ..kernels import layer_norm_exact, reduce_exact, softmax_exact
 from ..kernels.quantize_image import Quantize
 from ..lower import Lowering, rule
-from ..values import DTYPES, arguments, of_node
+from ..values import DTYPES, Normalization, arguments, of_node
+
+aten = torch.ops.aten
 
 
 def _rows(node: fx.Node) -> tuple[int, int]:
@@ -30,6 +34,9 @@ def softmax(lowering: Lowering, node: fx.Node) -> None:
 def layer_norm(lowering: Lowering, node: fx.Node) -> None:
     """With the quantization of its result, which alone the next layer reads; the float result is kept where others read it."""
     pair = _twins(lowering, node)
+    if _is_deferred(lowering, *(pair or (node, node))):
+        _emit_statistics(lowering, *(pair or (node, node)))
+        return
     if pair is not None:
         _emit_twins(lowering, *pair)
         return
@@ -51,6 +58,40 @@ def layer_norm(lowering: Lowering, node: fx.Node) -> None:
     else:
         codes = lowering.kernel(generator, *spec, inputs=inputs, nodes=nodes)
         lowering.bind_all(nodes, of_node(reader, dense=codes))
+
+
+def _is_deferred(lowering: Lowering, value: fx.Node, coded: fx.Node) -> bool:
+    """Whether the float result is better computed where it is read: additions of linear layers alone read it, on CUDA.
+
+    value: the normalization whose result is read; coded: the one whose codes are, of the same rows or the same node.
+    """
+    reader = _quantize_of(coded)
+    others = [user for user in value.users if user is not reader]
+    if lowering.target.arch != "cuda" or reader is None or not others:
+        return False
+    return all(user.target is aten.add.Tensor and not user.kwargs and _adds_product(user, value) for user in others)
+
+
+def _adds_product(add: fx.Node, value: fx.Node) -> bool:
+    a, b = arguments(add)
+    other = b if a is value else a
+    while isinstance(other, fx.Node) and other.target is aten.add.Tensor:  # a layer's outliers
+        other = arguments(other)[0]
+    return isinstance(other, fx.Node) and other.target is gw.scale.default and arguments(other)[0].target is gw.linear.default
+
+
+def _emit_statistics(lowering: Lowering, value: fx.Node, coded: fx.Node) -> None:
+    """The codes, and of the value what its readers need to normalize on their own: nothing is written only to be read."""
+    reader = _quantize_of(coded)
+    assert reader is not None
+    x, weight, bias, eps = arguments(coded)
+    spec = (*_rows(value), float(eps), _codes(reader), lowering.int8_level)
+    nodes = tuple(dict.fromkeys((value, coded, reader)))
+    inputs = [lowering.dense(t) for t in (x, weight, bias)]
+    generator = cuda_layer_norm.layer_norm_statistics
+    statistics, codes = lowering.kernel_outputs(generator, *spec, inputs=inputs, nodes=nodes, outputs=2)
+    lowering.bind_all(nodes[1:], of_node(reader, dense=codes))
+    lowering.bind(value, of_node(value, normalization=Normalization(x, statistics, *arguments(value)[1:3])))
 
 
 def _quantize_of(node: fx.Node) -> fx.Node | None:

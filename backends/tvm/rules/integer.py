@@ -12,7 +12,7 @@ from ....ir.errors import OptionError
 from ....ir.program import shape_of
 from ..cuda.kernels import plan_int8
 from ..kernels import convolution_int8, linear_int8, matmul_int8
-from ..kernels.base import Convolution
+from ..kernels.base import Convolution, FloatAdd
 from ..kernels.packed import Packing, packing_of
 from ..lower import Lowering, rule, unsupported
 from ..values import FloatImage, arguments, of_node
@@ -99,6 +99,16 @@ def _residual(read, finish: Finish) -> list:
     return [] if finish.residual is None else [read(finish.residual)]
 
 
+def _added(lowering: Lowering, finish: Finish) -> list:
+    """The buffers of what a linear layer adds."""
+    if isinstance(finish.tail.residual, FloatAdd) and finish.tail.residual.normalized:
+        assert finish.residual is not None
+        normalization = lowering.value(finish.residual).normalization
+        assert normalization is not None
+        return lowering.normalized(normalization)
+    return _residual(lowering.dense, finish)
+
+
 @rule(gw.linear.default)
 def linear(lowering: Lowering, node: fx.Node) -> None:
     if lower_together(lowering, node):
@@ -108,8 +118,9 @@ def linear(lowering: Lowering, node: fx.Node) -> None:
     outer, inner = matrix.shape
     rows = prod(shape_of(x)[:-1])
     spec = linear_int8.LinearInt8(rows, inner, outer, lowering.value(x).dtype, int(zero_point), packing)
-    few = plan_int8.MOST_OUTLIERS if looks_up(lowering) else 0
-    finish = find(lowering, node, len(shape_of(node)) - 1, residual=True, lookup=looks_up(lowering), outliers=few)
+    own = looks_up(lowering)
+    few = plan_int8.MOST_OUTLIERS if own else 0
+    finish = find(lowering, node, len(shape_of(node)) - 1, residual=True, lookup=own, outliers=few, normalized=own)
     bias = bias_of(lowering, node, bias)
     packed, *vectors = lowering.family(linear_int8).pack(
         spec, finish.tail, lowering.int8_level, matrix, bias, **finish.parameters
@@ -123,7 +134,7 @@ def linear(lowering: Lowering, node: fx.Node) -> None:
         spec,
         finish.tail,
         lowering.int8_level,
-        inputs=[lowering.dense(x), *outliers, *_residual(lowering.dense, finish), stored(lowering, weight, packed), *vectors],
+        inputs=[lowering.dense(x), *outliers, *_added(lowering, finish), stored(lowering, weight, packed), *vectors],
         nodes=finish.nodes,
         macs=rows * inner * outer,
         label="linear_int8",

@@ -78,11 +78,20 @@ def tail_of(lowering: Lowering, node: fx.Node) -> tuple[Tail, dict[str, np.ndarr
     return tail, arrays, int(axis) % rank if rank else 0
 
 
-def find(lowering: Lowering, node: fx.Node, axis: int, residual: bool = False, lookup: bool = False, outliers: int = 0) -> Finish:
+def find(
+    lowering: Lowering,
+    node: fx.Node,
+    axis: int,
+    residual: bool = False,
+    lookup: bool = False,
+    outliers: int = 0,
+    normalized: bool = False,
+) -> Finish:
     """The tail that the only reader of `node` asks for, or no tail.
 
     axis: the output axis along which the kernel's tail parameters run. residual: the kernel can also add a second tensor.
     lookup: the kernel can also replace the codes by entries of a table. outliers: columns of a second product it can add.
+    normalized: the second tensor may be one to normalize.
     """
     reader = single_user(node)
     if reader is None or reader.target not in TAIL_OPS or arguments(reader)[0] is not node:
@@ -92,7 +101,7 @@ def find(lowering: Lowering, node: fx.Node, axis: int, residual: bool = False, l
         return Finish(NO_TAIL, {}, (node,))
     finish = Finish(found[0], found[1], (node, reader))
     finish = _with_outliers(lowering, finish, outliers) if outliers else finish
-    finish = _with_residual(lowering, finish) if residual else finish
+    finish = _with_residual(lowering, finish, normalized) if residual else finish
     return _with_lookup(lowering, finish) if lookup else finish
 
 
@@ -139,11 +148,14 @@ def _with_lookup(lowering: Lowering, finish: Finish) -> Finish:
     return replace(finish, tail=tail, parameters=parameters, nodes=(*finish.nodes, reader))
 
 
-def _with_residual(lowering: Lowering, finish: Finish) -> Finish:
-    """Takes in the addition that reads the finished value and a tensor of the same shape that exists already."""
+def _with_residual(lowering: Lowering, finish: Finish, normalized: bool) -> Finish:
+    """Takes in the addition that reads the finished value and a tensor of the same shape that exists already.
+
+    normalized: the kernel can carry out the layer normalization that the tensor is.
+    """
     add = single_user(finish.node)
     if add is not None and add.target is aten.add.Tensor and finish.tail.kind == "scale":
-        return _with_float_add(lowering, finish, add)
+        return _with_float_add(lowering, finish, add, normalized)
     if add is None or add.target is not gw.add.default or finish.tail.kind == "scale":
         return finish
     a, b, ma, mb, shift, za, zb, zero_point, qmin, qmax, dtype = arguments(add)
@@ -157,11 +169,13 @@ def _with_residual(lowering: Lowering, finish: Finish) -> Finish:
     return replace(finish, tail=replace(finish.tail, residual=fused), nodes=(*finish.nodes, add), residual=b)
 
 
-def _with_float_add(lowering: Lowering, finish: Finish, add: fx.Node) -> Finish:
+def _with_float_add(lowering: Lowering, finish: Finish, add: fx.Node, normalized: bool) -> Finish:
     a, b = arguments(add)
     other = b if a is finish.node else a
     if add.kwargs or a is b or not isinstance(other, fx.Node) or not lowering.lowered(other):
         return finish
     if shape_of(other) != shape_of(finish.node) or DTYPES[other.meta["val"].dtype] != "float32":
         return finish
-    return replace(finish, tail=replace(finish.tail, residual=FloatAdd()), nodes=(*finish.nodes, add), residual=other)
+    value = lowering.value(other)
+    addition = FloatAdd(normalized=normalized and value.dense is None and value.normalization is not None)
+    return replace(finish, tail=replace(finish.tail, residual=addition), nodes=(*finish.nodes, add), residual=other)

@@ -49,6 +49,12 @@ def require_depth(depth: int) -> None:
 # -- tails -------------------------------------------------------------------------------------------------------------------
 
 
+def _residual_kind(tail: Tail) -> str:
+    if isinstance(tail.residual, FloatAdd):
+        return "tile" if tail.residual.normalized else "float"
+    return "add" if tail.residual is not None else ""
+
+
 def tail_constants(tail: Tail) -> dict[str, Constant]:
     """The tail as `triton_tails.finish` takes it."""
     add = tail.residual if isinstance(tail.residual, ResidualAdd) else None
@@ -57,7 +63,7 @@ def tail_constants(tail: Tail) -> dict[str, Constant]:
         "ZERO_POINT": tail.zero_point,
         "QMIN": tail.qmin,
         "QMAX": tail.qmax,
-        "RESIDUAL": "add" if add else "float" if isinstance(tail.residual, FloatAdd) else "",
+        "RESIDUAL": _residual_kind(tail),
         "A_MULTIPLIER": add.a_multiplier if add else 0,
         "B_MULTIPLIER": add.b_multiplier if add else 0,
         "ADD_SHIFT": add.shift if add else 1,
@@ -133,6 +139,19 @@ def fold_bias(weight: np.ndarray, bias: np.ndarray | None, zero_point: int, filt
     return wide
 
 
+def normalized_buffers(tail: Tail, rows: int, outer: int) -> list[Buffer]:
+    """What stands behind a residual that a linear layer normalizes as it adds it."""
+    if not (isinstance(tail.residual, FloatAdd) and tail.residual.normalized):
+        return []
+    return [("statistics", (rows, 2), "float32"), ("norm_weight", (outer,), "float32"), ("norm_bias", (outer,), "float32")]
+
+
+def normalized_constants(tail: Tail) -> dict[str, Constant]:
+    """No pointers to what `normalized_buffers` leaves out."""
+    absent: dict[str, Constant] = dict.fromkeys(("statistics", "norm_weight", "norm_bias"))
+    return {} if isinstance(tail.residual, FloatAdd) and tail.residual.normalized else absent
+
+
 def residual_buffer(tail: Tail, shape: tuple[int, ...]) -> list[Buffer]:
     return [] if tail.residual is None else [("R", shape, tail.residual.b_dtype)]
 
@@ -166,13 +185,15 @@ def linear(
         ("X", (rows, pitch), dtype),
         *activations,
         *residual_buffer(tail, (rows, outer)),
+        *normalized_buffers(tail, rows, outer),
         ("W", (padded(outer), w_pitch), "int8"),
         ("B", (padded(outer),), "int32"),
         *tail_buffers(tail, outer),
         *parameters,
         ("Y", (rows, outer), tail.stored),
     )
-    constants |= tail_constants(tail) | missing_pointers(tail) | outlier_constants(tail) | _cut(block)
+    constants |= tail_constants(tail) | missing_pointers(tail) | outlier_constants(tail) | normalized_constants(tail)
+    constants |= _cut(block)
     return Plan("triton_int8:linear", constants, _grid(rows, outer, block), buffers, block.warps, block.stages)
 
 
@@ -304,7 +325,7 @@ def convolution(
     if pointwise(shape) and quantize is None:
         channels = padded(shape.channels)
         sizes = {"M": rows, "N": filters, "K": channels, "X_PITCH": channels, "W_PITCH": weight[1], "FLIP": flip_of(dtype)}
-        constants |= sizes | outlier_constants(tail) | _cut(chosen)
+        constants |= sizes | outlier_constants(tail) | normalized_constants(tail) | _cut(chosen)
         return Plan("triton_int8:linear", constants, _grid(rows, filters, chosen), buffers, chosen.warps, chosen.stages)
     chosen = chosen if quantize is not None else fitted(chosen, shape)
     constants |= image_constants(shape) | _cut(chosen)

@@ -7,7 +7,7 @@ singled out by adding zeros, which is exact, and chunks are added in order. Ever
 """
 
 # Triton compiles these functions: constants and ranges are not the Python objects that type checkers take them for.
-# pyright: reportArgumentType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false, reportCallIssue=false, reportAssignmentType=false
 
 from __future__ import annotations
 

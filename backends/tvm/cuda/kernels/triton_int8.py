@@ -25,6 +25,9 @@ def linear(
     x,
     outlier_x,
     residual,
+    statistics,
+    norm_weight,
+    norm_bias,
     w,
     bias,
     scale,
@@ -62,6 +65,8 @@ def linear(
     """Y [M, N] = tail(X [M, K] W^T + bias); W [N padded to 16, W_PITCH], rows of X are X_PITCH apart.
 
     OUTLIERS: columns of a second product, which is scaled and added: outlier_x [M, OUTLIERS] by outlier_w [N padded, OUTLIERS].
+    statistics: where not None, the residual is the layer normalization of what `residual` points to, with the (mean, inverse
+    deviation) of each row there; `norm_weight`, `norm_bias` [N].
     """
     row_tile, column_tile = tile_of(M, N, BM, BN, GROUP)
     rows = row_tile * BM + tl.arange(0, BM)
@@ -91,8 +96,13 @@ def linear(
             right = tl.load(outlier_w + column * OUTLIERS + index).to(tl.int32)
             sums += left[:, None] * right[None, :]
         extra = sums.to(tl.float32) * tl.load(outlier_scale + column)[None, :]
+    added = residual
+    if statistics is not None:
+        centered = tl.load(residual + row[:, None] * N + column[None, :]) - tl.load(statistics + 2 * row)[:, None]
+        normal = centered * tl.load(statistics + 2 * row + 1)[:, None]
+        added = normal * tl.load(norm_weight + column)[None, :] + tl.load(norm_bias + column)[None, :]
     store_tile(
-        acc, bias, scale, shift, table, extra, residual, y, 0, rows, columns, M, N, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
+        acc, bias, scale, shift, table, extra, added, y, 0, rows, columns, M, N, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
         A_MULTIPLIER, B_MULTIPLIER, ADD_SHIFT, A_ZERO_POINT, B_ZERO_POINT, ADD_ZERO_POINT, ADD_QMIN, ADD_QMAX,
     )  # fmt: skip
 

@@ -107,6 +107,7 @@ def layer_norm(
     twin_weight_ptr,
     twin_bias_ptr,
     inverse_ptr,
+    statistics_ptr,
     y_ptr,
     q_ptr,
     ROWS: tl.constexpr,
@@ -122,6 +123,7 @@ def layer_norm(
     """`gw::layer_norm` of x [ROWS, LENGTH] to y, and `gw::quantize` of it to q; either may be None.
 
     twin_weight, twin_bias: q is of the normalization with these; None: of y.
+    statistics: mean and inverse deviation of each row [ROWS, 2], for who normalizes as he reads; None: not stored.
     inverse: 1 / scale, one number, of 8-bit floats in q (`gw::quantize_fp8`); None: q holds integers.
     MEAN: 1 / LENGTH. STEPS: 1 / scale. LOW, HIGH: limits of the codes before their zero point ZERO is added.
     """
@@ -140,6 +142,9 @@ def layer_norm(
         sums = sums + tl.where((at + lane < LENGTH)[None, :], difference * difference, 0.0)
     variance = across(sums, BLOCK) * MEAN
     inverse = tl.math.div_rn(1.0, tl.math.sqrt_rn(variance + EPS))[:, None]
+    if statistics_ptr is not None:
+        tl.store(statistics_ptr + 2 * row[:, None], mean, inside)
+        tl.store(statistics_ptr + 2 * row[:, None] + 1, inverse, inside)
     for at in range(0, LENGTH, WIDE):
         column = at + tl.arange(0, WIDE)
         valid = inside & (column < LENGTH)[None, :]

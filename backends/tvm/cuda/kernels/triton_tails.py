@@ -55,7 +55,7 @@ def finish(
     """The tail (`base.Tail`) of a tile acc [rows, columns]; `scale` and `shift` are read at `columns`, the residual at `offsets`.
 
     scale: multipliers of a dyadic tail. table: where not None, the entry at (code & 255) is the result, `gw::lookup`.
-    extra: where not None, a tile of floats that is added to a scaled one.
+    extra: where not None, a tile of floats that is added to a scaled one. residual: a tile, too, where RESIDUAL is "tile".
     """
     value = acc
     if KIND == "rescale":
@@ -76,6 +76,8 @@ def finish(
         total = (value - A_ZERO_POINT) * A_MULTIPLIER + (other - B_ZERO_POINT) * B_MULTIPLIER
         steps = ((total + (1 << (ADD_SHIFT - 1))) >> ADD_SHIFT) + ADD_ZERO_POINT
         value = tl.minimum(tl.maximum(steps, ADD_QMIN), ADD_QMAX)
+    elif RESIDUAL == "tile":
+        value = value + residual
     elif RESIDUAL == "float":
         value = value + tl.load(residual + offsets, mask=mask, other=0.0)
     if table is not None:
