@@ -55,6 +55,7 @@ def cases() -> list[tuple[Callable[..., Any], tuple[Any, ...]]]:
         (layout.concatenate_channels, (size(9), (size(40), size(40)), "uint8")),
         (layout.slice_channels, (size(9), 40, 3, 3 + size(37), "int8")),
         (layout.add_lanes, (size(9), size(40), "int8")),
+        (layer_norm_exact.apply_statistics, (size(9), size(40))),
         (elementwise_int8.quantize, (dense, 0.05, 7, 0, 255, "uint8")),
         (elementwise_int8.rescale, ((2, *dense), len(dense), rescale)),
         (elementwise_int8.rescale, ((2, *dense), 0, dyadic)),
