@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -49,35 +50,51 @@ class LoadedModel:
         torch's current stream like any other of torch's.
 
         Raises:
-            DataError: a wrong number of inputs, or an input of the wrong kind, shape or dtype.
+            DataError: a wrong number of inputs, or an input of the wrong kind, shape, dtype, layout or device.
         """
+        name = self.manifest.name
+        if len(inputs) != len(self.inputs):
+            raise DataError(f"{name} takes {len(self.inputs)} inputs, not {len(inputs)}: {', '.join(map(str, self.inputs))}")
         if inputs and all(isinstance(x, np.ndarray) for x in inputs):
-            return _single(self._run(*self._checked(inputs)))
-        if all(_is_torch(x) for x in inputs):
-            if inputs and self.target.arch == "cuda" and all(x.is_cuda for x in inputs):
-                return _single(self._on_device(self._checked(inputs)))
-            arrays = [_as_numpy(self.manifest.name, x) for x in inputs]
-            return _single(tuple(sys.modules["torch"].from_numpy(x) for x in self._run(*self._checked(arrays))))
-        kinds = ", ".join(type(x).__name__ for x in inputs)
-        raise DataError(f"{self.manifest.name} takes torch tensors or numpy arrays, all of one kind, not {kinds}")
+            self._check(inputs, self._run.inputs)
+            return _single(self._run(*inputs))
+        torch = sys.modules.get("torch")  # whoever has a tensor has imported it
+        if torch is None or not all(isinstance(x, torch.Tensor) for x in inputs):
+            kinds = ", ".join(type(x).__name__ for x in inputs)
+            raise DataError(f"{name} takes torch tensors or numpy arrays, all of one kind, not {kinds}")
+        self._check(inputs, self._as_torch[0])
+        on_device = inputs and self.target.arch == "cuda" and inputs[0].is_cuda
+        self._check_places(inputs, inputs[0].device if on_device else torch.device("cpu"), torch.strided)
+        return _single(self._on_device(inputs) if on_device else self._run.run_tensors(inputs))
 
     def _on_device(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        outputs = tuple(inputs[0].new_empty(shape, dtype=_torch_dtype(dtype)) for shape, dtype in self._run.outputs)
-        self._run.run_on_device([x.detach().contiguous() for x in inputs], outputs)
+        outputs = tuple([inputs[0].new_empty(shape, dtype=dtype) for shape, dtype in self._as_torch[1]])
+        self._run.run_on_device(inputs, outputs)
         return outputs
 
-    def _checked(self, tensors: Sequence[Any]) -> Sequence[Any]:
-        """Arrays or tensors, as they are. Raises DataError where they are not what the model takes."""
-        name, specs = self.manifest.name, self.inputs
-        if len(tensors) != len(specs):
-            raise DataError(f"{name} takes {len(specs)} inputs, not {len(tensors)}: {', '.join(map(str, specs))}")
-        for spec, tensor in zip(specs, tensors, strict=True):
-            shape = tuple(tensor.shape)
-            if len(shape) != len(spec.shape) or any(e not in (None, d) for e, d in zip(spec.shape, shape, strict=True)):
-                raise DataError(f"input '{spec.name}' of {name} has shape {shape}, but the model takes {spec}")
-            if _name_of(tensor.dtype) != spec.dtype:
-                raise DataError(f"input '{spec.name}' of {name} is {tensor.dtype}, but the model takes {spec}; convert it")
-        return tensors
+    @functools.cached_property
+    def _as_torch(self) -> list[list[tuple[tuple[int, ...], torch.dtype]]]:
+        """What the library takes and returns, in torch's types."""
+        torch, run = sys.modules["torch"], self._run
+        return [[(shape, getattr(torch, dtype.name)) for shape, dtype in specs] for specs in (run.inputs, run.outputs)]
+
+    def _check(self, tensors: Sequence[Any], specs: Sequence[tuple[tuple[int, ...], Any]]) -> None:
+        """Raises DataError where arrays or tensors have not the (shape, dtype) that the library takes."""
+        for entry, tensor, (shape, dtype) in zip(self.inputs, tensors, specs, strict=True):
+            if tensor.shape != shape:
+                has = f"has shape {tuple(tensor.shape)}"
+                raise DataError(f"input '{entry.name}' of {self.manifest.name} {has}, but the model takes {entry}")
+            if tensor.dtype != dtype and _native(tensor.dtype) != dtype:
+                has = f"is {str(tensor.dtype).removeprefix('torch.')}"
+                raise DataError(f"input '{entry.name}' of {self.manifest.name} {has}, but the model takes {entry}; convert it")
+
+    def _check_places(self, tensors: Sequence[torch.Tensor], device: torch.device, layout: torch.layout) -> None:
+        """Raises DataError where a tensor is elsewhere, or lies in memory in another way."""
+        for entry, tensor in zip(self.inputs, tensors, strict=True):
+            if tensor.device != device:
+                raise DataError(f"input '{entry.name}' of {self.manifest.name} is on {tensor.device}; move it to {device}")
+            if tensor.layout is not layout:
+                raise DataError(f"input '{entry.name}' of {self.manifest.name} is {tensor.layout}; make it dense: to_dense()")
 
     def __repr__(self) -> str:
         inputs, outputs = (", ".join(map(str, entries)) for entries in (self.inputs, self.outputs))
@@ -124,28 +141,8 @@ def choose(manifest: Manifest, source: str) -> TargetEntry:
     raise ArtifactError(f"'{source}' is built for another machine: {'; '.join(reasons)}. {advice}")
 
 
-def _as_numpy(model: str, tensor: torch.Tensor) -> np.ndarray:
-    """Shares the tensor's memory; the copy a strided one needs is made on the way to TVM."""
-    if tensor.device.type != "cpu":
-        raise DataError(f"an input of {model} is on {tensor.device}; move it to the CPU")
-    try:
-        return tensor.detach().resolve_conj().resolve_neg().numpy()
-    except TypeError as error:
-        raise DataError(f"an input of {model} is {tensor.dtype}, which no artifact takes; convert it") from error
-
-
-def _is_torch(value: Any) -> TypeGuard[torch.Tensor]:
-    """Whoever has a tensor has imported torch."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
-
-
-def _name_of(dtype: np.dtype | torch.dtype) -> str:
-    return dtype.newbyteorder("=").name if isinstance(dtype, np.dtype) else str(dtype).removeprefix("torch.")
-
-
-def _torch_dtype(dtype: np.dtype) -> torch.dtype:
-    return getattr(sys.modules["torch"], dtype.name)
+def _native(dtype: np.dtype | torch.dtype) -> np.dtype | torch.dtype:
+    return dtype.newbyteorder("=") if isinstance(dtype, np.dtype) else dtype
 
 
 def _single(outputs: tuple) -> Any:

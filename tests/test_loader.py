@@ -1,6 +1,7 @@
 """`graphwright.load`: a real library in this process, and clear errors for what does not fit."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import graphwright
 import numpy as np
@@ -78,6 +79,36 @@ def test_two_models_in_one_process_stay_apart(path, tmp_path):
     assert torch.equal(models[0](x)[0], models[2](x)[0])
 
 
+def test_parameters_and_negated_views_are_read_as_what_they_show(model):
+    x = samples(1)[0]
+    expected = program()(x)[0]
+    assert torch.equal(model(torch.nn.Parameter(x))[0], expected)
+    negated = torch.ops.aten._neg_view(-x)
+    assert negated.is_neg() and negated.is_contiguous() and torch.equal(model(negated)[0], expected)
+
+
+def test_calls_from_several_threads_keep_their_outputs_apart(model):
+    given = samples(4)
+    expected = [program()(x)[0] for x in given]
+
+    def call(index: int) -> bool:
+        x = given[index % 4]
+        got = model(x if index % 8 < 4 else x.numpy())[0]
+        return torch.equal(torch.as_tensor(got), expected[index % 4])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(call, range(400)))
+
+
+def test_a_library_refuses_inputs_it_would_read_past():
+    run = executor.load_bytes(artifact("x86:avx2").members["lib/x86-avx2.so"])
+    assert run.inputs == [((1, 3, 8, 8), np.dtype(np.float32))]
+    with pytest.raises(ValueError, match=r"takes \[768\] bytes of inputs, not \[764\]"):
+        run(np.zeros(191, np.float32))
+    with pytest.raises(ValueError, match=r"takes \[768\] bytes of inputs, not \[\]"):
+        run()
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
@@ -86,7 +117,10 @@ def test_two_models_in_one_process_stay_apart(path, tmp_path):
         ((torch.zeros(1, 3, 8, 9),), r"shape \(1, 3, 8, 9\), but the model takes x: float32\[1x3x8x8\]"),
         ((torch.zeros(3, 8, 8),), r"shape \(3, 8, 8\)"),
         ((torch.zeros(1, 3, 8, 8, dtype=torch.float64),), "is float64, but the model takes x: float32"),
-        ((torch.zeros(1, 3, 8, 8, dtype=torch.bfloat16),), "bfloat16, which no artifact takes"),
+        ((torch.zeros(1, 3, 8, 8, dtype=torch.bfloat16),), "'x' of integers is bfloat16, but the model takes x: float32"),
+        ((torch.zeros(1, 3, 8, 8).to_sparse(),), r"'x' of integers is torch.sparse_coo; make it dense"),
+        ((np.zeros((1, 3, 8, 8), ">f8"),), "is >f8, but the model takes x: float32"),
+        ((np.zeros((3, 8, 8), np.float32),), r"shape \(3, 8, 8\)"),
         ((torch.zeros(1, 3, 8, 8, device="meta"),), "is on meta"),
         (([1.0],), "takes torch tensors or numpy arrays, all of one kind, not list"),
     ],

@@ -7,11 +7,10 @@ took to its first answer. Running a model takes functions, tensors, strings and 
 from __future__ import annotations
 
 import builtins
-import contextlib
 import ctypes
 import functools
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +82,6 @@ class Tensor:
         self._tensor = _DLTensor(address, _Device(*device), rank, kind, start, start + 8 * rank, 0)
         self.address = ctypes.addressof(self._tensor)
 
-    def move(self, address: int) -> None:
-        """Lies at another address from now on."""
-        self._tensor.data = address
-
 
 class Object:
     """A reference to one of the runtime's objects."""
@@ -119,16 +114,17 @@ class Frame:
     """
 
     def __init__(self, called: Object, tensors: Sequence[Tensor]) -> None:
-        self._called, self._tensors = called, tensors
+        self._owners = called, tensors
+        self._tensors = [tensor._tensor for tensor in tensors]
         self._given, self._result = (_Any * len(tensors))(*map(_argument, tensors)), _Any()
-        self._places = ctypes.addressof(self._given), len(tensors), ctypes.addressof(self._result)
         self._call = _library().TVMFFIFunctionCall
+        self._arguments = called.handle, ctypes.addressof(self._given), len(tensors), ctypes.addressof(self._result)
 
     def __call__(self, addresses: Sequence[int]) -> None:
         """addresses: of the tensors, in their order; the caller keeps them alive. Raises as `Object`."""
         for tensor, address in zip(self._tensors, addresses, strict=True):
-            tensor.move(address)
-        if self._call(self._called.handle, *self._places):
+            tensor.data = address
+        if self._call(*self._arguments):
             raise _raised()
 
 
@@ -156,15 +152,11 @@ def function(name: str) -> Object:
     return Object(handle.value)
 
 
-@contextlib.contextmanager
-def stream(index: int, handle: int) -> Iterator[None]:
-    """Work for the GPU `index` goes to this stream (a CUstream), as far as this thread gives it."""
+def set_stream(index: int, handle: int) -> int:
+    """Work that this thread gives the GPU `index` goes to this stream (a CUstream) from now on. Returns the stream before."""
     before = ctypes.c_void_p()
     _library().TVMFFIEnvSetStream(CUDA, index, handle, ctypes.byref(before))
-    try:
-        yield
-    finally:
-        _library().TVMFFIEnvSetStream(CUDA, index, before, None)
+    return before.value or 0
 
 
 @functools.cache

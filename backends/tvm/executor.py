@@ -6,15 +6,17 @@ The library holds one parallel region (`backends/runtime/region.c` says what it 
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import json
 import os
+import sys
 import tempfile
 import threading
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,7 +38,7 @@ class Executor:
     """A loaded library. Inputs must have the shapes and dtypes it was compiled for. Calls from several threads take turns.
 
     Attributes:
-        outputs: (shape, dtype) of each output.
+        inputs, outputs: (shape, dtype) of each.
         step_names: (function, number of its kernel call) of each step, in the order they run.
     """
 
@@ -53,38 +55,66 @@ class Executor:
         self._lock = threading.Lock()
         self._memory = aligned_empty((description["arena"],), np.dtype(np.uint8))
         self._arena, self._base = to_tvm(self._memory), address_of(self._memory)
-        self._frames: dict[tuple, abi.Frame] = {}
-        self.outputs = [(tuple(o["shape"]), np.dtype(o["dtype"])) for o in description["outputs"]]
+        self.inputs, self.outputs = (
+            [(tuple(t["shape"]), np.dtype(t["dtype"])) for t in description[role]] for role in ("inputs", "outputs")
+        )
+        self._input_sizes, self._output_sizes = (
+            [prod(shape) * dtype.itemsize for shape, dtype in specs] for specs in (self.inputs, self.outputs)
+        )
+        self._frames: dict[tuple[int, int], abi.Frame] = {}
         self.step_names = [(name, kernel) for name, kernel in description["steps"]]
 
     def __call__(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Always returns a tuple, one array an output. Nothing is copied but inputs that are strided or unaligned."""
-        arrays = [*map(placed, inputs), *self.empty_outputs()]
-        key = tuple((x.shape, x.dtype) for x in arrays)
+        """Always returns a tuple, one array an output. Nothing is copied but inputs that are strided or unaligned.
+
+        Raises:
+            ValueError: a wrong number of inputs, or one whose bytes are not as many as the program reads.
+        """
+        _check_sizes("inputs", inputs, self._input_sizes)
+        return self._run_at([placed(x) for x in inputs])
+
+    def run_tensors(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """A call with torch tensors on the CPU, of the shapes and dtypes in `inputs`. Raises as a call."""
+        _check_sizes("inputs", inputs, self._input_sizes)
+        return tuple(map(sys.modules["torch"].from_numpy, self._run_at([_placed_tensor(x) for x in inputs])))
+
+    def _run_at(self, inputs: Sequence[tuple[Any, int]]) -> tuple[np.ndarray, ...]:
+        """inputs: what holds each, and its address."""
+        outputs = [_aligned(shape, dtype) for shape, dtype in self.outputs]
         with self._lock:
-            frame = self._frames.get(key)
-            if frame is None:
-                frame = self._frames[key] = abi.Frame(
-                    self._main, [Tensor(None, 0, x.shape, x.dtype) for x in (self._memory, *arrays)]
-                )
-            frame([self._base, *map(address_of, arrays)])
-        return tuple(arrays[len(inputs) :])
+            self._frame((abi.CPU, 0))([self._base, *[address for _, address in (*inputs, *outputs)]])
+        return tuple([array for array, _ in outputs])
+
+    def run_on_device(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> None:
+        """A run on tensors of one GPU, queued on torch's current stream there.
+
+        Their shapes and dtypes are those in `inputs` and `outputs`; outputs are dense. Raises as a call.
+        """
+        _check_sizes("inputs", inputs, self._input_sizes)
+        _check_sizes("outputs", outputs, self._output_sizes)
+        tensors, index = [*map(_dense, inputs), *outputs], inputs[0].get_device()
+        addresses = [tensor.data_ptr() for tensor in tensors]
+        # What torch.compile's code calls; torch.cuda.current_stream() takes microseconds.
+        stream = sys.modules["torch"]._C._cuda_getCurrentRawStream(index)
+        before = abi.set_stream(index, stream)
+        try:
+            with self._lock:
+                self._frame((abi.CUDA, index))([self._base, *addresses])
+        finally:
+            if before != stream:
+                abi.set_stream(index, before)
+
+    def _frame(self, device: tuple[int, int]) -> abi.Frame:
+        """For tensors on the device of this kind and index."""
+        frame = self._frames.get(device)
+        if frame is None:
+            specs = (self._memory.shape, self._memory.dtype), *self.inputs, *self.outputs
+            frame = abi.Frame(self._main, [Tensor(None, 0, shape, dtype, device) for shape, dtype in specs])
+            self._frames[device] = frame
+        return frame
 
     def empty_outputs(self) -> list[np.ndarray]:
         return [aligned_empty(shape, dtype) for shape, dtype in self.outputs]
-
-    def run(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
-        """One run on tensors that are already in place; this is what gets timed."""
-        with self._lock:
-            self._main(self._arena, *inputs, *outputs)
-
-    def run_on_device(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> None:
-        """`run` on dense tensors of one GPU, queued on torch's current stream there."""
-        import torch  # whoever has such a tensor has imported it
-
-        device = inputs[0].device
-        with abi.stream(device.index, torch.cuda.current_stream(device).cuda_stream):
-            self.run([_on_device(x) for x in inputs], [_on_device(y) for y in outputs])
 
     def profile(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[float]:
         """One run; microseconds of each step of `step_names`, the wait for the slowest task included."""
@@ -122,24 +152,47 @@ def load_bytes(library: bytes, threads: int | None = None) -> Executor:
 
 def to_tvm(array: np.ndarray) -> Tensor:
     """A tensor that shares the array's memory where that can be, else a copy; see `placed`."""
-    array = placed(array)
-    return Tensor(array, address_of(array), array.shape, array.dtype)
+    array, address = placed(array)
+    return Tensor(array, address, array.shape, array.dtype)
 
 
-def placed(array: np.ndarray) -> np.ndarray:
-    """The array where it is dense, of native byte order and aligned, else a copy that is."""
-    if array.flags.c_contiguous and array.dtype.isnative and not address_of(array) % ALIGNMENT:
-        return array
-    return aligned_copy(array)
+def placed(array: np.ndarray) -> tuple[np.ndarray, int]:
+    """The array where it is dense, of native byte order and aligned, else a copy that is; and the address."""
+    address = address_of(array)
+    if array.flags.c_contiguous and array.dtype.isnative and not address % ALIGNMENT:
+        return array, address
+    copy = aligned_copy(array)
+    return copy, address_of(copy)
+
+
+def _check_sizes(role: str, tensors: Sequence[np.ndarray] | Sequence[torch.Tensor], sizes: list[int]) -> None:
+    """A frame has the sizes that the program reads and writes, so the library cannot see that a tensor has fewer."""
+    found = [tensor.nbytes for tensor in tensors]
+    if found != sizes:
+        raise ValueError(f"this program takes {sizes} bytes of {role}, not {found}")
+
+
+def _placed_tensor(tensor: torch.Tensor) -> tuple[Any, int]:
+    """As `placed`, for a tensor on the CPU."""
+    tensor = _dense(tensor)
+    address = tensor.data_ptr()
+    if address and not address % ALIGNMENT:
+        return tensor, address
+    return placed(tensor.detach().numpy())
+
+
+def _dense(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor where its memory holds its values in order, else a copy that does."""
+    if tensor.is_contiguous() and not tensor.is_neg():
+        return tensor
+    return tensor.detach().resolve_neg().contiguous()
 
 
 def address_of(array: np.ndarray) -> int:
-    return array.__array_interface__["data"][0]  # `array.ctypes.data` takes three times as long
-
-
-def _on_device(tensor: torch.Tensor) -> Tensor:
-    dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
-    return Tensor(tensor, tensor.data_ptr(), tuple(tensor.shape), dtype, (abi.CUDA, tensor.device.index))
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
+    except (TypeError, ValueError):  # read-only, strided or empty; this way takes a microsecond, three times as long
+        return array.__array_interface__["data"][0]
 
 
 def aligned_copy(array: np.ndarray) -> np.ndarray:
@@ -150,10 +203,15 @@ def aligned_copy(array: np.ndarray) -> np.ndarray:
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Aligned, with as many readable bytes after its end: what kernels expect of memory that is not the caller's."""
-    size = prod(shape) * dtype.itemsize
-    raw = np.empty(size + 2 * ALIGNMENT, np.uint8)
-    skip = -address_of(raw) % ALIGNMENT
-    return raw[skip : skip + size].view(dtype).reshape(shape)
+    return _aligned(shape, dtype)[0]
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> tuple[np.ndarray, int]:
+    """`aligned_empty`, and its address."""
+    raw = np.empty(prod(shape) * dtype.itemsize + 2 * ALIGNMENT, np.uint8)
+    start = address_of(raw)
+    skip = -start % ALIGNMENT
+    return np.ndarray(shape, dtype, raw, skip), start + skip
 
 
 def set_threads(threads: int | None) -> None:
