@@ -27,6 +27,13 @@ static void note(const char* format, uint64_t a, uint64_t b, const char* text) {
   fclose(file);
 }
 
+/* Notes the stream that work goes to from here on, where it is another one than before. */
+static void on(void* stream) {
+  static void* before;
+  if (stream != before) note("%sstream %llu", (uint64_t)(uintptr_t)stream, 0, "");
+  before = stream;
+}
+
 int cuInit(unsigned flags) { return (int)flags; }
 int cuDriverGetVersion(int* version) { *version = (int)setting("FAKE_CUDA_VERSION", 13000); return 0; }
 int cuDeviceGetCount(int* count) { *count = (int)setting("FAKE_CUDA_DEVICES", 1); return 0; }
@@ -51,19 +58,22 @@ int cuMemAlloc_v2(uint64_t* memory, size_t bytes) {
 }
 int cuMemFree_v2(uint64_t memory) { free((void*)(uintptr_t)memory); note("%sfree", 0, 0, ""); return 0; }
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* stream) {
+  on(stream);
   note("%supload %llu", bytes, 0, "");
   memcpy((void*)(uintptr_t)to, from, bytes);
-  return stream ? 1 : 0;
+  return 0;
 }
 int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void* stream) {
+  on(stream);
   note("%sdownload %llu", bytes, 0, "");
   memcpy(to, (void*)(uintptr_t)from, bytes);
-  return stream ? 1 : 0;
+  return 0;
 }
 int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void* stream) {
+  on(stream);
   note("%smove %llu", bytes, 0, "");
   memcpy((void*)(uintptr_t)to, (void*)(uintptr_t)from, bytes);
-  return stream ? 1 : 0;
+  return 0;
 }
 int cuModuleLoadData(void** module, const void* image) {
   note("%smodule %llu", memcmp(image, "\177ELF", 4) == 0, 0, "");
@@ -123,8 +133,8 @@ int cuLaunchKernelEx(const config_t* config, void* function, void** arguments, v
 }
 int cuStreamCreate(void** stream, unsigned flags) { *stream = malloc(1); return flags == 1 ? 0 : 1; }
 int cuStreamDestroy_v2(void* stream) { free(stream); return 0; }
-int cuStreamSynchronize(void* stream) { note("%ssynchronize", 0, 0, ""); return stream ? 1 : 0; }
-int cuStreamWaitEvent(void* stream, void* event, unsigned flags) { return stream && event ? (int)flags : 1; }
+int cuStreamSynchronize(void* stream) { on(stream); note("%ssynchronize", 0, 0, ""); return 0; }
+int cuStreamWaitEvent(void* stream, void* event, unsigned flags) { on(stream); note("%swait", 0, 0, ""); return event ? (int)flags : 1; }
 int cuStreamBeginCapture_v2(void* stream, int mode) { capturing = 1; return stream && mode == 1 ? 0 : 1; }
 int cuStreamEndCapture(void* stream, void** graph) {
   static int start;
@@ -142,19 +152,20 @@ int cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long lo
 }
 int cuGraphLaunch(void* executable, void* stream) {
   const graph_t* graph = executable;
+  on(stream);
   note("%slaunch %llu", (uint64_t)graph->count, 0, "");
   for (launch_t* launch = launches + graph->first; launch < launches + graph->first + graph->count; ++launch) {
     void* arguments[64];
     for (int i = 0; i < 64; ++i) arguments[i] = &launch->values[i];
     if (launch->run) launch->run(launch->extents, arguments);
   }
-  return stream ? 1 : 0;
+  return 0;
 }
 int cuGraphDestroy(void* graph) { free(graph); return 0; }
 int cuGraphExecDestroy(void* executable) { free(executable); return 0; }
 int cuEventCreate(void** event, unsigned flags) { *event = malloc(sizeof(int)); (void)flags; return 0; }
 int cuEventDestroy_v2(void* event) { free(event); return 0; }
-int cuEventRecord(void* event, void* stream) { (void)stream; return event ? 0 : 1; }
+int cuEventRecord(void* event, void* stream) { on(stream); note("%srecord", 0, 0, ""); return event ? 0 : 1; }
 int cuEventRecordWithFlags(void* event, void* stream, unsigned flags) {
   *(int*)event = event_time++;
   return capturing && stream && flags == 1 ? 0 : 1;

@@ -62,6 +62,45 @@ print(json.dumps([messages, log, times]))
 """
 
 
+#: Calls the artifact in argv[1] with tensors that say they are on a GPU, on three streams in turn, and with some that do not fit.
+#: A GPU's memory is this process's, as the driver of these tests has it.
+DEVICE_CHILD = """
+import json, os, sys
+from pathlib import Path
+import numpy as np, torch
+from graphwright.backends import loader, nvidia
+from graphwright.backends.tvm import abi
+
+class OnDevice(torch.Tensor):
+    __torch_function__ = torch._C._disabled_torch_function_impl
+    is_cuda, device = True, torch.device("cuda", 0)
+    def get_device(self): return self.device.index
+    def new_empty(self, shape, dtype): return torch.empty(shape, dtype=dtype).as_subclass(OnDevice)
+
+class OnOther(OnDevice):
+    device = torch.device("cuda", 1)
+
+loader.missing_to_run = lambda level: ""
+model, (left, right) = loader.load(sys.argv[1]), [torch.from_numpy(np.load(path)) for path in sys.argv[2:]]
+messages = []
+for inputs in ((left.as_subclass(OnDevice), right), (left, right.as_subclass(OnDevice)),
+               (left.as_subclass(OnDevice), right.as_subclass(OnOther))):
+    try:
+        model(*inputs)
+    except Exception as error:
+        messages.append(f"{type(error).__name__}: {error}")
+expected, equal = model(left, right), []
+Path(os.environ["FAKE_CUDA_LOG"]).unlink()
+abi.set_stream(0, 3)
+for stream in (0, 7, 7, 0):
+    torch._C._cuda_getCurrentRawStream = lambda index, stream=stream: stream
+    out = model(left.as_subclass(OnDevice), right.mT.contiguous().mT.as_subclass(OnDevice))
+    equal.append(type(out) is OnDevice and torch.equal(out.as_subclass(torch.Tensor), expected))
+    equal.append(abi.set_stream(0, 3) == 3)
+print(json.dumps([messages, equal, Path(os.environ["FAKE_CUDA_LOG"]).read_text().splitlines()]))
+"""
+
+
 @pytest.fixture(scope="session")
 def driver(tmp_path_factory) -> Path:
     return cuda_emulation.fake_driver(tmp_path_factory.mktemp("driver"))
@@ -202,6 +241,30 @@ extern "C" __global__ void __launch_bounds__(32) f(float* x) {
 def test_a_kernel_whose_threads_are_counted_as_it_runs_is_refused():
     with pytest.raises(UnsupportedOpError, match="only known as it runs"):
         TVMBackend().compile(program(lambda _, x: torch.cumsum(x, 1) + 1.0, normal(2, 3, 9, 11)), SM90)
+
+
+def test_tensors_on_the_gpu_stay_there_and_go_to_torchs_stream(machine, tmp_path):
+    """Each call is queued on the current stream, behind the run before it where that was on another, and waits for nothing."""
+    here = machine(lambda _, x, y: torch.relu(x) + y, normal(1, 3, 5), normal(1, 3, 5))
+    Artifact.build(here.graph, [here.compiled]).save(tmp_path / "model.gw")
+    command = [sys.executable, "-c", DEVICE_CHILD, tmp_path / "model.gw", here.folder / "in0.npy", here.folder / "in1.npy"]
+    environment = {**os.environ, **here.environment, "PYTHONPATH": ".link"}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, cwd=runner.ROOT)
+    assert done.returncode == 0, done.stderr
+    messages, equal, log = json.loads(done.stdout)
+    assert [message.split(" is ")[1] for message in messages] == [
+        "on cpu; move it to cuda:0",
+        "on cuda:0; move it to cpu",
+        "on cuda:1; move it to cuda:0",
+    ]
+    assert all(message.startswith("DataError: input '") for message in messages) and all(equal)
+    run = ["move 60", "move 60", f"launch {len(here.compiled.kernels)}", "move 60"]
+    assert log == [
+        *run,
+        *("record", "stream 7", "wait", *run, "record"),
+        *("wait", *run, "record"),
+        *("stream 0", "wait", *run),
+    ]
 
 
 def test_a_machine_without_a_driver_is_told_so(pool):

@@ -131,7 +131,7 @@ static struct {
   CUdeviceptr arena, *tensors;
   CUgraphExec graph, timed_graph;
   CUevent* events;    /* of the timed graph: the start of each launch, and the end */
-  CUevent done;       /* of the latest run */
+  CUevent done;       /* of the latest run, where that was not on the legacy stream */
   CUstream stream;    /* of the latest run */
 } state = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
@@ -436,9 +436,12 @@ static int copy(const gw_tensor* tensor, uint32_t index, int out, CUstream strea
                "cannot copy an input of %llu bytes", (unsigned long long)bytes);
 }
 
-/* Queues one run. The buffers are those of the run before, so on another stream it waits for that. */
+/* Queues one run. The buffers are those of the run before, so it waits for that: a stream made by the caller may be gone since, and
+ * its handle name another. The legacy stream (NULL) is always the same one: there a run needs no wait for the run before, and its
+ * end is marked only when another stream asks. */
 static int queue(const gw_tensor* tensors, CUgraphExec graph, CUstream stream) {
-  if (stream != state.stream && check(cu.StreamWaitEvent(stream, state.done, 0), "cannot wait for the run before")) return -1;
+  if (stream && !state.stream && check(cu.EventRecord(state.done, NULL), "cannot mark the end of the run before")) return -1;
+  if ((stream || state.stream) && check(cu.StreamWaitEvent(stream, state.done, 0), "cannot wait for the run before")) return -1;
   state.stream = stream;
   for (uint32_t i = 0; i < gw_cuda_program.input_count; ++i) {
     if (copy(&tensors[i], i, 0, stream)) return -1;
@@ -447,7 +450,7 @@ static int queue(const gw_tensor* tensors, CUgraphExec graph, CUstream stream) {
   for (uint32_t i = gw_cuda_program.input_count; i < tensor_count(); ++i) {
     if (copy(&tensors[i], i, 1, stream)) return -1;
   }
-  return check(cu.EventRecord(state.done, stream), "cannot mark the end of a run");
+  return stream ? check(cu.EventRecord(state.done, stream), "cannot mark the end of a run") : 0;
 }
 
 static int prepare_timing(void) {
