@@ -17,8 +17,8 @@ MOST_KEPT = 512
 #: Keys of one step of a sweep.
 SWEPT = 128
 
-#: Scores, or elements of Q and Y, that a program keeps: 64 registers in each of its 128 threads.
-MOST_VALUES = 64 * 128
+#: Scores, or elements of Q and Y, that a warp keeps: 64 registers in each of its threads.
+MOST_VALUES = 64 * 32
 
 #: Programs that give every multiprocessor of a large chip one.
 PROGRAMS = MULTIPROCESSORS["sm_90"]
@@ -83,14 +83,23 @@ def fits_chip(rows: int, inner: int, keys: int, columns: int) -> bool:
     return inner <= MOST_WIDTH and columns <= MOST_WIDTH
 
 
+def warps_of(rows: int) -> int:
+    """Of a program of so many query rows."""
+    return max(4, rows // 16)
+
+
 def rows_of(shape: IntegerAttention, keys: int) -> int:
     """Query rows of a program: the most whose values stay in registers and that leave a program for every multiprocessor.
 
-    With 64 rows each of four warps has whole rows, so that a softmax stays inside its warp.
+    From 64 rows on each warp has sixteen whole rows, so that a softmax stays inside its warp.
     """
     kept = max(keys, power_of_two(shape.inner) + power_of_two(shape.columns))
-    for rows in (64, 32):
-        if rows * kept <= MOST_VALUES and shape.outer * shape.heads * ceil(shape.rows / rows) >= PROGRAMS:
+    for rows in (128, 64, 32):
+        if (
+            rows * kept <= MOST_VALUES * warps_of(rows)
+            and rows < 2 * shape.rows
+            and shape.outer * shape.heads * ceil(shape.rows / rows) >= PROGRAMS
+        ):
             return rows
     return 16
 
@@ -142,5 +151,10 @@ def attention(shape: IntegerAttention, sources: Sequence[tuple[int, ...]], out: 
     buffers = (*inputs, *tail_buffers(tail, shape.columns), ("Y", out, tail.dtype))
     grid = (ceil(shape.rows / rows), shape.outer * shape.heads, 1)
     return Plan(
-        "triton_attention:attention", constants | mask_and_output(shape.mask, shape.y) | finish | absent, grid, buffers, 4, 1
+        "triton_attention:attention",
+        constants | mask_and_output(shape.mask, shape.y) | finish | absent,
+        grid,
+        buffers,
+        warps_of(rows),
+        1,
     )

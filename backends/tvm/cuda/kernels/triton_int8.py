@@ -98,9 +98,12 @@ def linear(
         extra = sums.to(tl.float32) * tl.load(outlier_scale + column)[None, :]
     added = residual
     if statistics is not None:
-        centered = tl.load(residual + row[:, None] * N + column[None, :]) - tl.load(statistics + 2 * row)[:, None]
+        inside = (rows[:, None] < M) & (columns[None, :] < N)
+        other = tl.load(residual + row[:, None] * N + columns[None, :], mask=inside, other=0.0)
+        centered = other - tl.load(statistics + 2 * row)[:, None]
         normal = centered * tl.load(statistics + 2 * row + 1)[:, None]
-        added = normal * tl.load(norm_weight + column)[None, :] + tl.load(norm_bias + column)[None, :]
+        weight = tl.load(norm_weight + columns, mask=columns < N, other=0.0)
+        added = normal * weight[None, :] + tl.load(norm_bias + columns, mask=columns < N, other=0.0)[None, :]
     store_tile(
         acc, bias, scale, shift, table, extra, added, y, 0, rows, columns, M, N, KIND, ZERO_POINT, QMIN, QMAX, RESIDUAL,
         A_MULTIPLIER, B_MULTIPLIER, ADD_SHIFT, A_ZERO_POINT, B_ZERO_POINT, ADD_ZERO_POINT, ADD_QMIN, ADD_QMAX,
