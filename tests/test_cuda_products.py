@@ -282,7 +282,7 @@ def test_an_empty_output_and_a_float_image_with_groups_are_refused():
 def test_a_database_row_decides_how_a_product_is_cut():
     spec = (LinearInt8(128, 384, 1536, "uint8", 0), TAIL, "sm_90")
     choice = {"rows": 64, "columns": 32, "depth": 128, "warps": 4, "stages": 3, "group": 8}
-    row = TuningRow("linear_int8 uint8 128x384 -> 128x1536", "sm_90", choice, 2.0, 3.0, 1, "a GPU", "2026-11-23")
+    row = TuningRow("linear_int8 128x384 -> 128x1536", "sm_90", choice, 2.0, 3.0, 1, "a GPU", "2026-11-23")
     found, key = tuned(linear_int8.build, spec, TuningDatabase([row]))
     assert key == row.key and found[3] == Block(64, 32, 128, 4, 3, 8)
     call = triton_call(linear_int8.build(*found))

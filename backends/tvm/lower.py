@@ -25,6 +25,7 @@ from ...ir.verify import neighbourhood
 from ..base import KernelRow, Progress
 from ..target import Target
 from .cuda.kernels import layer_norm_exact
+from .cuda.signed import signed
 from .families import family_of, generator_of
 from .kernels import layout, quantize_image
 from .kernels.base import padded
@@ -94,6 +95,7 @@ def lower(program: Program, target: Target, progress: Progress | None = None, tu
     from . import rules  # registers the rules; they import this module
 
     _require_static(program)
+    program = signed(program) if target.arch == "cuda" else program
     tunings = TuningDatabase.of(target.arch) if tunings is None else tunings
     with generating(target):
         return Lowering(program, target, rules.fallback, tunings).run(progress)

@@ -15,7 +15,7 @@ class Product:
     image; of half precision, it reads a planar one. dtype: of what is multiplied; "fp8" is e4m3."""
 
     shape: Convolution | tuple[int, int, int]
-    dtype: str = "uint8"
+    dtype: str = "int8"
     zero_point: int = 0
     image: bool = False
 
@@ -40,13 +40,13 @@ class Product:
             rows, inner, outer = self.shape
             return f"linear_f32 {self.dtype} {rows}x{inner} -> {rows}x{outer}"
         if isinstance(self.shape, Convolution):
-            return f"convolution_int8 {self.dtype} {'image ' if self.image else ''}{self.shape.work}"
+            return f"convolution_int8 {'image ' if self.image else ''}{self.shape.work}"
         rows, inner, outer = self.shape
-        return f"linear_int8 {self.dtype} {rows}x{inner} -> {rows}x{outer}"
+        return f"linear_int8 {rows}x{inner} -> {rows}x{outer}"
 
 
 def resnet50(batch: int) -> Iterator[Product]:
-    yield Product(Convolution(batch, 3, 224, 224, 64, (7, 7), (2, 2), (3, 3)), zero_point=114, image=True)
+    yield Product(Convolution(batch, 3, 224, 224, 64, (7, 7), (2, 2), (3, 3)), zero_point=-14, image=True)
     inputs, size = 64, 56
     for width, blocks, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
         for block in range(blocks):
@@ -64,7 +64,7 @@ def resnet50(batch: int) -> Iterator[Product]:
 def efficientnet_lite0(batch: int) -> Iterator[Product]:
     """Padding as TensorFlow's "same": the odd row of a stride of 2 is below and to the right."""
     stem = Convolution(batch, 3, 224, 224, 32, (3, 3), (2, 2), (0, 0), padding_end=(1, 1))
-    yield Product(stem, zero_point=114, image=True)
+    yield Product(stem, zero_point=-14, image=True)
     inputs, size = 32, 112
     settings = (
         (1, 16, 1, 1, 3),
@@ -79,7 +79,7 @@ def efficientnet_lite0(batch: int) -> Iterator[Product]:
         for block in range(blocks):
             step, width = (stride if block == 0 else 1), inputs * expansion
             if expansion > 1:
-                yield Product(Convolution(batch, inputs, size, size, width, (1, 1)), "int8")
+                yield Product(Convolution(batch, inputs, size, size, width, (1, 1)))
             before = (kernel - step) // 2
             after = kernel - step - before
             window = Convolution(batch, width, size, size, width, (kernel, kernel), (step, step), (before, before), groups=width)
@@ -87,14 +87,13 @@ def efficientnet_lite0(batch: int) -> Iterator[Product]:
             size //= step
             yield Product(Convolution(batch, width, size, size, outputs, (1, 1)))
             inputs = outputs
-    yield Product(Convolution(batch, 320, 7, 7, 1280, (1, 1)), "int8")
+    yield Product(Convolution(batch, 320, 7, 7, 1280, (1, 1)))
     yield Product((batch, 1280, 1000))
 
 
 def transformer(rows: int, width: int, hidden: int) -> Iterator[Product]:
     for inner, outer in ((width, width), (width, 3 * width), (width, hidden), (hidden, width)):
-        for dtype in ("uint8", "int8"):
-            yield Product((rows, inner, outer), dtype)
+        yield Product((rows, inner, outer))
 
 
 def _all() -> Iterator[Product]:

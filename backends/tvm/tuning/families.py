@@ -141,12 +141,19 @@ def _blocks(spec: Specification) -> list[Choice]:
 
 
 def _cuda_family(name: str, work: Callable[[Specification], str | None]) -> Family:
-    """A generator of (operation, tail, level, block)."""
+    """A generator of (operation, tail, level, block).
+
+    A row holds for codes of either type, which `work` names first: all but a program's own are s8 (`cuda/signed.py`).
+    """
 
     def chosen(spec: Specification, choice: Choice) -> Specification:
         return (*spec[:3], blocks.Block(**choice))
 
-    return Family(name, lambda spec: spec[2], lambda spec: len(spec) > 3 and spec[3] is not None, work, _blocks, chosen)
+    def shape(spec: Specification) -> str | None:
+        key = work(spec)
+        return None if key is None else key.partition(" ")[2]
+
+    return Family(name, lambda spec: spec[2], lambda spec: len(spec) > 3 and spec[3] is not None, shape, _blocks, chosen)
 
 
 def _typed(spec: Specification, work: str) -> str:
