@@ -1,57 +1,30 @@
-"""The TVM backend: compiled integer programs equal the torch reference bit for bit, float programs within a tolerance."""
+"""The TVM backend: compiled integer programs equal the torch reference bit for bit, and what it refuses."""
 
 from __future__ import annotations
 
 import functools
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from graphwright.backends.host import host_arch
 from graphwright.backends.target import Target
 from graphwright.backends.tvm import lower as lowering
 from graphwright.backends.tvm import target as targets
 from graphwright.backends.tvm.backend import TVMBackend
-from graphwright.backends.tvm.executor import load_bytes
 from graphwright.ir.capture import capture
 from graphwright.ir.dialect import gw
 from graphwright.ir.errors import TargetError, UnsupportedOpError
-from graphwright.ir.program import Program, Stage
-from integer_graphs import canonical, codes, integers, normal, program, scales
+from graphwright.ir.program import Stage
+from integer_graphs import codes, integers, normal, program, scales
 from torch import nn
+from tvm_programs import HERE, check_bits, compiled, kinds
 
 U8, S8 = torch.uint8, torch.int8
-HERE = Target.parse("cpu")
 
 needs_cross_compiler = pytest.mark.skipif(
     bool(targets.linker(Target("arm64", "cortex-a76")).missing), reason="no C compiler for AArch64"
 )
-
-
-def compiled(program: Program, target: Target = HERE):
-    return TVMBackend().compile(program, target)
-
-
-def kinds(result) -> dict[str, int]:
-    """Launched kernels by name, the running numbers of equal names cut off."""
-    counts: dict[str, int] = {}
-    for row in result.kernels:
-        name = row.name.rstrip("0123456789")
-        counts[name] = counts.get(name, 0) + 1
-    return counts
-
-
-def check_bits(program: Program, *samples: tuple[torch.Tensor, ...], target: Target = HERE):
-    """Compiles and compares every output of every sample; returns the compiled program."""
-    result = compiled(program, target)
-    run = load_bytes(result.library)
-    for sample in samples:
-        for got, expected in zip(run(*(x.numpy() for x in sample)), program(*sample), strict=True):
-            assert got.dtype == expected.numpy().dtype and got.shape == tuple(expected.shape)
-            np.testing.assert_array_equal(got, expected.numpy())
-    return result
 
 
 # -- convolutions and their tails ----------------------------------------------------------------------------------------------
@@ -281,167 +254,6 @@ def test_quantize_and_dequantize_at_the_edges_of_the_range():
     check_bits(program(body, x), (x,))
 
 
-# -- data movement -------------------------------------------------------------------------------------------------------------
-
-
-def test_concatenation_padding_and_slices_of_channels():
-    def body(p, x):
-        c = gw.rescale(gw.convolution(x, p.w, None, [1, 1], [0, 0], [1, 1], 1, 0), p.s, 50, 0, 255, U8, 1)
-        a, b = c.split([7, 13], dim=1)
-        joined = torch.cat([b, c, a], 1)
-        framed = F.pad(joined, [1, 0, 2, 1], value=50)
-        return gw.max_pool2d(framed, [3, 3], [1, 1], [0, 0], [1, 1], False), c[:, 3:8], c[:, :, 1:], c.permute(0, 2, 3, 1)
-
-    graph = program(body, codes(2, 5, 4, 6), w=integers(-127, 128, 20, 5, 1, 1), s=scales(20, 1e-3))
-    names = kinds(check_bits(graph, (codes(2, 5, 4, 6),)))
-    assert names["concatenate_channels"] == names["pad_channels"] == 1
-
-
-def test_a_convolution_pads_and_quantizes_its_image_itself():
-    """What an explicit pad (Keras "same") and the quantization of the input become: no kernel of their own."""
-
-    def body(p, x):
-        q = F.pad(gw.quantize(x, 0.03, 118, 0, 255, U8), [0, 1, 1, 2], value=118)
-        c = gw.rescale(gw.convolution(q, p.w, None, [2, 2], [0, 1], [1, 1], 1, 118), p.s, 50, 0, 255, U8, 1)
-        framed = F.pad(c, [1, 2, 0, 1], value=50)
-        depthwise = gw.convolution(framed, p.d, None, [2, 2], [0, 0], [1, 1], 20, 50)
-        return depthwise, gw.max_pool2d(framed, [3, 3], [1, 1], [0, 0], [1, 1], False)
-
-    w, d = integers(-127, 128, 20, 3, 3, 3), integers(-127, 128, 20, 1, 3, 3)
-    graph = program(body, normal(2, 3, 19, 22), w=w, d=d, s=scales(20, 1e-3))
-    names = kinds(check_bits(graph, (normal(2, 3, 19, 22),)))
-    names.pop("from_channels")  # of the outputs
-    assert names == {"convolution_int": 1, "depthwise_int": 1, "pad_channels": 1, "max_pool2d": 1}
-
-
-def test_a_pad_with_another_value_stays():
-    def body(p, x):
-        return gw.convolution(F.pad(x, [0, 1, 0, 1], value=3), p.w, None, [1, 1], [1, 1], [1, 1], 1, 50)
-
-    graph = program(body, codes(1, 5, 6, 7), w=integers(-127, 128, 4, 5, 3, 3))
-    assert kinds(check_bits(graph, (codes(1, 5, 6, 7),)))["pad_channels"] == 1
-
-
-def test_float_convolutions_pad_themselves():
-    def body(p, x):
-        first = F.conv2d(F.pad(x, [0, 1, 0, 1]), p.w, stride=2)
-        return F.conv2d(F.pad(first, [1, 2, 0, 1]), p.d, stride=2, groups=8)
-
-    graph = program(body, normal(1, 3, 18, 22), stage=Stage.CANONICAL, w=normal(8, 3, 3, 3), d=normal(8, 1, 3, 3))
-    result = compiled(graph)
-    x = normal(1, 3, 18, 22)
-    np.testing.assert_allclose(load_bytes(result.library)(x.numpy())[0], graph(x)[0].numpy(), rtol=1e-4, atol=1e-4)
-    assert set(kinds(result)) <= {"convolution_f", "depthwise_f", "from_channels"}
-
-
-def test_patches_become_rows_without_a_copy():
-    def body(p, x):
-        c = gw.rescale(gw.convolution(x, p.w, None, [4, 4], [0, 0], [1, 1], 1, 0), p.s, 50, 0, 255, U8, 1)
-        return gw.scale(gw.linear(c.flatten(2).transpose(1, 2), p.v, None, 50), p.t, 2)
-
-    parameters = {
-        "w": integers(-127, 128, 32, 3, 4, 4),
-        "s": scales(32, 1e-3),
-        "v": integers(-127, 128, 5, 32),
-        "t": scales(1, 1e-3),
-    }
-    names = kinds(check_bits(program(body, codes(2, 3, 8, 8), **parameters), (codes(2, 3, 8, 8),)))
-    assert names == {"to_channels": 1, "convolution_int": 1, "linear_int": 1}
-
-
-def test_chains_of_movement_are_copied_once():
-    def body(p, x):
-        y = x.permute(2, 0, 1)[1::2].select(1, 1).unsqueeze(0).expand(3, -1, -1)
-        return gw.lookup(y, p.table), x.transpose(0, 1)[:, 0].clone()
-
-    graph = program(body, codes(2, 6, 8), table=codes(256))
-    assert kinds(check_bits(graph, (codes(2, 6, 8),))) == {"copy_strided": 2, "lookup": 1}
-
-
-def test_inputs_and_parameters_may_be_returned():
-    def body(p, x):
-        return x, x.reshape(-1), p.table
-
-    check_bits(program(body, codes(2, 3), table=codes(5)), (codes(2, 3),))
-
-
-# -- float programs ------------------------------------------------------------------------------------------------------------
-
-
-class FloatNet(nn.Module):
-    """Designed float kernels beside generic ones, in both layouts."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.depthwise = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 16, 3, 1, 1, groups=16)
-        self.grouped, self.up = nn.Conv2d(16, 24, 3, 1, 1, groups=4), nn.ConvTranspose2d(24, 8, 2, 2)
-        self.gate, self.norm, self.head = nn.Linear(24, 24), nn.LayerNorm(24), nn.Linear(24, 10)
-
-    def forward(self, x):
-        y = F.hardswish(self.grouped(F.relu6(self.depthwise(torch.relu(self.stem(x))))))
-        y = y * torch.sigmoid(self.gate(y.mean((2, 3))))[:, :, None, None] + 0.5 * y
-        rows = self.norm(y.flatten(2).transpose(1, 2))
-        mixed = torch.softmax(rows @ rows.transpose(1, 2), -1) @ rows
-        pools = (
-            F.max_pool2d(y, 3, 2, 1),
-            F.max_pool2d(y, 3, 2, 1, ceil_mode=True),
-            F.avg_pool2d(y, 3, 1, 1),
-            F.adaptive_avg_pool2d(y, 1),
-        )
-        largest, where = torch.topk(y.mean((2, 3)), 3)
-        return self.head(F.gelu(mixed).mean(1)), F.max_pool2d(self.up(y), 2), *pools, largest, where
-
-
-def test_float_program_is_close_to_torch():
-    torch.manual_seed(0)
-    model, x = FloatNet().eval(), normal(2, 3, 15, 13)
-    result = compiled(canonical(capture(model, x), Stage.CANONICAL))
-    for got, expected in zip(load_bytes(result.library)(x.numpy()), model(x), strict=True):
-        np.testing.assert_allclose(got, expected.detach().numpy(), rtol=1e-4, atol=1e-5)
-    names = kinds(result)
-    assert names["convolution_f"] == 2 and names["depthwise_f"] == 1 and names["linear_f"] == 2 and names["attention_f"] == 1
-    assert names["layer_norm_f"] == 1 and names["max_pool_f"] == 1 and names["mean_pool_f"] == 1 and names["activation_f"] == 1
-    assert {row.kind for row in result.kernels} == {"designed", "generic"}
-
-
-class Attend(nn.Module):
-    """Self-attention over three heads, a mask over the keys, and a residual."""
-
-    def __init__(self, scores_are_shared: bool = False) -> None:
-        super().__init__()
-        self.qkv, self.out, self.shared = nn.Linear(24, 72), nn.Linear(24, 24), scores_are_shared
-
-    def forward(self, x, mask):
-        q, k, v = self.qkv(x).reshape(2, 7, 3, 3, 8).permute(2, 0, 3, 1, 4)
-        scores = q @ k.transpose(-2, -1) / 8**0.5 + mask[:, None, None]
-        y = (torch.softmax(scores, -1) @ v).transpose(1, 2).reshape(2, 7, 24)
-        return F.silu(x + self.out(y)), *([scores] if self.shared else [])
-
-
-@pytest.mark.parametrize("shared", [False, True], ids=["one kernel", "scores read twice"])
-def test_attention_of_a_float_program(shared):
-    torch.manual_seed(0)
-    model, inputs = Attend(shared).eval(), (normal(2, 7, 24), normal(2, 7))
-    result = compiled(canonical(capture(model, inputs), Stage.CANONICAL))
-    for got, expected in zip(load_bytes(result.library)(*(x.numpy() for x in inputs)), model(*inputs), strict=True):
-        np.testing.assert_allclose(got, expected.detach().numpy(), rtol=1e-4, atol=1e-5)
-    names = kinds(result)
-    # Residual and silu are in the last linear layer.
-    assert names["linear_f"] == 2
-    if shared:
-        assert names["softmax_f"] == 1 and names["matmul_f"] == 2
-    else:
-        assert names == {"linear_f": 2, "attention_f": 1}
-
-
-def test_ops_that_tvm_lacks_are_lowered_by_torch_decompositions():
-    captured = capture(nn.Sequential(nn.Linear(4, 6), nn.Mish()), normal(3, 4))
-    captured.stage = Stage.CANONICAL
-    result, x = compiled(captured), normal(3, 4)
-    np.testing.assert_allclose(load_bytes(result.library)(x.numpy())[0], captured(x)[0].numpy(), rtol=1e-5, atol=1e-6)
-    assert {row.nodes for row in result.kernels} == {("linear",), ("mish",)}
-
-
 # -- sharing, progress, targets, errors ----------------------------------------------------------------------------------------
 
 
@@ -552,19 +364,3 @@ def test_stages_without_machine_code_are_refused():
     captured = capture(nn.Linear(4, 3), normal(2, 4))
     with pytest.raises(TargetError, match="captured program"):
         compiled(captured)
-
-
-def test_float_attention_of_inputs_reads_copies():
-    """Vector loads may run past a row; past the end of the caller's memory they must not."""
-
-    class Attend(nn.Module):
-        def forward(self, q, k, v):
-            return torch.softmax(q @ k.transpose(-1, -2) * 0.25, -1) @ v
-
-    inputs = tuple(normal(1, 2, 5, 16) for _ in range(3))
-    result = compiled(canonical(capture(Attend(), inputs), Stage.CANONICAL))
-    run = load_bytes(result.library)
-    (got,) = run(*(x.numpy() for x in inputs))
-    np.testing.assert_allclose(got, Attend()(*inputs).numpy(), rtol=1e-5, atol=1e-6)
-    assert kinds(result)["attention_f"] == 1
-    assert len(run.step_names) >= 4, "three copies before the attention"
