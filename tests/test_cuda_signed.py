@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from graphwright.backends.target import Target
+from graphwright.backends.tvm.cuda.launch import triton_call
 from graphwright.backends.tvm.cuda.signed import signed
 from graphwright.backends.tvm.lower import lower
 from graphwright.ir.batch import with_batch
@@ -74,12 +75,32 @@ def test_codes_of_the_program_itself_and_of_unknown_operators_stay():
     assert sorted(unsigned(same(graph, x, stream))) == ["aten.bitwise_not.default", "gw.quantize.default", "gw.rescale.default"]
 
 
-@pytest.mark.parametrize("model", ["resnet20", "vit-tiny"])
-def test_no_unsigned_codes_are_left_in_a_network(model):
+def test_codes_that_zeros_border_stay_where_tensor_cores_read_them():
+    def graph(p, x):
+        q = [gw.quantize(x, 0.1, zero, 0, 255, U8) for zero in (0, 0, 0, 7, 0)]
+        framed = torch.ops.aten.constant_pad_nd.default(q[4], [1, 0, 0, 1])
+        one = [1, 1]
+        return (
+            gw.convolution(q[0], p.w, None, one, [1, 0], one, 1, 0),
+            gw.convolution(q[1], p.d, None, one, one, one, 4, 0),
+            gw.convolution(q[2], p.w, None, one, [0, 0], one, 1, 0),
+            gw.convolution(q[3], p.w, None, one, one, one, 1, 7),
+            gw.convolution(framed, p.w, None, one, [0, 0], one, 1, 0),
+        )
+
+    x = normal(2, 4, 6, 5)
+    made = same(program(graph, x, w=integers(-127, 128, 8, 4, 3, 3), d=integers(-127, 128, 4, 1, 3, 3)), x)
+    left = [n.name for n in made.nodes if n.op == "call_function" and n.meta["val"].dtype is U8]
+    assert left == ["quantize", "quantize_4", "constant_pad_nd"]
+
+
+@pytest.mark.parametrize(("model", "left"), [("resnet20", 18), ("vit-tiny", 0)])
+def test_no_unsigned_codes_are_left_in_a_network_but_those_that_zeros_border(model, left):
     source = resolve(model, dynamic_batch=True)
     graph = with_batch(quick_program(source, "int8"), 2)
     assert source.reference is not None
     columns = zip(*source.reference.calibration(2), strict=True)
-    assert unsigned(same(graph, *(torch.cat(column)[:2] for column in columns))) == []
-    products = [f for f in lower(graph, Target("cuda", "sm_90")).module.functions.values() if "FLIP" in str(f.attrs)]
-    assert products and not any('"FLIP", true' in str(f.attrs) or '["FLIP", true]' in str(f.attrs) for f in products)
+    assert len(unsigned(same(graph, *(torch.cat(column)[:2] for column in columns)))) == left
+    calls = map(triton_call, lower(graph, Target("cuda", "sm_90")).module.functions.values())
+    flips = [dict(call.constants)["FLIP"] for call in calls if call is not None and "FLIP" in dict(call.constants)]
+    assert len(flips) > 5 and any(flips) == (left > 0)

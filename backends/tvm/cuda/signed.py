@@ -4,7 +4,9 @@ Tensor cores multiply s8 by s8 here. Codes of u8 have a bit flipped on the way t
 rows takes 10.9 us on an H200 with u8 codes, and 8.6 with s8 ones.
 
 Operators read codes less their zero point, so that both may move together; tensors that only move codes move any. Codes that a
-program takes, returns or holds stay as they are, and so do those of an operator that is not known here.
+program takes, returns or holds stay as they are, and so do those of an operator that is not known here. So do codes whose zero
+point is 0 and which a convolution borders with it: copies into shared memory fill up with zeros alone, and anything else takes
+a way through registers (ResNet-50 at a batch of 128: 3.3 ms instead of 3.0).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import torch
 from torch import fx
 
 from ....ir.dialect import gw
-from ....ir.program import Program, Stage
+from ....ir.program import Program, Stage, shape_of
 from ..values import arguments
 
 aten = torch.ops.aten
@@ -88,7 +90,7 @@ def _movable(program: Program) -> set[fx.Node]:
     """The nodes of u8 codes whose readers and maker all know how to take others, and so do those of the tensors they move to."""
     pinned = {node for node in program.nodes if _is_code(node) and not _makes(program, node)}
     for node in program.nodes:
-        if not _reads(node):
+        if not _reads(node) or _borders_with_zeros(node):
             pinned |= set(_codes_read(node))
     groups = [{node, *_codes_read(node)} for node in program.nodes if node.target in MOVES and _codes_read(node)]
     while True:  # what is moved together stays together
@@ -96,6 +98,17 @@ def _movable(program: Program) -> set[fx.Node]:
         if grown == pinned:
             return {node for node in program.nodes if _is_code(node)} - pinned
         pinned = grown
+
+
+def _borders_with_zeros(node: fx.Node) -> bool:
+    """Whether a convolution on tensor cores stands zeros around its codes, itself or by a pad that it takes in."""
+    if node.target is aten.constant_pad_nd.default:
+        return any(_on_tensor_cores(user) and arguments(user)[7] == 0 for user in node.users)
+    return _on_tensor_cores(node) and any(arguments(node)[4]) and arguments(node)[7] == 0
+
+
+def _on_tensor_cores(node: fx.Node) -> bool:
+    return node.target is gw.convolution.default and arguments(node)[6] < shape_of(arguments(node)[0])[1]
 
 
 def _makes(program: Program, node: fx.Node) -> bool:
