@@ -92,8 +92,10 @@ def _movable(program: Program) -> set[fx.Node]:
     for node in program.nodes:
         if not _reads(node) or _borders_with_zeros(node):
             pinned |= set(_codes_read(node))
-    groups = [{node, *_codes_read(node)} for node in program.nodes if node.target in MOVES and _codes_read(node)]
-    while True:  # what is moved together stays together
+    # Movements keep the type, and additions: a product that adds before it stores makes codes of one type.
+    together = [node for node in program.nodes if node.target in MOVES or node.target is gw.add.default]
+    groups = [{node, *_codes_read(node)} for node in together if _codes_read(node)]
+    while True:
         grown = pinned.union(*(group for group in groups if group & pinned))
         if grown == pinned:
             return {node for node in program.nodes if _is_code(node)} - pinned

@@ -1,7 +1,7 @@
 """Times of kernels measured on a GPU elsewhere: what a plan for a GPU is priced with on a machine that has none.
 
     JSON lines, one kernel each:
-    {"kernel": "convolution_int uint8 96x56x56 -> 24x56x56, 1x1; 2304 of 382208 bytes are weights", "level": "sm_90", ...}
+    {"kernel": "convolution_int int8 96x56x56 -> 24x56x56, 1x1; 2304 of 382208 bytes are weights", "level": "sm_90", ...}
 
 A kernel is known by what it does: its family, element type and shapes, and the bytes of its weights, which tell 4 bits from 8.
 `python -m graphwright.tools.bench.cuda_latency` makes the rows.
@@ -33,9 +33,9 @@ class LatencyRow:
 
 
 def kernel_key(row: KernelRow) -> str:
-    """A name says which of its family a kernel is in its program; that number goes."""
-    family = row.name.rstrip("0123456789")
-    words = " ".join(filter(None, (family, row.dtype, row.shape)))
+    """A name says which of its family a kernel is in its program; that number goes. Codes take as long, u8 or s8."""
+    family, dtype = row.name.rstrip("0123456789"), "int8" if row.dtype == "uint8" else row.dtype
+    words = " ".join(filter(None, (family, dtype, row.shape)))
     return f"{words}; {row.weights} of {row.bytes} bytes are weights"
 
 
