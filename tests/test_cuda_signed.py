@@ -250,9 +250,7 @@ def test_codes_that_zeros_border_stay_where_tensor_cores_read_them():
 # -- networks ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("model", "left"), [("resnet20", 30), ("mobilenetv2", 0), ("efficientnet-lite0", 0), ("vit-tiny", 0), ("minilm-l6", 0)]
-)
+@pytest.mark.parametrize(("model", "left"), [("resnet20", 30), ("mobilenetv2", 0), ("vit-tiny", 0)])
 def test_no_unsigned_codes_are_left_in_a_network_but_those_that_zeros_border(model, left):
     source = resolve(model, dynamic_batch=True)
     graph = with_batch(quick_program(source, "int8"), 2)
