@@ -110,7 +110,7 @@ def test_codes_joined_with_another_type_stay():
     def graph(p, x):
         q, s = gw.quantize(x, 0.03, 119, 3, 250, U8), gw.quantize(x, 0.03, 0, -128, 127, S8)
         wide = torch.cat([q, s], 1).to(torch.int32)
-        return wide, torch.cat([gw.quantize(x, 0.04, 9, 0, 255, U8), x > 0], 1)[:, 1:].to(torch.int32)
+        return wide, gw.dequantize(torch.cat([gw.quantize(x, 0.04, 9, 0, 255, U8), x > 0], 1)[:, 1:], 0.04, 9)
 
     x = normal(2, 4) * 3
     graph = program(graph, x)

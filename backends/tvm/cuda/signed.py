@@ -108,7 +108,7 @@ def _handed(node: fx.Node) -> set[fx.Node]:
     """The tensors whose codes the result of a node is made of; none where it mixes types."""
     place = _role(node).hands_on
     sources = set() if place is None else _nodes(node.args[place])
-    return sources if _is_code(node) and all(map(_is_code, sources)) else set()
+    return sources if all(map(_is_code, sources)) else set()
 
 
 def _movable(program: Program) -> set[fx.Node]:
