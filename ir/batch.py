@@ -31,17 +31,7 @@ def with_batch(program: Program, batch: int) -> Program:
         if not spec.shape or spec.shape[0] not in (None, batch) or None in spec.shape[1:]:
             raise OptionError(f"input '{spec}' has no free batch dimension; capture the model with dynamic_batch=True")
     result = program.clone()
-    mode = torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True)
-    for old, new in zip(program.inputs, result.inputs, strict=True):
-        spec = tensor_spec(old, str(old.target))
-        with mode:
-            new.meta["val"] = torch.empty((batch, *(int(d or 0) for d in spec.shape[1:])), dtype=spec.dtype)
-    for node in list(result.nodes):
-        if node.op == "get_attr":
-            parameter = result.parameter(node)
-            assert parameter is not None
-            node.meta["val"] = mode.from_tensor(parameter, static_shapes=True)
-    result.infer_shapes()
+    resized(result, batch)
     for node in list(result.nodes):
         # Sizes are numbers now, and so is what was computed from them.
         if isinstance(node.meta.get("val"), int):
@@ -51,6 +41,25 @@ def with_batch(program: Program, batch: int) -> Program:
     for node in result.nodes:
         _require_static(node)
     return result
+
+
+def resized(program: Program, batch: int) -> None:
+    """Gives the inputs `batch` as their first dimension, in place, and every node the shapes that follow.
+
+    Raises:
+        VerificationError: an operator rejects the new shapes.
+    """
+    mode = torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True)
+    for node in program.inputs:
+        spec = tensor_spec(node, str(node.target))
+        with mode:
+            node.meta["val"] = torch.empty((batch, *(int(d or 0) for d in spec.shape[1:])), dtype=spec.dtype)
+    for node in list(program.nodes):
+        if node.op == "get_attr":
+            parameter = program.parameter(node)
+            assert parameter is not None
+            node.meta["val"] = mode.from_tensor(parameter, static_shapes=True)
+    program.infer_shapes()
 
 
 def _require_static(node: fx.Node) -> None:

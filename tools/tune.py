@@ -58,11 +58,12 @@ class EndToEnd:
 
 def kernels_of(program: Program, target: Target) -> list[Kernel]:
     """The distinct tunable kernels of a program, in the order they first run."""
-    from ..backends.tvm.lower import lower
+    from ..backends.tvm.parts import lower_parts
     from ..backends.tvm.tuning.families import FAMILIES
 
     found: dict[tuple[str, str], Kernel] = {}
-    for generator, spec in lower(program, target, tunings=TuningDatabase()).specs:
+    lowered, _ = lower_parts(program, target, tunings=TuningDatabase())
+    for generator, spec in lowered.specs:
         family = FAMILIES.get(generator)
         key = None if family is None else family.key(spec)
         if family is not None and key is not None:

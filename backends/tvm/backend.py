@@ -17,7 +17,7 @@ from .cuda.build import build as build_cuda
 from .cuda.link import link as link_cuda
 from .kernels.base import LANES
 from .link import link
-from .lower import lower
+from .parts import lower_parts, whole_rows
 from .pipeline import build
 from .profile import run_times, step_times
 from .target import require_emit, require_run, target_rows, tvm_target
@@ -57,14 +57,15 @@ class TVMBackend(Backend):
         require_emit(target)
         verify(program)
         compiler_target = tvm_target(target)
-        lowered = lower(program, target, progress, self._tunings)
+        lowered, parts = lower_parts(program, target, progress, self._tunings)
         if progress is not None:
             progress(1, 2, "generate machine code")
         with deferred_interrupt():
-            library = _library(lowered.module, compiler_target, target)
+            library = _library(lowered.module, compiler_target, target, parts)
         if progress is not None:
             progress(2, 2, "generate machine code")
-        return Compiled(target, library, lowered.kernels, {"tvm_target": str(compiler_target), "tuned": list(lowered.tuned)})
+        options = {"tvm_target": str(compiler_target), "tuned": list(lowered.tuned), "parts": parts}
+        return Compiled(target, library, whole_rows(lowered.kernels, parts), options)
 
     def latencies(self, programs: Sequence[Timed], repeats: int = 50) -> list[float]:
         for compiled, _ in programs:
@@ -83,8 +84,8 @@ class TVMBackend(Backend):
         return latency.version(target.arch)
 
 
-def _library(module: tvm.IRModule, compiler_target: tvm.target.Target, target: Target) -> bytes:
+def _library(module: tvm.IRModule, compiler_target: tvm.target.Target, target: Target, parts: int) -> bytes:
     if target.arch == "cuda":
         return link_cuda(build_cuda(module, compiler_target), target)
-    region, kernels = build(module, compiler_target)
+    region, kernels = build(module, compiler_target, parts)
     return link(region, kernels, target)

@@ -73,10 +73,11 @@ def tables(region: Region, weights: Path) -> str:
             table("gw_step", "gw_steps", steps),
             table("gw_place", "gw_places", places),
             table("uint64_t", "gw_sizes", [str(tensor.size) for tensor in tensors]),
+            table("uint64_t", "gw_staged", ["GW_IN_PLACE" if place is None else str(place) for place in region.staged]),
             "const gw_region gw_program = {",
             f"  gw_steps, gw_places, {len(steps)}, {max((len(s.places) for s in region.steps), default=0)},",
             f"  {int(any(step.phase.parallel for step in region.steps))}, {region.arena}, {region.scratch}, gw_weights,",
-            f"  {len(region.inputs)}, {len(region.outputs)}, gw_sizes,",
+            f"  {len(region.inputs)}, {len(region.outputs)}, gw_sizes, gw_staged, {region.parts},",
             f"  {json.dumps(region.description())}}};",
             "",
         ]

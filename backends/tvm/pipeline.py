@@ -23,8 +23,11 @@ from .tasks import split_tasks, take_pointers
 REDUCTION_COST = 16
 
 
-def build(module: tvm.IRModule, target: tvm.target.Target) -> tuple[Region, bytes]:
-    """Compiles a lowered module: the plan of its one parallel region, and the object code of its kernels."""
+def build(module: tvm.IRModule, target: tvm.target.Target, parts: int = 1) -> tuple[Region, bytes]:
+    """Compiles a lowered module: the plan of its one parallel region, and the object code of its kernels.
+
+    parts: times that the module's function runs for the whole batch.
+    """
     with target:
         module = tvm.transform.Sequential(relax_passes())(module)
         functions = {v: f for v, f in module.functions_items() if isinstance(f, tirx.PrimFunc)}
@@ -32,7 +35,7 @@ def build(module: tvm.IRModule, target: tvm.target.Target) -> tuple[Region, byte
         kernels = {v.name_hint: split_tasks(v.name_hint, f) for v, f in flat.functions_items()}
         phases = [phase for kernel in kernels.values() for phase in kernel.phases]
         code = generate(tvm.IRModule({phase.name: phase.function for phase in phases}), target)
-    return plan_region(module["main"], kernels), code
+    return plan_region(module["main"], kernels, parts), code
 
 
 def relax_passes() -> list[Any]:

@@ -19,7 +19,7 @@ import tvm
 from tvm import relax as _relax
 
 from ...ir.errors import UnsupportedOpError
-from .memory import SLACK, Lifetime, aligned, plan_arena
+from .memory import ALIGNMENT, SLACK, Lifetime, aligned, plan_arena
 from .tasks import TaskKernel, Work
 from .values import CONSTANT, Expr, item_size
 
@@ -29,6 +29,10 @@ relax: Any = _relax
 
 #: A task keeps its scratch on its thread's stack, where it stays in the cache from one kernel to the next.
 MOST_TASK_BYTES = 1 << 20
+
+
+#: Parts that run at the same time, at most; the arena holds so many (`GW_MOST_GROUPS` of `region.h`).
+MOST_GROUPS = 64
 
 
 class Space(StrEnum):
@@ -100,9 +104,12 @@ class Region:
     """Everything the region executor needs.
 
     Attributes:
+        inputs, outputs: of one part.
         weights: the packed parameters as one image.
-        arena: bytes that hold every intermediate buffer.
+        arena: bytes that hold every intermediate buffer of one part, and its staged tensors.
         scratch: bytes that every task has for itself.
+        parts: the steps run once a part of the batch.
+        staged: for each input and output, where a part of it lies in the arena; None: in the caller's memory.
     """
 
     inputs: tuple[Tensor, ...]
@@ -111,16 +118,21 @@ class Region:
     weights: bytes = field(repr=False)
     arena: int
     scratch: int
+    parts: int = 1
+    staged: tuple[int | None, ...] = ()
 
     def description(self, on_device: bool = False) -> str:
         """What a runner must know, as JSON. on_device: the library holds its arena itself, the runner brings none."""
 
         def tensors(items: Sequence[Tensor]) -> list[dict[str, Any]]:
-            return [{"dtype": t.dtype, "shape": list(t.shape)} for t in items]
+            return [
+                {"dtype": t.dtype, "shape": [t.shape[0] * self.parts, *t.shape[1:]] if self.parts > 1 else list(t.shape)}
+                for t in items
+            ]
 
         return json.dumps(
             {
-                "arena": 0 if on_device else self.arena,
+                "arena": 0 if on_device else self.arena * min(self.parts, MOST_GROUPS),
                 "inputs": tensors(self.inputs),
                 "outputs": tensors(self.outputs),
                 "steps": [[step.phase.name, step.kernel] for step in self.steps],
@@ -129,8 +141,11 @@ class Region:
         )
 
 
-def plan_region(main: Any, kernels: Mapping[str, TaskKernel[Work]]) -> Region:
+def plan_region(main: Any, kernels: Mapping[str, TaskKernel[Work]], parts: int = 1) -> Region:
     """Plans the function `main` of a lowered module, whose kernels (by function name) were split into phases.
+
+    Args:
+        parts: times that `main` runs for the whole batch, of which its tensors are one part.
 
     Raises:
         UnsupportedOpError: an operation whose result has no static place, such as one with a data-dependent shape.
@@ -150,7 +165,20 @@ def plan_region(main: Any, kernels: Mapping[str, TaskKernel[Work]]) -> Region:
     scratch = max((_task_bytes(step.phase.scratch) for step in steps), default=0)
     if scratch > MOST_TASK_BYTES:
         raise RuntimeError(f"a kernel asks for {scratch} bytes of its task's stack; {MOST_TASK_BYTES} is the most it may have")
-    return Region(inputs, outputs, steps, calls.weights.image(), arena, scratch)
+    staged, arena = _staged((*inputs, *outputs), arena, parts)
+    return Region(inputs, outputs, steps, calls.weights.image(), arena, scratch, parts, staged)
+
+
+def _staged(tensors: Sequence[Tensor], arena: int, parts: int) -> tuple[tuple[int | None, ...], int]:
+    """Where parts of tensors lie in the arena, and its size with them: kernels want aligned addresses, and where a part is no
+    whole number of cache lines, the next one has none."""
+    places: list[int | None] = []
+    arena = aligned(arena) if parts > 1 else arena
+    for tensor in tensors:
+        apart = parts > 1 and tensor.size != aligned(tensor.size)
+        places.append(arena if apart else None)
+        arena += aligned(tensor.size) + ALIGNMENT if apart else 0
+    return tuple(places), arena
 
 
 def _task_bytes(sizes: Sequence[int]) -> int:
