@@ -9,6 +9,7 @@ import pytest
 import torch
 from graphwright.backends.tvm.kernels import convolution_int8
 from graphwright.backends.tvm.kernels.base import Convolution, ResidualAdd, Tail, padded
+from graphwright.backends.tvm.kernels.isa import isa_of
 from graphwright.backends.tvm.kernels.quantize_image import Quantize
 from graphwright.backends.tvm.kernels.tail import _early_zero_point
 from hypothesis import given, settings
@@ -133,15 +134,8 @@ def test_a_zero_point_is_added_before_the_shift_where_s32_has_room(dtype, zero_p
     assert _early_zero_point(add, dtype) is early
 
 
-@pytest.mark.parametrize("level", LEVELS)
-@settings(max_examples=6, deadline=None)
-@given(data=st.data())
-def test_quantizes_a_float_image(level, data):
-    shape = data.draw(convolutions("dense"))
-    shape = dataclasses.replace(shape, channels=data.draw(st.integers(1, 9)), width=shape.width + data.draw(st.integers(0, 30)))
-    dtype, zero_point = data.draw(st.sampled_from([("uint8", 0), ("uint8", 131), ("int8", -128), ("int8", 5)]))
-    limits = data.draw(st.sampled_from([(0, 255), (3, 200)] if dtype == "uint8" else [(-128, 127), (-127, 100)]))
-    rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
+def check_image(shape, dtype, zero_point, limits, level, rng):
+    """A float image that the kernel quantizes, against the codes' convolution."""
     image = rng.normal(0, 8, (shape.batch, shape.channels, shape.height, shape.width)).astype(np.float32)
     weight = rng.integers(-128, 128, (shape.filters, shape.channels, *shape.kernel)).astype(np.int8)
     quantize = Quantize(0.07, zero_point, *limits, dtype)
@@ -152,3 +146,31 @@ def test_quantizes_a_float_image(level, data):
     got = run(function, level, [image, *packed], output)[..., : shape.filters].transpose(0, 3, 1, 2)
     codes = torch.ops.gw.quantize(torch.from_numpy(image), 0.07, zero_point, *limits, TORCH[dtype])
     np.testing.assert_array_equal(got, accumulated(shape, codes.numpy(), weight, None, zero_point).numpy())
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@settings(max_examples=6, deadline=None)
+@given(data=st.data())
+def test_quantizes_a_float_image(level, data):
+    shape = data.draw(convolutions("dense"))
+    shape = dataclasses.replace(shape, channels=data.draw(st.integers(1, 9)), width=shape.width + data.draw(st.integers(0, 30)))
+    dtype, zero_point = data.draw(st.sampled_from([("uint8", 0), ("uint8", 131), ("int8", -128), ("int8", 5)]))
+    limits = data.draw(st.sampled_from([(0, 255), (3, 200)] if dtype == "uint8" else [(-128, 127), (-127, 100)]))
+    check_image(shape, dtype, zero_point, limits, level, np.random.default_rng(data.draw(st.integers(0, 10**6))))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("dtype", "zero_point"), [("uint8", 131), ("int8", 5)])
+@pytest.mark.parametrize("width", [9, 16, 37])
+@pytest.mark.parametrize(
+    ("channels", "kernel", "stride", "dilation", "merged"),
+    [(3, 7, 2, 1, True), (1, 3, 1, 1, True), (2, 3, 1, 1, True), (3, 3, 2, 1, False), (3, 7, 1, 2, False), (5, 3, 1, 1, False)],
+)
+def test_a_row_of_taps_is_one_run_of_bytes(channels, kernel, stride, dilation, merged, width, dtype, zero_point, level):
+    pad = (kernel // 2 * dilation,) * 2
+    shape = Convolution(2, channels, 8, width, 20, (kernel, kernel), (stride, stride), pad, dilation=(dilation, dilation))
+    spec = convolution_int8.ConvolutionInt8(shape, dtype, zero_point, Quantize(0.07, zero_point, -128, 127, dtype))
+    if isa_of(level).step == 4:
+        assert convolution_int8.runs_on(spec, isa_of(level)) is merged
+    limits = (0, 255) if dtype == "uint8" else (-128, 127)
+    check_image(shape, dtype, zero_point, limits, level, np.random.default_rng(0))

@@ -12,7 +12,7 @@ then Y [N, OH, OW, Op]. Cp and Op are padded to LANES; lanes past C may hold any
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, prod
+from math import ceil
 
 import numpy as np
 from tvm import tirx
@@ -26,7 +26,7 @@ from .frame import pad_image
 from .gemm_int8 import Pixels, Product, Tiling, fold_bias, pack_panels
 from .isa import Isa, isa_of
 from .packed import Packing, Storage, emit_product, emit_tiles
-from .quantize_image import Quantize, framed_words, word_pitch
+from .quantize_image import WORD, Quantize, framed_words, word_pitch
 from .tail import declare, pack_tail
 from .tilings import choose_tiling
 
@@ -98,7 +98,7 @@ def pack(
     if form:
         packed = _storage(spec, isa, form).pack(convolution_tiles.pack(form, weight))
     elif shape.groups == 1:
-        packed = _storage(spec, isa).pack(_pack_dense(weight, isa))
+        packed = _storage(spec, isa).pack(_pack_dense(weight, isa, runs_on(spec, isa)))
     else:
         packed = grouped_int8.pack_weight(shape, weight, spec.packing)
     return packed, wide, *pack_tail(tail, shape.filters, **values)
@@ -116,10 +116,30 @@ def _storage(spec: ConvolutionInt8, isa: Isa, form: convolution_tiles.TiledConvo
     panels = padded(spec.shape.filters) // LANES
     if form:
         return Storage(convolution_tiles.packed_size(form) // panels, panels, spec.packing)
-    return Storage(prod(spec.shape.kernel) * padded(spec.shape.channels, isa.step) * LANES, panels, spec.packing)
+    height, width, channels = _taps(spec, isa)
+    return Storage(height * width * padded(channels, isa.step) * LANES, panels, spec.packing)
 
 
-def _pack_dense(weight: np.ndarray, isa: Isa) -> np.ndarray:
+def runs_on(spec: ConvolutionInt8, isa: Isa) -> bool:
+    """Whether a row of the kernel is one run of bytes: pixels of few channels, quantized here, then lie side by side.
+
+    A step of the dot instruction takes several channels, and 3 fill 3 bytes of 4: seven taps of 3 channels are six steps, not 7.
+    """
+    (_, width), channels = spec.shape.kernel, spec.shape.channels
+    if spec.quantize is None or channels > WORD or spec.shape.dilation[1] != 1:
+        return False
+    return ceil(width * channels / isa.step) < width * ceil(channels / isa.step)
+
+
+def _taps(spec: ConvolutionInt8, isa: Isa) -> tuple[int, int, int]:
+    """(rows, columns, channels) of the kernel as the product counts them."""
+    (height, width), channels = spec.shape.kernel, spec.shape.channels
+    return (height, 1, width * channels) if runs_on(spec, isa) else (height, width, channels)
+
+
+def _pack_dense(weight: np.ndarray, isa: Isa, runs_on: bool) -> np.ndarray:
+    if runs_on:
+        weight = weight.transpose(0, 3, 1, 2).reshape(len(weight), -1, weight.shape[2], 1)
     filters, channels, height, width = weight.shape
     inner = ceil(channels / isa.step) * isa.step
     matrix = np.zeros((height, width, inner, filters), np.int8)
@@ -150,21 +170,20 @@ def _image(spec: ConvolutionInt8) -> Argument:
 
 def _dense(spec: ConvolutionInt8, tail: Tail, isa: Isa, tiling: Tiling | None) -> None:
     shape = spec.shape
-    kernel_height, kernel_width = shape.kernel
+    kernel_height, kernel_width, channels = _taps(spec, isa)
     pitch, out_pitch = padded(shape.channels), padded(shape.filters)
     out_shape = (shape.batch, shape.out_height, shape.out_width, out_pitch)
-    inner = ceil(shape.channels / isa.step)
     storage = _storage(spec, isa)
     packed = [storage.argument, ("B", (out_pitch,), "int32")]
     (x, weights, bias), code = declare(tail, isa, shape.filters, [_image(spec)], packed, out_shape)
     flip = bool(isa.shift(spec.dtype))
     height, width = shape.framed_height, shape.framed_width
     if spec.quantize is not None:
-        pitch = word_pitch(shape.channels)
-        x = framed_words(shape, x, spec.quantize, isa)
+        pitch = shape.channels if runs_on(spec, isa) else word_pitch(shape.channels)
+        x = framed_words(shape, x, spec.quantize, isa, pitch)
         flip = False
     elif shape.bordered:
-        pitch = inner * isa.step
+        pitch = padded(shape.channels, isa.step)
         x = pad_image(shape, x, spec.zero_point, pitch, isa)
         flip = False
     if (*shape.kernel, *shape.stride) == (1, 1, 1, 1):
@@ -181,5 +200,5 @@ def _dense(spec: ConvolutionInt8, tail: Tail, isa: Isa, tiling: Tiling | None) -
             out_pitch,
         )
     kernel = ((kernel_height, shape.dilation[0] * width * pitch), (kernel_width, shape.dilation[1] * pitch))
-    product = Product(isa, pixels, kernel, shape.channels, x, flip, weights, bias, code)
+    product = Product(isa, pixels, kernel, channels, x, flip, weights, bias, code)
     emit_product(product, storage, tiling or choose_tiling(pixels, out_pitch, product.steps, isa))

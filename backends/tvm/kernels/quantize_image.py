@@ -16,7 +16,7 @@ import numpy as np
 from tvm import tirx
 
 from .base import LANES, Convolution, padded
-from .emit import arguments, bind, build, clamp_start, loop, parallel_kind, store
+from .emit import arguments, bind, build, clamp_start, loop, parallel_kind, shuffle, store
 from .float_base import load_lanes
 from .isa import Isa, T, isa_of
 from .tail import rounded
@@ -83,35 +83,39 @@ def word_pitch(channels: int) -> int:
     return -(-channels // WORD) * WORD
 
 
-def framed_words(shape: Convolution, x: Any, quantize: Quantize, isa: Isa) -> Any:
-    """Quantizes X [N, C, H, W] into a scratch [N, framed height, framed width, word_pitch(C)] whose border holds the zero point.
+def framed_words(shape: Convolution, x: Any, quantize: Quantize, isa: Isa, pitch: int = 0) -> Any:
+    """Quantizes X [N, C, H, W] into a scratch [N, framed height, framed width, pitch] whose border holds the zero point.
 
-    Channels past C hold anything that meets zero weights; on levels whose dot instruction reads u8, s8 values become x + 128.
+    pitch: `word_pitch(C)` (0), or C where that is less than a word. Channels past C hold anything that meets zero weights; on
+    levels whose dot instruction reads u8, s8 values become x + 128.
     """
     shift = isa.shift(quantize.dtype)
-    pitch, height, width = word_pitch(shape.channels), shape.framed_height, shape.framed_width
+    pitch, height, width = pitch or word_pitch(shape.channels), shape.framed_height, shape.framed_width
     scratch = T.alloc_buffer((shape.batch * height * width * pitch + SLACK,), isa.operand or quantize.dtype)
     pixels = shape.height * shape.width
+    most = min(pitch, WORD)  # bytes that are kept of a word
 
     def blank(offset: Any, columns: int) -> None:
         fill = T.Cast(str(scratch.dtype), T.int32(quantize.zero_point + shift))
-        with loop(columns * (pitch // WORD)) as word:
-            store(scratch, offset + word * WORD, T.Broadcast(fill, WORD), WORD)
+        with loop(columns * (pitch // most)) as piece:
+            _keep(scratch, offset + piece * most, T.Broadcast(fill, WORD), most)
 
     def block(image: Any, row: Any, first: Any, valid: int, offset: Any) -> None:
-        for group in range(pitch // WORD):
+        for group in range(-(-pitch // WORD)):
             channels = range(WORD * group, min(WORD * (group + 1), shape.channels))
             starts = [(image * shape.channels + c) * pixels + row * shape.width + first for c in channels]
             packed = bind(_word([load_lanes(x, at, valid) for at in starts], quantize, shift, isa))
-            if pitch == WORD and valid == LANES:
+            if pitch <= WORD and valid == LANES:
                 codes = T.reinterpret(f"{scratch.dtype}x{LANES * WORD}", packed)
-                store(scratch, offset + first * WORD, codes, LANES * WORD)
+                if pitch < WORD:
+                    codes = shuffle([codes], [WORD * pixel + byte for pixel in range(LANES) for byte in range(pitch)])
+                store(scratch, offset + first * pitch, codes, LANES * pitch)
                 continue
             words = T.alloc_buffer((LANES,), "int32")
             store(words, 0, packed)
             with loop(valid) as pixel:
                 code = T.reinterpret(f"{scratch.dtype}x{WORD}", words.vload([pixel]))
-                store(scratch, offset + (first + pixel) * pitch + group * WORD, code, WORD)
+                _keep(scratch, offset + (first + pixel) * pitch + group * WORD, code, most)
 
     def interior(image: Any, row: Any, offset: Any) -> None:
         if shape.width < LANES:
@@ -140,6 +144,15 @@ def framed_words(shape: Convolution, x: Any, quantize: Quantize, isa: Isa) -> An
                 with T.Else():
                     blank(base, width)
     return scratch
+
+
+def _keep(buffer: Any, offset: Any, word: Any, count: int) -> None:
+    """Stores the first `count` of WORD bytes."""
+    if count == WORD:
+        store(buffer, offset, word, WORD)
+        return
+    for byte in range(count):
+        T.buffer_store(buffer, shuffle([word], [byte]), [offset + byte])
 
 
 def _word(planes: list[Any], quantize: Quantize, shift: int, isa: Isa) -> Any:
