@@ -116,7 +116,15 @@ def test_inputs_of_different_batches_stay_whole():
 )
 def test_parts_fit_the_cache_and_are_enough_for_several_cores(batch, moved, expected):
     program = captured(SEPARATE["a pool"], (batch, 4, 8))
-    _, count = parts_module.cut(program, [KernelRow("k", (), "designed", bytes=moved + 99, weights=99)])
+    _, count = parts_module.cut(program, [KernelRow("k", (), "designed", macs=99 * 16 * batch, bytes=moved + 99, weights=99)])
+    assert count == expected
+
+
+@pytest.mark.parametrize(("reuse", "expected"), [(1, 1), (3, 1), (4, 4), (8, 4), (16, 4)])
+def test_parts_are_large_enough_for_their_weights(reuse, expected):
+    """Few multiply-accumulates for a byte of weights: a part has as many samples as make up for it, or the batch stays whole."""
+    program = captured(SEPARATE["a pool"], (16, 4, 8))
+    _, count = parts_module.cut(program, [KernelRow("k", (), "designed", macs=1000 * 16 * reuse, bytes=1 << 20, weights=1000)])
     assert count == expected
 
 

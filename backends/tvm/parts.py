@@ -23,6 +23,10 @@ KEPT_BYTES = 1 << 20
 #: Fewer parts share the cores of a machine badly, so a smaller batch is cut into its samples.
 LEAST_PARTS = 4
 
+#: Multiply-accumulates of a part for each byte of weights, at least: every core reads all weights for each of its parts, at a few
+#: bytes a nanosecond. A perceptron has one or two a sample, a convolutional network or a transformer some tens.
+LEAST_REUSE = 16
+
 #: A batch that moves less is not worth a fork.
 LEAST_BYTES = 1 << 19
 
@@ -43,13 +47,14 @@ def cut(program: Program, kernels: Sequence[KernelRow]) -> tuple[Program, int]:
         kernels: of the whole program.
     """
     batch = program.input_specs[0].shape[0] if program.input_specs and program.input_specs[0].shape else None
-    moved = sum(row.bytes - row.weights for row in kernels)
+    weights, macs = sum(row.weights for row in kernels), sum(row.macs for row in kernels)
+    moved = sum(row.bytes for row in kernels) - weights
     if batch is None or batch < 2 or moved < LEAST_BYTES:
         return program, 1
-    most = min(KEPT_BYTES * batch * len(kernels) // moved, batch // LEAST_PARTS)
-    size = max((size for size in range(1, batch) if batch % size == 0 and size <= most), default=1)
-    part = in_parts(program, size)
-    return (program, 1) if part is None else (part, batch // size)
+    most = max(1, min(KEPT_BYTES * batch * len(kernels) // moved, batch // LEAST_PARTS))
+    sizes = [s for s in range(1, batch) if batch % s == 0 and s <= most and macs * s >= LEAST_REUSE * weights * batch]
+    part = in_parts(program, max(sizes)) if sizes else None
+    return (program, 1) if part is None else (part, batch // max(sizes))
 
 
 def whole_rows(kernels: Sequence[KernelRow], parts: int) -> tuple[KernelRow, ...]:
