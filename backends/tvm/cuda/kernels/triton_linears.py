@@ -105,10 +105,25 @@ def linears(
     k = tl.arange(0, BK)
     x_at = x + (row * X_PITCH)[:, None] + k[None, :]
     w_at = w + (column * W_PITCH)[None, :] + k[:, None]
+    if N_RIDER > 0:  # noqa: SIM102 (settled at compile time)
+        if tile == 0:
+            side = tl.arange(0, RIDER)
+            side_at = w + ((START_RIDER + side) * W_PITCH)[None, :] + k[:, None]  # padded to RIDER rows
+            side_acc = tl.zeros((BM, RIDER), tl.int32)
+            for step in range(tl.cdiv(K, BK)):
+                depth = step * BK
+                if K % BK == 0:
+                    left = tl.load(x_at + depth)
+                    few = tl.load(side_at + depth)
+                else:
+                    left = tl.load(x_at + depth, mask=k[None, :] < K - depth, other=0)
+                    few = tl.load(side_at + depth, mask=k[:, None] < W_PITCH - depth, other=0)
+                side_acc = tl.dot(signed(left, FLIP), few, side_acc, out_dtype=tl.int32)
+            store_part(
+                side_acc, bias, scale, table_rider, y_rider, rows, side, M, N_RIDER, START_RIDER, ZERO_POINT_RIDER, QMIN_RIDER,
+                QMAX_RIDER,
+            )  # fmt: skip
     acc = tl.zeros((BM, BN), tl.int32)
-    side = tl.arange(0, RIDER)
-    side_acc = tl.zeros((BM, RIDER), tl.int32)
-    side_at = w + ((START_RIDER + side) * W_PITCH)[None, :] + k[:, None]  # padded to RIDER rows
     for step in range(tl.cdiv(K, BK)):
         depth = step * BK
         if K % BK == 0:
@@ -117,20 +132,7 @@ def linears(
         else:
             left = tl.load(x_at + depth, mask=k[None, :] < K - depth, other=0)
             right = tl.load(w_at + depth, mask=k[:, None] < W_PITCH - depth, other=0)
-        codes = signed(left, FLIP)
-        acc = tl.dot(codes, right, acc, out_dtype=tl.int32)
-        if N_RIDER > 0:
-            if K % BK == 0:
-                few = tl.load(side_at + depth)
-            else:
-                few = tl.load(side_at + depth, mask=k[:, None] < W_PITCH - depth, other=0)
-            side_acc = tl.dot(codes, few, side_acc, out_dtype=tl.int32)
-    if N_RIDER > 0:  # noqa: SIM102 (settled at compile time)
-        if tile == 0:
-            store_part(
-                side_acc, bias, scale, table_rider, y_rider, rows, side, M, N_RIDER, START_RIDER, ZERO_POINT_RIDER, QMIN_RIDER,
-                QMAX_RIDER,
-            )  # fmt: skip
+        acc = tl.dot(signed(left, FLIP), right, acc, out_dtype=tl.int32)
     if tile < TILES_0:
         store_part(acc, bias, scale, table_0, y_0, rows, columns, M, N_0, 0, ZERO_POINT_0, QMIN_0, QMAX_0)
     if N_1 > 0:  # noqa: SIM102 (settled at compile time)
