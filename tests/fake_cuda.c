@@ -11,7 +11,7 @@
 typedef struct { char name[128]; } function_t;
 typedef struct { int first, count; } graph_t;
 typedef void (*emulation_t)(const unsigned* extents, void** arguments);
-typedef struct { emulation_t run; unsigned extents[6]; uint64_t values[64]; } launch_t;
+typedef struct { const char* name; emulation_t run; int arguments; unsigned extents[6]; uint64_t values[64]; } launch_t;
 
 static launch_t launches[4096];
 static int launch_count, capturing, event_time;
@@ -116,9 +116,11 @@ int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
   if (!capturing || !stream || extra) return 900;
   if (getenv("FAKE_CUDA_BROKEN") && strcmp(getenv("FAKE_CUDA_BROKEN"), name) == 0) return 1;
   launch_t* launch = &launches[launch_count++];
+  launch->name = name;
   launch->run = emulation_of(name);
+  launch->arguments = kernel_arguments(launch->run, name);
   memcpy(launch->extents, extents, sizeof(extents));
-  for (int i = 0; i < kernel_arguments(launch->run, name); ++i) launch->values[i] = *(uint64_t*)arguments[i];
+  for (int i = 0; i < launch->arguments; ++i) launch->values[i] = *(uint64_t*)arguments[i];
   note("capture %s %llux%llu", gx, bx, name);
   return 0;
 }
@@ -136,6 +138,13 @@ int cuStreamDestroy_v2(void* stream) { free(stream); return 0; }
 int cuStreamSynchronize(void* stream) { on(stream); note("%ssynchronize", 0, 0, ""); return 0; }
 int cuStreamWaitEvent(void* stream, void* event, unsigned flags) { on(stream); note("%swait", 0, 0, ""); return event ? (int)flags : 1; }
 int cuStreamBeginCapture_v2(void* stream, int mode) { capturing = 1; return stream && mode == 1 ? 0 : 1; }
+/* A node of a graph is its launch; graphs made of one recording share them. */
+int cuStreamGetCaptureInfo_v2(void* stream, int* status, uint64_t* id, void** graph, const void* const** last, size_t* count) {
+  static const void* node;
+  node = &launches[launch_count - 1];
+  *status = capturing, *id = 1, *graph = NULL, *last = &node, *count = 1;
+  return capturing && stream ? 0 : 1;
+}
 int cuStreamEndCapture(void* stream, void** graph) {
   static int start;
   graph_t* made = calloc(1, sizeof(*made));
@@ -159,6 +168,17 @@ int cuGraphLaunch(void* executable, void* stream) {
     for (int i = 0; i < 64; ++i) arguments[i] = &launch->values[i];
     if (launch->run) launch->run(launch->extents, arguments);
   }
+  return 0;
+}
+typedef struct { void* function; unsigned extents[6], shared; void **arguments, **extra; } parameters_t;
+int cuGraphExecKernelNodeSetParams(void* executable, void* node, const parameters_t* parameters) {
+  const graph_t* graph = executable;
+  launch_t* launch = node;
+  const char* name = ((function_t*)parameters->function)->name;
+  const int inside = launch >= launches + graph->first && launch < launches + graph->first + graph->count;
+  if (!inside || strcmp(launch->name, name) || memcmp(launch->extents, parameters->extents, sizeof(launch->extents))) return 1;
+  for (int i = 0; i < launch->arguments; ++i) launch->values[i] = *(uint64_t*)parameters->arguments[i];
+  note("bind %s", 0, 0, name);
   return 0;
 }
 int cuGraphDestroy(void* graph) { free(graph); return 0; }

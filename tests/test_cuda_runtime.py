@@ -90,14 +90,29 @@ for inputs in ((left.as_subclass(OnDevice), right), (left, right.as_subclass(OnD
     except Exception as error:
         messages.append(f"{type(error).__name__}: {error}")
 expected, equal = model(left, right), []
-Path(os.environ["FAKE_CUDA_LOG"]).unlink()
+log = Path(os.environ["FAKE_CUDA_LOG"])
+def lines():
+    found = log.read_text().splitlines()
+    log.unlink()
+    return found
+log.unlink()
 abi.set_stream(0, 3)
 for stream in (0, 7, 7, 0):
     torch._C._cuda_getCurrentRawStream = lambda index, stream=stream: stream
     out = model(left.as_subclass(OnDevice), right.mT.contiguous().mT.as_subclass(OnDevice))
     equal.append(type(out) is OnDevice and torch.equal(out.as_subclass(torch.Tensor), expected))
     equal.append(abi.set_stream(0, 3) == 3)
-print(json.dumps([messages, equal, Path(os.environ["FAKE_CUDA_LOG"]).read_text().splitlines()]))
+streams = lines()
+def again(x, y, out):
+    # A run on these tensors; out: of the result. Returns what the driver was told.
+    model._run.run_on_device([t.as_subclass(OnDevice) for t in (x, y)], [out.as_subclass(OnDevice)])
+    equal.append(torch.equal(out, expected))
+    return [*lines(), ""]
+out, shifted, second = torch.empty_like(expected), torch.empty(left.numel() + 1), right.clone()
+shifted = shifted[1:].reshape(left.shape).copy_(left)
+placed = [again(left, right, out), again(left, right, out), again(left, second, out), again(shifted, second, out)]
+placed += [again(left, second, second), again(left, right, left)]
+print(json.dumps([messages, equal, streams, placed]))
 """
 
 
@@ -251,20 +266,24 @@ def test_tensors_on_the_gpu_stay_there_and_go_to_torchs_stream(machine, tmp_path
     environment = {**os.environ, **here.environment, "PYTHONPATH": ".link"}
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, cwd=runner.ROOT)
     assert done.returncode == 0, done.stderr
-    messages, equal, log = json.loads(done.stdout)
+    messages, equal, log, placed = json.loads(done.stdout)
     assert [message.split(" is ")[1] for message in messages] == [
         "on cpu; move it to cuda:0",
         "on cuda:0; move it to cpu",
         "on cuda:1; move it to cuda:0",
     ]
     assert all(message.startswith("DataError: input '") for message in messages) and all(equal)
-    run = ["move 60", "move 60", f"launch {len(here.compiled.kernels)}", "move 60"]
-    assert log == [
-        *run,
-        *("record", "stream 7", "wait", *run, "record"),
-        *("wait", *run, "record"),
-        *("stream 0", "wait", *run),
+    launch = f"launch {len(here.compiled.kernels)}"
+    assert [line for line in log if not line.startswith("bind")] == [
+        *(launch, "record", "stream 7", "wait", launch, "record"),
+        *("wait", launch, "record", "stream 0", "wait", launch),
     ]
+    # Tensors that stay where they are cost nothing; another one is bound to the kernels that read it; those at odd addresses, and
+    # outputs that are inputs, too, are copied.
+    first, same, other, odd, on_second, on_first = ([line.split()[0] for line in lines if line] for lines in placed)
+    assert same == ["launch"] and set(first) == set(other) == {"bind", "launch"}
+    assert odd.count("move") == 1 and odd.index("move") < odd.index("launch")
+    assert on_second[-2:] == on_first[-2:] == ["launch", "move"]
 
 
 def test_a_machine_without_a_driver_is_told_so(pool):

@@ -4,14 +4,18 @@
  *   main(arena, inputs..., outputs...)              runs once; outputs are written in place
  *   profile(times, arena, inputs..., outputs...)    the same, and times[i] is the start of launch i in ns, times[launches] the end
  *   describe() -> str                               JSON: arena bytes (0), inputs and outputs, steps
- * `arena` is not read: intermediate buffers lie on the device, where the library holds one allocation for weights, arena, inputs
- * and outputs. Tensors are dense, each on the CPU or on the device; the device is that of the first tensor there, else device 0.
+ * `arena` is not read: intermediate buffers lie on the device, where the library holds one allocation for weights, arena and copies
+ * of inputs and outputs. Tensors are dense, each on the CPU or on the device; the device is that of the first tensor there, else
+ * device 0. Kernels read and write tensors of the device where they are, but for addresses that are no multiple of 16 and outputs
+ * that overlap another tensor: those are copied, as are the CPU's.
  * Work is queued on the stream that TVM-FFI names for the device (torch's current one, by default the legacy stream). A run with
  * a CPU tensor returns when everything is done, one whose tensors are all on the device as soon as its work is queued.
  *
  * The driver is loaded when a program first runs, so the library needs neither CUDA's headers nor its libraries.
  */
 #include "region_cuda.h"
+
+#include "cuda_driver.h"
 
 #include <dlfcn.h>
 #include <pthread.h>
@@ -22,101 +26,18 @@
 #include <tvm/ffi/extra/c_env_api.h>
 
 #define GW_DEVICE_ALIGNMENT 256
+/* The longest load or store of a kernel, bytes: of what the addresses of its arguments are multiples. */
+#define GW_VECTOR 16
 #define GW_MESSAGE 512
 
-/* -- the driver's interface: what of cuda.h this file uses, in the versions that CUDA 11.4 and later export -- */
-
-typedef int CUresult;
-typedef int CUdevice;
-typedef uint64_t CUdeviceptr;
-typedef struct CUctx_st* CUcontext;
-typedef struct CUmod_st* CUmodule;
-typedef struct CUfunc_st* CUfunction;
-typedef struct CUstream_st* CUstream;
-typedef struct CUevent_st* CUevent;
-typedef struct CUgraph_st* CUgraph;
-typedef struct CUgraphExec_st* CUgraphExec;
-
-/* A kernel that may start before the one before it on the stream ends; it waits for that itself. */
-typedef struct {
-  int id; /* CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION */
-  int unused;
-  union {
-    int allowed;
-    char bytes[64];
-  } value;
-} CUlaunchAttribute;
-
-typedef struct {
-  unsigned grid[3], block[3], shared;
-  CUstream stream;
-  const CUlaunchAttribute* attributes;
-  unsigned attribute_count;
-} CUlaunchConfig;
-
-enum {
-  kSerialization = 6,       /* CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION */
-  kOverlapVersion = 12030,  /* the first driver that records such launches in a graph */
-  kMajor = 75,              /* CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR */
-  kMinor = 76,              /* CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR */
-  kDynamicShared = 8,       /* CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES */
-  kNonBlocking = 1,         /* CU_STREAM_NON_BLOCKING */
-  kThreadLocal = 1,         /* CU_STREAM_CAPTURE_MODE_THREAD_LOCAL */
-  kExternal = 1,            /* CU_EVENT_RECORD_EXTERNAL */
-  kUntimed = 2,             /* CU_EVENT_DISABLE_TIMING */
-  kOutOfMemory = 2,         /* CUDA_ERROR_OUT_OF_MEMORY */
-  kDefaultSharedBytes = 48 * 1024
-};
-
-#define GW_DRIVER(X)                                                                                            \
-  X(Init, "cuInit", (unsigned))                                                                                 \
-  X(DriverVersion, "cuDriverGetVersion", (int*))                                                                \
-  X(DeviceGetCount, "cuDeviceGetCount", (int*))                                                                 \
-  X(DeviceGet, "cuDeviceGet", (CUdevice*, int))                                                                 \
-  X(DeviceGetName, "cuDeviceGetName", (char*, int, CUdevice))                                                   \
-  X(DeviceGetAttribute, "cuDeviceGetAttribute", (int*, int, CUdevice))                                          \
-  X(PrimaryRetain, "cuDevicePrimaryCtxRetain", (CUcontext*, CUdevice))                                          \
-  X(PrimaryRelease, "cuDevicePrimaryCtxRelease_v2", (CUdevice))                                                 \
-  X(CtxPush, "cuCtxPushCurrent_v2", (CUcontext))                                                                \
-  X(CtxPop, "cuCtxPopCurrent_v2", (CUcontext*))                                                                 \
-  X(MemGetInfo, "cuMemGetInfo_v2", (size_t*, size_t*))                                                          \
-  X(MemAlloc, "cuMemAlloc_v2", (CUdeviceptr*, size_t))                                                          \
-  X(MemFree, "cuMemFree_v2", (CUdeviceptr))                                                                     \
-  X(CopyToDevice, "cuMemcpyHtoDAsync_v2", (CUdeviceptr, const void*, size_t, CUstream))                         \
-  X(CopyToHost, "cuMemcpyDtoHAsync_v2", (void*, CUdeviceptr, size_t, CUstream))                                 \
-  X(CopyOnDevice, "cuMemcpyDtoDAsync_v2", (CUdeviceptr, CUdeviceptr, size_t, CUstream))                         \
-  X(ModuleLoad, "cuModuleLoadData", (CUmodule*, const void*))                                                   \
-  X(ModuleUnload, "cuModuleUnload", (CUmodule))                                                                 \
-  X(ModuleGetFunction, "cuModuleGetFunction", (CUfunction*, CUmodule, const char*))                             \
-  X(FuncSetAttribute, "cuFuncSetAttribute", (CUfunction, int, int))                                             \
-  X(Launch, "cuLaunchKernel",                                                                                   \
-    (CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void**, void**)) \
-  X(StreamCreate, "cuStreamCreate", (CUstream*, unsigned))                                                      \
-  X(StreamDestroy, "cuStreamDestroy_v2", (CUstream))                                                            \
-  X(StreamSynchronize, "cuStreamSynchronize", (CUstream))                                                       \
-  X(StreamWaitEvent, "cuStreamWaitEvent", (CUstream, CUevent, unsigned))                                        \
-  X(StreamBeginCapture, "cuStreamBeginCapture_v2", (CUstream, int))                                             \
-  X(StreamEndCapture, "cuStreamEndCapture", (CUstream, CUgraph*))                                               \
-  X(GraphInstantiate, "cuGraphInstantiateWithFlags", (CUgraphExec*, CUgraph, unsigned long long))               \
-  X(GraphLaunch, "cuGraphLaunch", (CUgraphExec, CUstream))                                                      \
-  X(GraphDestroy, "cuGraphDestroy", (CUgraph))                                                                  \
-  X(GraphExecDestroy, "cuGraphExecDestroy", (CUgraphExec))                                                      \
-  X(EventCreate, "cuEventCreate", (CUevent*, unsigned))                                                         \
-  X(EventDestroy, "cuEventDestroy_v2", (CUevent))                                                               \
-  X(EventRecord, "cuEventRecord", (CUevent, CUstream))                                                          \
-  X(EventRecordExternal, "cuEventRecordWithFlags", (CUevent, CUstream, unsigned))                               \
-  X(EventElapsed, "cuEventElapsedTime", (float*, CUevent, CUevent))                                             \
-  X(GetErrorName, "cuGetErrorName", (CUresult, const char**))                                                   \
-  X(GetErrorString, "cuGetErrorString", (CUresult, const char**))
-
-static struct {
-#define GW_FIELD(name, symbol, parameters) CUresult(*name) parameters;
-  GW_DRIVER(GW_FIELD)
-#undef GW_FIELD
-  CUresult (*LaunchOverlapped)(const CUlaunchConfig*, CUfunction, void**, void**); /* NULL where the driver cannot record it */
-} cu;
-
 /* -- state: one program of one process on one device -- */
+
+/* All launches, recorded. nodes: of each launch. bound: where the kernels find each input and output. */
+typedef struct {
+  CUgraphExec executable;
+  CUgraphNode* nodes;
+  CUdeviceptr* bound;
+} gw_graph;
 
 static struct {
   pthread_mutex_t lock;
@@ -128,8 +49,8 @@ static struct {
   CUmodule* modules;
   CUfunction* functions; /* of each launch */
   CUdeviceptr memory;    /* weights, arena, inputs, outputs */
-  CUdeviceptr arena, *tensors;
-  CUgraphExec graph, timed_graph;
+  CUdeviceptr arena, *tensors; /* tensors: a copy of each input and output, for those that kernels cannot use where they are */
+  gw_graph graph, timed_graph;
   CUevent* events;    /* of the timed graph: the start of each launch, and the end */
   CUevent done;       /* of the latest run, where that was not on the legacy stream */
   CUstream stream;    /* of the latest run */
@@ -263,16 +184,16 @@ static int allocate(void) {
   return 0;
 }
 
-static CUdeviceptr address(const gw_place* place) {
+static CUdeviceptr address(const gw_graph* graph, const gw_place* place) {
   switch (place->space) {
     case GW_ARENA:
       return state.arena + place->offset;
     case GW_WEIGHTS:
       return state.memory + place->offset;
     case GW_INPUT:
-      return state.tensors[place->offset];
+      return graph->bound[place->offset];
     default:
-      return state.tensors[gw_cuda_program.input_count + place->offset];
+      return graph->bound[gw_cuda_program.input_count + place->offset];
   }
 }
 
@@ -286,18 +207,51 @@ static CUresult start_kernel(const gw_launch* launch, CUfunction function, CUstr
   return cu.LaunchOverlapped(&config, function, arguments, NULL);
 }
 
-static int launch_all(CUstream stream, const CUevent* events) {
+/* Calls `start` with the arguments of launch i. */
+static CUresult with_arguments(const gw_graph* graph, uint32_t i, CUresult (*start)(const gw_graph*, uint32_t, void**, void*), void* data) {
+  const gw_launch* launch = &gw_cuda_program.launches[i];
+  CUdeviceptr pointers[launch->places + launch->hidden + 1];
+  void* arguments[launch->places + launch->hidden + 1];
+  memset(pointers, 0, sizeof(pointers));
+  for (uint32_t p = 0; p < launch->places; ++p) pointers[p] = address(graph, &gw_cuda_program.places[launch->first_place + p]);
+  for (uint32_t p = 0; p < launch->places + launch->hidden; ++p) arguments[p] = &pointers[p];
+  return start(graph, i, arguments, data);
+}
+
+typedef struct {
+  CUstream stream;
+  int overlap;
+} gw_recording;
+
+/* Records launch i, and which node of the graph it becomes. */
+static CUresult record(const gw_graph* graph, uint32_t i, void** arguments, void* data) {
+  const gw_recording* recording = data;
+  const CUgraphNode* last = NULL;
+  CUgraph unused = NULL;
+  int status = 0;
+  uint64_t id = 0;
+  size_t count = 0;
+  CUresult result = start_kernel(&gw_cuda_program.launches[i], state.functions[i], recording->stream, arguments, recording->overlap);
+  if (result == 0) result = cu.StreamGetCaptureInfo(recording->stream, &status, &id, &unused, &last, &count);
+  if (result == 0) graph->nodes[i] = last[0];
+  return result;
+}
+
+/* Gives the recorded launch i the addresses that its inputs and outputs are bound to by now. */
+static CUresult rebind(const gw_graph* graph, uint32_t i, void** arguments, void* unused) {
+  const gw_launch* launch = &gw_cuda_program.launches[i];
+  const uint32_t *grid = launch->grid, *block = launch->block;
+  const CUkernelNodeParams parameters = {
+      state.functions[i], {grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, launch->shared, arguments, NULL};
+  (void)unused;
+  return cu.GraphSetKernel(graph->executable, graph->nodes[i], &parameters);
+}
+
+static int launch_all(gw_graph* graph, CUstream stream, const CUevent* events) {
   for (uint32_t i = 0; i < gw_cuda_program.launch_count; ++i) {
-    const gw_launch* launch = &gw_cuda_program.launches[i];
-    CUdeviceptr pointers[launch->places + launch->hidden + 1];
-    void* arguments[launch->places + launch->hidden + 1];
-    memset(pointers, 0, sizeof(pointers));
-    for (uint32_t p = 0; p < launch->places; ++p) pointers[p] = address(&gw_cuda_program.places[launch->first_place + p]);
-    for (uint32_t p = 0; p < launch->places + launch->hidden; ++p) arguments[p] = &pointers[p];
+    gw_recording recording = {stream, i > 0 && !events}; /* an event between two launches orders them as it did before */
     if (events && check(cu.EventRecordExternal(events[i], stream, kExternal), "cannot time launch %u", i)) return -1;
-    /* An event between two launches orders them as it did before. */
-    if (check(start_kernel(launch, state.functions[i], stream, arguments, i > 0 && !events), "launch %u, kernel '%s', fails", i,
-              launch->symbol)) {
+    if (check(with_arguments(graph, i, record, &recording), "launch %u, kernel '%s', fails", i, gw_cuda_program.launches[i].symbol)) {
       return -1;
     }
   }
@@ -305,22 +259,31 @@ static int launch_all(CUstream stream, const CUevent* events) {
   return check(cu.EventRecordExternal(events[gw_cuda_program.launch_count], stream, kExternal), "cannot time the last launch");
 }
 
-/* Records all launches as a graph. events: recorded before each launch and after the last, or NULL. */
-static int capture(CUgraphExec* graph, const CUevent* events) {
+/* Records all launches, bound to our copies. events: recorded before each launch and after the last, or NULL. */
+static int capture(gw_graph* graph, const CUevent* events) {
   CUstream stream = NULL;
   CUgraph recorded = NULL;
+  graph->nodes = calloc(gw_cuda_program.launch_count, sizeof(*graph->nodes));
+  graph->bound = calloc(tensor_count(), sizeof(*graph->bound));
+  memcpy(graph->bound, state.tensors, tensor_count() * sizeof(*graph->bound));
   if (check(cu.StreamCreate(&stream, kNonBlocking), "cannot make a stream")) return -1;
   int status = check(cu.StreamBeginCapture(stream, kThreadLocal), "cannot record a graph");
   if (status == 0) {
-    status = launch_all(stream, events);
+    status = launch_all(graph, stream, events);
     const CUresult ended = cu.StreamEndCapture(stream, &recorded);
     if (status == 0) status = check(ended, "cannot record a graph");
   }
-  if (status == 0) status = check(cu.GraphInstantiate(graph, recorded, 0), "cannot make a graph of %u launches executable",
+  if (status == 0) status = check(cu.GraphInstantiate(&graph->executable, recorded, 0), "cannot make a graph of %u launches executable",
                                   gw_cuda_program.launch_count);
   if (recorded) cu.GraphDestroy(recorded);
   cu.StreamDestroy(stream);
   return status;
+}
+
+static void discard(gw_graph* graph) {
+  if (graph->executable) cu.GraphExecDestroy(graph->executable);
+  free(graph->nodes), free(graph->bound);
+  memset(graph, 0, sizeof(*graph));
 }
 
 static void release(void) {
@@ -329,8 +292,7 @@ static void release(void) {
       if (state.events[i]) cu.EventDestroy(state.events[i]);
     }
   }
-  if (state.timed_graph) cu.GraphExecDestroy(state.timed_graph);
-  if (state.graph) cu.GraphExecDestroy(state.graph);
+  discard(&state.timed_graph), discard(&state.graph);
   if (state.done) cu.EventDestroy(state.done);
   if (state.memory) cu.MemFree(state.memory);
   if (state.modules) {
@@ -340,7 +302,7 @@ static void release(void) {
   }
   free(state.events), free(state.modules), free(state.functions), free(state.tensors);
   state.events = NULL, state.modules = NULL, state.functions = NULL, state.tensors = NULL;
-  state.timed_graph = state.graph = NULL, state.done = NULL, state.memory = 0, state.stream = NULL, state.ready = 0;
+  state.done = NULL, state.memory = 0, state.stream = NULL, state.ready = 0;
 }
 
 /* Prepares everything that runs share. Where it returns 0, the device's context is current. */
@@ -436,25 +398,76 @@ static int copy(const gw_tensor* tensor, uint32_t index, int out, CUstream strea
                "cannot copy an input of %llu bytes", (unsigned long long)bytes);
 }
 
-/* Queues one run. The buffers are those of the run before, so it waits for that: a stream made by the caller may be gone since, and
+/* Whether a kernel may write tensor `index` while others read and write theirs. */
+static int apart(const gw_tensor* tensors, uint32_t index) {
+  const uint8_t *first = tensors[index].data, *end = first + gw_cuda_program.sizes[index];
+  for (uint32_t i = 0; i < tensor_count(); ++i) {
+    const uint8_t* other = tensors[i].data;
+    if (i != index && tensors[i].on_device && other < end && first < other + gw_cuda_program.sizes[i]) return 0;
+  }
+  return 1;
+}
+
+/* Where kernels find tensor `index` in a run: where it is, or in our copy of it. */
+static CUdeviceptr place_of(const gw_tensor* tensors, uint32_t index) {
+  const CUdeviceptr there = (CUdeviceptr)(uintptr_t)tensors[index].data;
+  const int output = index >= gw_cuda_program.input_count;
+  const int usable = tensors[index].on_device && there % GW_VECTOR == 0 && (!output || apart(tensors, index));
+  return usable ? there : state.tensors[index];
+}
+
+static int uses(const gw_launch* launch, const uint8_t* tensors) {
+  for (uint32_t p = 0; p < launch->places; ++p) {
+    const gw_place* place = &gw_cuda_program.places[launch->first_place + p];
+    if (place->space == GW_INPUT && tensors[place->offset]) return 1;
+    if (place->space == GW_OUTPUT && tensors[gw_cuda_program.input_count + place->offset]) return 1;
+  }
+  return 0;
+}
+
+/* Binds the graph's launches to where inputs and outputs of a run are. Most callers keep theirs in one place, so that nothing is
+ * left to do. */
+static int bind(gw_graph* graph, const gw_tensor* tensors) {
+  uint8_t moved[tensor_count() + 1];
+  int any = 0;
+  for (uint32_t i = 0; i < tensor_count(); ++i) {
+    const CUdeviceptr place = place_of(tensors, i);
+    moved[i] = place != graph->bound[i];
+    any = any || moved[i];
+    graph->bound[i] = place;
+  }
+  for (uint32_t i = 0; any && i < gw_cuda_program.launch_count; ++i) {
+    const gw_launch* launch = &gw_cuda_program.launches[i];
+    if (!uses(launch, moved)) continue;
+    const CUresult result = with_arguments(graph, i, rebind, NULL);
+    if (result == 0) continue;
+    memset(graph->bound, 0, tensor_count() * sizeof(*graph->bound)); /* the next run binds all of them */
+    return check(result, "launch %u, kernel '%s', cannot be given other tensors", i, launch->symbol);
+  }
+  return 0;
+}
+
+/* Queues one run. The arena is that of the run before, so it waits for that: a stream made by the caller may be gone since, and
  * its handle name another. The legacy stream (NULL) is always the same one: there a run needs no wait for the run before, and its
  * end is marked only when another stream asks. */
-static int queue(const gw_tensor* tensors, CUgraphExec graph, CUstream stream) {
+static int queue(const gw_tensor* tensors, gw_graph* graph, CUstream stream) {
+  if (bind(graph, tensors)) return -1;
   if (stream && !state.stream && check(cu.EventRecord(state.done, NULL), "cannot mark the end of the run before")) return -1;
   if ((stream || state.stream) && check(cu.StreamWaitEvent(stream, state.done, 0), "cannot wait for the run before")) return -1;
   state.stream = stream;
   for (uint32_t i = 0; i < gw_cuda_program.input_count; ++i) {
-    if (copy(&tensors[i], i, 0, stream)) return -1;
+    if (graph->bound[i] == state.tensors[i] && copy(&tensors[i], i, 0, stream)) return -1;
   }
-  if (check(cu.GraphLaunch(graph, stream), "cannot launch the program's graph")) return -1;
+  if (check(cu.GraphLaunch(graph->executable, stream), "cannot launch the program's graph")) return -1;
   for (uint32_t i = gw_cuda_program.input_count; i < tensor_count(); ++i) {
-    if (copy(&tensors[i], i, 1, stream)) return -1;
+    if (graph->bound[i] == state.tensors[i] && copy(&tensors[i], i, 1, stream)) return -1;
   }
   return stream ? check(cu.EventRecord(state.done, stream), "cannot mark the end of a run") : 0;
 }
 
 static int prepare_timing(void) {
-  if (state.timed_graph) return 0;
+  if (state.timed_graph.executable) return 0;
+  discard(&state.timed_graph); /* of an attempt that failed */
   if (!state.events) state.events = calloc(gw_cuda_program.launch_count + 1, sizeof(*state.events));
   for (uint32_t i = 0; i <= gw_cuda_program.launch_count; ++i) {
     if (!state.events[i] && check(cu.EventCreate(&state.events[i], 0), "cannot make an event")) return -1;
@@ -474,7 +487,7 @@ static int read_times(int64_t* times) {
 static int run(const gw_tensor* tensors, int wait, int64_t* times) {
   CUstream stream = TVMFFIEnvGetStream(kDLCUDA, state.ordinal);
   if (times && prepare_timing()) return -1;
-  if (queue(tensors, times ? state.timed_graph : state.graph, stream)) return -1;
+  if (queue(tensors, times ? &state.timed_graph : &state.graph, stream)) return -1;
   if ((wait || times) && check(cu.StreamSynchronize(stream), "the program fails on device %d (%s)", state.ordinal, state.name)) return -1;
   return times ? read_times(times) : 0;
 }
