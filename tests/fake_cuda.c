@@ -11,7 +11,7 @@
 typedef struct { char name[128]; } function_t;
 typedef struct { int first, count; } graph_t;
 typedef void (*emulation_t)(const unsigned* extents, void** arguments);
-typedef struct { const char* name; emulation_t run; int arguments; unsigned extents[6]; uint64_t values[64]; } launch_t;
+typedef struct { const char* name; emulation_t run; int arguments, gone; unsigned extents[6]; uint64_t values[64]; } launch_t;
 
 static launch_t launches[4096];
 static int launch_count, capturing, event_time;
@@ -176,12 +176,18 @@ int cuGraphExecKernelNodeSetParams(void* executable, void* node, const parameter
   launch_t* launch = node;
   const char* name = ((function_t*)parameters->function)->name;
   const int inside = launch >= launches + graph->first && launch < launches + graph->first + graph->count;
-  if (!inside || strcmp(launch->name, name) || memcmp(launch->extents, parameters->extents, sizeof(launch->extents))) return 1;
+  if (!inside || launch->gone || strcmp(launch->name, name) || memcmp(launch->extents, parameters->extents, sizeof(launch->extents))) return 1;
   for (int i = 0; i < launch->arguments; ++i) launch->values[i] = *(uint64_t*)parameters->arguments[i];
   note("bind %s", 0, 0, name);
   return 0;
 }
-int cuGraphDestroy(void* graph) { free(graph); return 0; }
+/* The nodes go with the graph, and what was made of it can still be launched. */
+int cuGraphDestroy(void* graph) {
+  const graph_t* made = graph;
+  for (int i = made->first; i < made->first + made->count; ++i) launches[i].gone = 1;
+  free(graph);
+  return 0;
+}
 int cuGraphExecDestroy(void* executable) { free(executable); return 0; }
 int cuEventCreate(void** event, unsigned flags) { *event = malloc(sizeof(int)); (void)flags; return 0; }
 int cuEventDestroy_v2(void* event) { free(event); return 0; }

@@ -32,8 +32,10 @@
 
 /* -- state: one program of one process on one device -- */
 
-/* All launches, recorded. nodes: of each launch. bound: where the kernels find each input and output. */
+/* All launches, recorded. nodes: of each launch, which live as long as `recorded`. bound: where the kernels find each input and
+ * output. */
 typedef struct {
+  CUgraph recorded;
   CUgraphExec executable;
   CUgraphNode* nodes;
   CUdeviceptr* bound;
@@ -262,7 +264,6 @@ static int launch_all(gw_graph* graph, CUstream stream, const CUevent* events) {
 /* Records all launches, bound to our copies. events: recorded before each launch and after the last, or NULL. */
 static int capture(gw_graph* graph, const CUevent* events) {
   CUstream stream = NULL;
-  CUgraph recorded = NULL;
   graph->nodes = calloc(gw_cuda_program.launch_count, sizeof(*graph->nodes));
   graph->bound = calloc(tensor_count(), sizeof(*graph->bound));
   memcpy(graph->bound, state.tensors, tensor_count() * sizeof(*graph->bound));
@@ -270,18 +271,18 @@ static int capture(gw_graph* graph, const CUevent* events) {
   int status = check(cu.StreamBeginCapture(stream, kThreadLocal), "cannot record a graph");
   if (status == 0) {
     status = launch_all(graph, stream, events);
-    const CUresult ended = cu.StreamEndCapture(stream, &recorded);
+    const CUresult ended = cu.StreamEndCapture(stream, &graph->recorded);
     if (status == 0) status = check(ended, "cannot record a graph");
   }
-  if (status == 0) status = check(cu.GraphInstantiate(&graph->executable, recorded, 0), "cannot make a graph of %u launches executable",
-                                  gw_cuda_program.launch_count);
-  if (recorded) cu.GraphDestroy(recorded);
+  if (status == 0) status = check(cu.GraphInstantiate(&graph->executable, graph->recorded, 0),
+                                  "cannot make a graph of %u launches executable", gw_cuda_program.launch_count);
   cu.StreamDestroy(stream);
   return status;
 }
 
 static void discard(gw_graph* graph) {
   if (graph->executable) cu.GraphExecDestroy(graph->executable);
+  if (graph->recorded) cu.GraphDestroy(graph->recorded);
   free(graph->nodes), free(graph->bound);
   memset(graph, 0, sizeof(*graph));
 }
