@@ -229,6 +229,10 @@ for shape, axis in (((3, 21, 5), 1), ((4, 33), -1), ((2, 3, 4), 0)):
     y = torch.zeros_like(expected)
     run(reduce_exact.reduce_sum(shape, axis), x, y)
     check(f"reduce_sum {shape} {axis}", y, expected)
+    for rows in (shape, (*shape[:-1], 1)):
+        weights = torch.randn(rows)
+        run(reduce_exact.weighted_sum(shape, axis, False, rows), x, weights, y.zero_())
+        check(f"weighted_sum {shape} {axis} {rows}", y, exact.reduce_sum(x * weights, axis, False))
 print(json.dumps(wrong))
 """
 

@@ -197,6 +197,24 @@ def test_dyadic_rescales_of_odd_shapes_have_the_references_bits(machine):
     machine(graph, normal(3, 13, 7), **constants).check()
 
 
+def test_chains_of_element_wise_ops_are_one_kernel_with_the_references_bits(machine):
+    """Rows of a table, broadcasts, limits, quotients, roots, and a value that two read."""
+    ids, x = torch.tensor([[3, 0, 7], [1, 8, 8]]), normal(2, 3, 5)
+
+    def graph(p, ids, x):
+        rows = torch.nn.functional.embedding(ids, p.table) + p.place + x
+        q = gw.quantize(rows * 2.0, 0.05, 0, -128, 127, torch.int8)
+        ratio = torch.clamp(x, -0.5, 0.75) / p.place
+        norm = torch.clamp(gw.square_root(ratio * ratio), min=0.25).expand(2, 3, 5)
+        mask = (1.0 - (ids > 1).to(torch.float32)) * -10000.0
+        return gw.dequantize(q, 0.05, 0), (ratio - x) / norm, mask
+
+    here = machine(graph, ids, x, table=normal(9, 5), place=normal(1, 1, 5).abs() + 0.5)
+    here.check()
+    names = [row.name for row in here.compiled.kernels]
+    assert "gather_add_add_mul" in names and "cast_sub_mul" in names and len(names) < 8
+
+
 # -- the runtime ---------------------------------------------------------------------------------------------------------------
 
 

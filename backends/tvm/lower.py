@@ -24,7 +24,8 @@ from ...ir.program import Program, Stage, origin_of, shape_of
 from ...ir.verify import neighbourhood
 from ..base import KernelRow, Progress
 from ..target import Target
-from .cuda.kernels import layer_norm_exact
+from .chains import Deferred, Source, numbered
+from .cuda.kernels import layer_norm_exact, maps
 from .cuda.signed import signed
 from .families import family_of, generator_of
 from .kernels import layout, quantize_image
@@ -270,12 +271,23 @@ class Lowering:
             inputs = self.normalized(value.normalization)
             rows = (prod(value.shape[:-1]), value.shape[-1])
             value.dense = self.kernel(layer_norm_exact.apply_statistics, *rows, inputs=inputs, nodes=(node,))
+        if value.dense is None and value.expression is not None:
+            value.dense = self._computed(value.expression)
         if value.dense is None:
             if value.moved is None:
                 self.channels(node)
             value.dense = self._moved(value, node) if value.moved is not None else self._from_channels(value, node)
         value.dense = self.reshape(value.dense, value.shape)
         return value.dense
+
+    def _computed(self, deferred: Deferred) -> Expr:
+        sources: list[Source] = []
+        expression = numbered(deferred.expression, sources)
+        inputs = tuple((source.shape, source.dtype) for source in sources)
+        variables = [source.var for source in sources]
+        return self.kernel(
+            maps.elementwise, expression, inputs, inputs=variables, nodes=deferred.nodes, label=maps.name(expression)
+        )
 
     def normalized(self, normalization: Normalization) -> list[Expr]:
         """The buffers of a normalization that is carried out where it is read."""

@@ -11,6 +11,7 @@ import tvm
 from torch import fx
 
 from ...ir.program import dtype_of, shape_of
+from .chains import Deferred
 from .kernels.quantize_image import Quantize
 from .strided import Strided
 
@@ -71,8 +72,8 @@ class Normalization:
 
 @dataclass
 class Value:
-    """A node's value. At least one form exists: `dense` row-major, `channels` as [N, spatial..., Cp], `moved`, `pending` or
-    `normalization`.
+    """A node's value. At least one form exists: `dense` row-major, `channels` as [N, spatial..., Cp], `moved`, `pending`,
+    `normalization` or `expression`.
 
     shape: the logical shape; channels holds axis 1 of it last, padded to LANES. A view changes `shape` and moves nothing:
     the Relax variable keeps the shape its kernel gave it, and is reshaped (free) where a kernel asks for another.
@@ -88,6 +89,8 @@ class Value:
     pending: Frame | FloatImage | None = None
     #: What makes the dense form when a reader asks for it; an addition may normalize as it reads and never ask.
     normalization: Normalization | None = None
+    #: What makes the dense form when a reader asks for it; an element-wise reader never asks.
+    expression: Deferred | None = None
 
     @property
     def spatial(self) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from ..kernels import layout
 from ..kernels.base import LANES
 from ..lower import Lowering, rule
 from ..values import DTYPES, Frame, Value, arguments, of_node
+from . import maps
 from .generic import fallback
 
 aten = torch.ops.aten
@@ -180,6 +181,8 @@ def select(lowering: Lowering, node: fx.Node) -> None:
 
 @rule(aten.expand.default)
 def expand(lowering: Lowering, node: fx.Node) -> None:
+    if maps.take(lowering, node):
+        return
     source, strided = lowering.strided(arguments(node)[0])
     lowering.bind_moved(node, source, strided.expand(shape_of(node)))
 

@@ -11,10 +11,12 @@ from tvm import relax
 from ....ir.dialect import gw
 from ....ir.program import shape_of
 from ..cuda.kernels import layer_norm_exact as cuda_layer_norm
+from ..cuda.kernels import reduce_exact as cuda_reduce
 from ..kernels import layer_norm_exact, reduce_exact, softmax_exact
 from ..kernels.quantize_image import Quantize
 from ..lower import Lowering, rule
 from ..values import DTYPES, Normalization, arguments, of_node
+from . import maps
 
 aten = torch.ops.aten
 
@@ -143,12 +145,21 @@ def _emit_twins(lowering: Lowering, value: fx.Node, coded: fx.Node) -> None:
 def reduce_sum(lowering: Lowering, node: fx.Node) -> None:
     x, dim, keepdim = arguments(node)
     spec = (shape_of(x), int(dim), bool(keepdim))
+    factors = maps.weighted(x) if lowering.value(x).expression is not None else None
+    if factors is not None:
+        inputs = [lowering.dense(factor) for factor in factors]
+        spec = (*spec, shape_of(factors[1]))
+        out = lowering.kernel(cuda_reduce.weighted_sum, *spec, inputs=inputs, nodes=(x, node))
+        lowering.bind(node, of_node(node, dense=out))
+        return
     out = lowering.kernel(reduce_exact.reduce_sum, *spec, inputs=[lowering.dense(x)], nodes=(node,))
     lowering.bind(node, of_node(node, dense=out))
 
 
 @rule(gw.square_root.default)
 def square_root(lowering: Lowering, node: fx.Node) -> None:
+    if maps.take(lowering, node):
+        return
     source = lowering.dense(arguments(node)[0])
     out = lowering.builder.emit(relax.op.sqrt(source))
     lowering.record("square_root", (node,), "island", [source, out])

@@ -19,6 +19,7 @@ from tvm.relax.frontend.torch.exported_program_translator import ExportedProgram
 from ....ir.program import shape_of
 from ..lower import Lowering, unsupported
 from ..values import DTYPES, Expr, Value, arguments, dtype_of_var, shape_of_var
+from . import maps
 
 aten = torch.ops.aten
 
@@ -66,6 +67,8 @@ def op_name(node: fx.Node) -> str:
 
 
 def fallback(lowering: Lowering, node: fx.Node) -> None:
+    if maps.take(lowering, node):
+        return
     importer = NodeImporter()
     name = op_name(node)
     if name not in importer.convert_map:

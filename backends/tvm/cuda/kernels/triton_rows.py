@@ -168,13 +168,31 @@ def layer_norm(
 
 
 @triton.jit
-def reduce_sum(x_ptr, y_ptr, OUTPUTS: tl.constexpr, LENGTH: tl.constexpr, INNER: tl.constexpr, BLOCK: tl.constexpr):
-    """`gw::reduce_sum` of x [OUTPUTS / INNER, LENGTH, INNER] over its middle axis."""
+def weighted(x_ptr, weight_ptr, place, valid, EACH: tl.constexpr):
+    """Elements of x, each times its weight, of which EACH neighbours share one; 0 where not valid."""
+    value = tl.load(x_ptr + place, valid, 0.0).to(tl.float32)
+    if weight_ptr is not None:
+        value = value * tl.load(weight_ptr + place // EACH, valid, 0.0)
+    return value
+
+
+@triton.jit
+def reduce_sum(
+    x_ptr,
+    weight_ptr,
+    y_ptr,
+    OUTPUTS: tl.constexpr,
+    LENGTH: tl.constexpr,
+    INNER: tl.constexpr,
+    EACH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """`gw::reduce_sum` of x [OUTPUTS / INNER, LENGTH, INNER] over its middle axis; weight_ptr: of x * weights, or None."""
     out = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     lane = tl.arange(0, LANES)
     base = ((out // INNER) * (LENGTH * INNER) + out % INNER)[:, None] + (lane * INNER)[None, :]
     inside = out[:, None] < OUTPUTS
-    sums = tl.load(x_ptr + base, inside & (lane < LENGTH)[None, :], 0.0).to(tl.float32)
+    sums = weighted(x_ptr, weight_ptr, base, inside & (lane < LENGTH)[None, :], EACH)
     for at in range(LANES, LENGTH, LANES):
-        sums = sums + tl.load(x_ptr + base + at * INNER, inside & (at + lane < LENGTH)[None, :], 0.0).to(tl.float32)
+        sums = sums + weighted(x_ptr, weight_ptr, base + at * INNER, inside & (at + lane < LENGTH)[None, :], EACH)
     tl.store(y_ptr + out, across(sums, BLOCK), out < OUTPUTS)
