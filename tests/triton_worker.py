@@ -46,7 +46,8 @@ def some_tail(kind: str, depth: int, channels: int) -> tuple[Tail, dict[str, np.
         return Tail("none", "int32"), {}
     if kind == "scale":
         return Tail("scale", "float32"), {"scale": factor.numpy()}
-    return Tail("rescale", dtype, zero_point, qmin, high), {"scale": factor.numpy()}
+    bounded = depth * 255 * 128 * float(factor.max()) < 2**21 and random.random() < 0.5  # the other half is room for biases
+    return Tail("rescale", dtype, zero_point, qmin, high, bounded=bounded), {"scale": factor.numpy()}
 
 
 def with_residual(tail: Tail) -> Tail:

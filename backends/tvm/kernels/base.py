@@ -71,6 +71,7 @@ class Tail:
     (padded like the output's channels) at build time. dtype is the stored type: uint8, int8, float32 or int32.
     residual: an addition fused after rescale, dyadic or scale; saves one pass over memory.
     shrinks: every float scale is below 1, so that no product leaves s32 and saturating packs can do the upper clamp.
+    bounded: no product of an accumulator and its scale reaches 2^22, so that one addition rounds it. CUDA's kernels alone ask.
     table: type of the 256 entries that replace the codes at last (`gw::lookup`); "": none. CUDA's kernels alone look up.
     outliers: a second product that is added to a scaled one before the residual is. CUDA's linear layers alone take one.
     """
@@ -82,6 +83,7 @@ class Tail:
     qmax: int = 255
     residual: ResidualAdd | FloatAdd | None = None
     shrinks: bool = False
+    bounded: bool = False
     table: str = ""
     outliers: Outliers | None = None
 

@@ -20,7 +20,7 @@ from .attention import lower_attention
 from .bitmask import sparse_weight, stored
 from .linears import lower_together
 from .operands import matmul_operands, planar, without_frame
-from .tails import Finish, find, looks_up
+from .tails import Finish, bounded, find, looks_up
 
 
 def weight_of(lowering: Lowering, node: fx.Node, argument: fx.Node) -> np.ndarray:
@@ -74,6 +74,7 @@ def convolution(lowering: Lowering, node: fx.Node) -> None:
     kernel = kernel.reshape(shape.filters, -1, *shape.kernel)
     level = lowering.int8_level
     bias = bias_of(lowering, node, bias)
+    finish = bounded(lowering, finish, kernel[0].size, bias)
     packed, *vectors = lowering.family(convolution_int8).pack(spec, finish.tail, level, kernel, bias, **finish.parameters)
     source = image.source if isinstance(image, FloatImage) else lowering.channels(x)
     inputs = [source, *_residual(lowering.channels, finish), stored(lowering, weight, packed), *vectors]
@@ -122,6 +123,7 @@ def linear(lowering: Lowering, node: fx.Node) -> None:
     few = plan_int8.MOST_OUTLIERS if own else 0
     finish = find(lowering, node, len(shape_of(node)) - 1, residual=True, lookup=own, outliers=few, normalized=own)
     bias = bias_of(lowering, node, bias)
+    finish = bounded(lowering, finish, inner, bias)
     packed, *vectors = lowering.family(linear_int8).pack(
         spec, finish.tail, lowering.int8_level, matrix, bias, **finish.parameters
     )
@@ -153,7 +155,7 @@ def matmul(lowering: Lowering, node: fx.Node) -> None:
     batch, rows, inner, columns, source, transposed = operands
     types = lowering.value(a).dtype, lowering.value(b).dtype
     spec = matmul_int8.MatmulInt8(batch, rows, inner, columns, types[0], int(za), types[1], int(zb), transposed)
-    finish = find(lowering, node, axis=len(shape_of(node)) - 1, lookup=looks_up(lowering))
+    finish = bounded(lowering, find(lowering, node, axis=len(shape_of(node)) - 1, lookup=looks_up(lowering)), inner)
     try:
         packed = lowering.family(matmul_int8).pack(spec, finish.tail, lowering.int8_level, **finish.parameters)
         out = lowering.kernel(

@@ -14,7 +14,7 @@ from ..cuda.kernels.plan_linears import MOST_PARTS, Part, Parts, rides
 from ..kernels.linear_int8 import LinearInt8
 from ..lower import Lowering
 from ..values import arguments, of_node
-from .tails import Finish, find
+from .tails import Finish, bounded, find
 
 
 def lower_together(lowering: Lowering, node: fx.Node) -> bool:
@@ -56,6 +56,7 @@ def _finish(lowering: Lowering, node: fx.Node) -> Finish | None:
     if any(lowering.program.parameter(tensor) is None for tensor in (weight, bias) if tensor is not None):
         return None
     finish = find(lowering, node, axis=len(shape_of(node)) - 1, residual=True, lookup=True)
+    finish = bounded(lowering, finish, shape_of(weight)[1], None if bias is None else _values(lowering, bias))
     return finish if plan_linears.joins(finish.tail) else None
 
 

@@ -19,6 +19,9 @@ aten = torch.ops.aten
 
 TAIL_OPS = (gw.rescale.default, gw.rescale_dyadic.default, gw.scale.default)
 
+#: Floats below it are rounded to integers by adding 1.5 * 2^23.
+BOUND = 2.0**22
+
 #: The s32 accumulator is stored as it is.
 NO_TAIL = Tail("none", "int32")
 
@@ -103,6 +106,15 @@ def find(
     finish = _with_outliers(lowering, finish, outliers) if outliers else finish
     finish = _with_residual(lowering, finish, normalized) if residual else finish
     return _with_lookup(lowering, finish) if lookup else finish
+
+
+def bounded(lowering: Lowering, finish: Finish, inner: int, bias: np.ndarray | None = None) -> Finish:
+    """The same, with what is known of a product of `inner` codes by s8 weights: |x - zero point| <= 255, |w| <= 128."""
+    if lowering.target.arch != "cuda" or finish.tail.kind != "rescale":
+        return finish
+    most = inner * 255 * 128 + (0 if bias is None else int(np.abs(bias.astype(np.int64)).max(initial=0)))
+    is_bounded = bool(most * float(finish.parameters["scale"].max()) < BOUND)
+    return replace(finish, tail=replace(finish.tail, bounded=is_bounded))
 
 
 def looks_up(lowering: Lowering) -> bool:

@@ -55,11 +55,15 @@ def _residual_kind(tail: Tail) -> str:
     return "add" if tail.residual is not None else ""
 
 
+def kind_of(tail: Tail) -> str:
+    return "bounded" if tail.kind == "rescale" and tail.bounded else tail.kind
+
+
 def tail_constants(tail: Tail) -> dict[str, Constant]:
     """The tail as `triton_tails.finish` takes it."""
     add = tail.residual if isinstance(tail.residual, ResidualAdd) else None
     return {
-        "KIND": tail.kind,
+        "KIND": kind_of(tail),
         "ZERO_POINT": tail.zero_point,
         "QMIN": tail.qmin,
         "QMAX": tail.qmax,

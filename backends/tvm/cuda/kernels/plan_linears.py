@@ -9,7 +9,7 @@ from math import ceil
 import numpy as np
 
 from ...kernels.base import Tail, padded
-from .blocks import MULTIPROCESSORS, Block, choose
+from .blocks import MULTIPROCESSORS, Block, choose, power_of_two
 from .plan_int8 import flip_of, linear_problem, pack_linear, require_depth
 from .plans import Buffer, Constant, Plan
 
@@ -18,6 +18,9 @@ MOST_PARTS = 3
 
 #: Outputs of a layer that rides along with the others (`triton_linears.RIDER`).
 MOST_RIDING = 16
+
+#: Rows of a riding layer that one program computes, at least, and the most of the inner dimension that it reads at once.
+LEAST_SIDE, MOST_SIDE_DEPTH = 16, 512
 
 #: Outputs that fill a large chip with tiles of 128 by 128.
 FILLED = MULTIPROCESSORS["sm_90"] * 128 * 128
@@ -72,6 +75,7 @@ def linears(rows: int, inner: int, dtype: str, parts: Parts, level: str, block: 
     )
     constants: dict[str, Constant] = {"M": rows, "K": inner, "X_PITCH": inner, "W_PITCH": w_pitch, "FLIP": flip_of(dtype)}
     constants |= {"BM": block.rows, "BN": block.columns, "BK": block.depth, "GROUP": block.group}
+    constants |= {"KIND": "bounded" if all(part.tail.bounded for part in parts.all) else "rescale"}
     places = dict(zip(named, starts, strict=False))
     for name in ("0", "1", "2", "rider"):
         part = named.get(name, Part(0, Tail("rescale", "uint8")))
@@ -82,6 +86,8 @@ def linears(rows: int, inner: int, dtype: str, parts: Parts, level: str, block: 
         constants |= {f"table_{name}": None} if not tail.table else {}
         constants |= {f"y_{name}": None} if name not in named else {}
     tiles = sum(ceil(part.outer / block.columns) for part in parts.own)
+    sharing = max(s for s in (1, 2, 4, 8, 16) if s <= tiles and block.rows // s >= min(LEAST_SIDE, block.rows))
+    constants |= {"SIDE": block.rows // sharing, "SIDE_K": min(MOST_SIDE_DEPTH, max(32, power_of_two(inner)))}
     grid = (ceil(rows / block.rows) * tiles, 1, 1)
     return Plan("triton_linears:linears", constants, grid, buffers, block.warps, block.stages)
 

@@ -2,8 +2,8 @@
 
 A launch costs as much as a small layer takes, and a small layer fills the chip better beside its neighbours. The weights stand
 one below the other; a program computes a tile of one layer and finishes it with that layer's tail. A layer of a few outputs rides
-along: tiles of its own would be as many programs as a wide column of the others has, for next to no work, so every program
-multiplies its rows by those weights too, and the first of each row of tiles stores what comes out.
+along: tiles of its own would be as many programs as a wide column of the others has, for next to no work, so the programs of a
+row of tiles compute a few rows of it each before they begin their own.
 """
 
 # Triton compiles these functions: constants and ranges are not the Python objects that type checkers take them for.
@@ -16,7 +16,7 @@ import triton.language as tl
 
 from .triton_tails import signed, store_tile, tile_of
 
-#: Outputs that a layer may have to ride along: the least columns of an instruction of the tensor cores.
+#: Outputs that a layer may have to ride along: the least columns, and rows, of an instruction of the tensor cores.
 RIDER: tl.constexpr = tl.constexpr(16)
 
 
@@ -32,15 +32,55 @@ def store_part(
     M: tl.constexpr,
     N: tl.constexpr,
     START: tl.constexpr,
+    KIND: tl.constexpr,
     ZERO_POINT: tl.constexpr,
     QMIN: tl.constexpr,
     QMAX: tl.constexpr,
 ):
     """Y [M, N] of the layer whose vectors begin at START."""
     store_tile(
-        acc, bias + START, scale + START, None, table, None, None, y, 0, rows, columns, M, N, "rescale", ZERO_POINT, QMIN, QMAX,
+        acc, bias + START, scale + START, None, table, None, None, y, 0, rows, columns, M, N, KIND, ZERO_POINT, QMIN, QMAX,
         "", 0, 0, 1, 0, 0, 0, 0, 0,
     )  # fmt: skip
+
+
+@triton.jit
+def store_rider(
+    x,
+    w,
+    bias,
+    scale,
+    table,
+    y,
+    first,
+    M: tl.constexpr,
+    K: tl.constexpr,
+    X_PITCH: tl.constexpr,
+    W_PITCH: tl.constexpr,
+    FLIP: tl.constexpr,
+    N: tl.constexpr,
+    START: tl.constexpr,
+    KIND: tl.constexpr,
+    ZERO_POINT: tl.constexpr,
+    QMIN: tl.constexpr,
+    QMAX: tl.constexpr,
+    SIDE: tl.constexpr,
+    SIDE_K: tl.constexpr,
+):
+    """SIDE rows of the riding layer, from row `first` on. SIDE_K: of the inner dimension a step: much, for nothing hides its loads."""
+    rows = first + tl.arange(0, SIDE)
+    row = tl.minimum(rows, M - 1)
+    if M * X_PITCH >= 2**31:
+        row = row.to(tl.int64)
+    columns = tl.arange(0, RIDER)
+    k = tl.arange(0, SIDE_K)
+    acc = tl.zeros((SIDE, RIDER), tl.int32)
+    for step in range(tl.cdiv(K, SIDE_K)):
+        inner = step * SIDE_K + k
+        left = tl.load(x + (row * X_PITCH)[:, None] + inner[None, :], mask=inner[None, :] < K, other=0)
+        right = tl.load(w + ((START + columns) * W_PITCH)[None, :] + inner[:, None], mask=inner[:, None] < K, other=0)
+        acc = tl.dot(signed(left, FLIP), right, acc, out_dtype=tl.int32)
+    store_part(acc, bias, scale, table, y, rows, columns, M, N, START, KIND, ZERO_POINT, QMIN, QMAX)
 
 
 @triton.jit
@@ -69,6 +109,7 @@ def linears(
     START_1: tl.constexpr,
     START_2: tl.constexpr,
     START_RIDER: tl.constexpr,
+    KIND: tl.constexpr,
     ZERO_POINT_0: tl.constexpr,
     ZERO_POINT_1: tl.constexpr,
     ZERO_POINT_2: tl.constexpr,
@@ -85,6 +126,8 @@ def linears(
     BN: tl.constexpr,
     BK: tl.constexpr,
     GROUP: tl.constexpr,
+    SIDE: tl.constexpr,
+    SIDE_K: tl.constexpr,
 ):
     """Y_i [M, N_i] = tail_i(X [M, K] W_i^T + bias_i); the rows of W_i begin at START_i. N_i = 0: there is none."""
     TILES_0: tl.constexpr = (N_0 + BN - 1) // BN
@@ -106,22 +149,10 @@ def linears(
     x_at = x + (row * X_PITCH)[:, None] + k[None, :]
     w_at = w + (column * W_PITCH)[None, :] + k[:, None]
     if N_RIDER > 0:  # noqa: SIM102 (settled at compile time)
-        if tile == 0:
-            side = tl.arange(0, RIDER)
-            side_at = w + ((START_RIDER + side) * W_PITCH)[None, :] + k[:, None]  # padded to RIDER rows
-            side_acc = tl.zeros((BM, RIDER), tl.int32)
-            for step in range(tl.cdiv(K, BK)):
-                depth = step * BK
-                if K % BK == 0:
-                    left = tl.load(x_at + depth)
-                    few = tl.load(side_at + depth)
-                else:
-                    left = tl.load(x_at + depth, mask=k[None, :] < K - depth, other=0)
-                    few = tl.load(side_at + depth, mask=k[:, None] < W_PITCH - depth, other=0)
-                side_acc = tl.dot(signed(left, FLIP), few, side_acc, out_dtype=tl.int32)
-            store_part(
-                side_acc, bias, scale, table_rider, y_rider, rows, side, M, N_RIDER, START_RIDER, ZERO_POINT_RIDER, QMIN_RIDER,
-                QMAX_RIDER,
+        if tile * SIDE < BM:
+            store_rider(
+                x, w, bias, scale, table_rider, y_rider, row_tile * BM + tile * SIDE, M, K, X_PITCH, W_PITCH, FLIP, N_RIDER,
+                START_RIDER, KIND, ZERO_POINT_RIDER, QMIN_RIDER, QMAX_RIDER, SIDE, SIDE_K,
             )  # fmt: skip
     acc = tl.zeros((BM, BN), tl.int32)
     for step in range(tl.cdiv(K, BK)):
@@ -134,10 +165,10 @@ def linears(
             right = tl.load(w_at + depth, mask=k[:, None] < W_PITCH - depth, other=0)
         acc = tl.dot(signed(left, FLIP), right, acc, out_dtype=tl.int32)
     if tile < TILES_0:
-        store_part(acc, bias, scale, table_0, y_0, rows, columns, M, N_0, 0, ZERO_POINT_0, QMIN_0, QMAX_0)
+        store_part(acc, bias, scale, table_0, y_0, rows, columns, M, N_0, 0, KIND, ZERO_POINT_0, QMIN_0, QMAX_0)
     if N_1 > 0:  # noqa: SIM102 (settled at compile time)
         if (tile >= TILES_0) & (tile < TILES_0 + TILES_1):
-            store_part(acc, bias, scale, table_1, y_1, rows, columns, M, N_1, START_1, ZERO_POINT_1, QMIN_1, QMAX_1)
+            store_part(acc, bias, scale, table_1, y_1, rows, columns, M, N_1, START_1, KIND, ZERO_POINT_1, QMIN_1, QMAX_1)
     if N_2 > 0:  # noqa: SIM102 (settled at compile time)
         if tile >= TILES_0 + TILES_1:
-            store_part(acc, bias, scale, table_2, y_2, rows, columns, M, N_2, START_2, ZERO_POINT_2, QMIN_2, QMAX_2)
+            store_part(acc, bias, scale, table_2, y_2, rows, columns, M, N_2, START_2, KIND, ZERO_POINT_2, QMIN_2, QMAX_2)

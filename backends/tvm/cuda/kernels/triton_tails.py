@@ -9,8 +9,18 @@ these kernels can be interpreted, compiled ahead of time, and measured on a mach
 
 from __future__ import annotations
 
+import os
+
 import triton
 import triton.language as tl
+
+#: Triton's interpreter knows no assembly.
+INTERPRETED: tl.constexpr = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+#: Four s32 as four bytes, limited: the upper two first, which the second instruction moves up.
+_PACK = "{{ .reg .b32 high; cvt.pack.sat.{0}.s32.b32 high, $4, $3, 0; cvt.pack.sat.{0}.s32.b32 $0, $2, $1, high; }}"
+PACK_S8: tl.constexpr = tl.constexpr(_PACK.format("s8"))
+PACK_U8: tl.constexpr = tl.constexpr(_PACK.format("u8"))
 
 
 @triton.jit
@@ -25,6 +35,21 @@ def signed(value, FLIP: tl.constexpr):
 def round_even(x):
     """Floats of magnitude up to 2^22 as s32, half to even: added to 1.5 * 2^23, the integer stands in the low bits."""
     return (x + 12582912.0).to(tl.int32, bitcast=True) - 0x4B400000
+
+
+@triton.jit
+def within(value, LOW: tl.constexpr, HIGH: tl.constexpr):
+    """s32 values limited to LOW .. HIGH; where that ends as a type of 8 bits does, in that type: two instructions pack and limit
+    four values, where a minimum and a maximum are two for each."""
+    if HIGH == 127 and LOW >= -128 and not INTERPRETED:
+        value = tl.maximum(value, LOW) if LOW > -128 else value
+        value = tl.inline_asm_elementwise(PACK_S8, "=r,r,r,r,r", [value], dtype=tl.int8, is_pure=True, pack=4)
+    elif HIGH == 255 and LOW >= 0 and not INTERPRETED:
+        value = tl.maximum(value, LOW) if LOW > 0 else value
+        value = tl.inline_asm_elementwise(PACK_U8, "=r,r,r,r,r", [value], dtype=tl.uint8, is_pure=True, pack=4)
+    else:
+        value = tl.minimum(tl.maximum(value, LOW), HIGH)
+    return value
 
 
 @triton.jit
@@ -56,9 +81,15 @@ def finish(
 
     scale: multipliers of a dyadic tail. table: where not None, the entry at (code & 255) is the result, `gw::lookup`.
     extra: where not None, a tile of floats that is added to a scaled one. residual: a tile, too, where RESIDUAL is "tile".
+    KIND "bounded": a "rescale" of products below 2^22.
     """
     value = acc
-    if KIND == "rescale":
+    # s8 codes that are only looked up count from 0: bytes without a sign are indices as they stand.
+    SHIFT: tl.constexpr = 128 if table is not None and KIND == "bounded" and RESIDUAL == "" and QMAX == 127 else 0
+    if KIND == "bounded":
+        product = acc.to(tl.float32) * tl.load(scale + columns)[None, :]
+        value = within(round_even(product) + (ZERO_POINT + SHIFT), QMIN + SHIFT, QMAX + SHIFT)
+    elif KIND == "rescale":
         product = acc.to(tl.float32) * tl.load(scale + columns)[None, :]
         product = tl.minimum(tl.maximum(product, 1.0 * (QMIN - ZERO_POINT)), 1.0 * (QMAX - ZERO_POINT))
         value = round_even(product) + ZERO_POINT
@@ -73,17 +104,17 @@ def finish(
             value = value + extra
     if RESIDUAL == "add":
         other = tl.load(residual + offsets, mask=mask, other=0).to(tl.int32)
-        total = (value - A_ZERO_POINT) * A_MULTIPLIER + (other - B_ZERO_POINT) * B_MULTIPLIER
+        total = (value.to(tl.int32) - A_ZERO_POINT) * A_MULTIPLIER + (other - B_ZERO_POINT) * B_MULTIPLIER
         steps = ((total + (1 << (ADD_SHIFT - 1))) >> ADD_SHIFT) + ADD_ZERO_POINT
-        value = tl.minimum(tl.maximum(steps, ADD_QMIN), ADD_QMAX)
+        value = within(steps, ADD_QMIN, ADD_QMAX)
     elif RESIDUAL == "tile":
         value = value + residual
     elif RESIDUAL == "float":
         value = value + tl.load(residual + offsets, mask=mask, other=0.0)
     if table is not None:
         # From shared memory: of 32 lanes that read 256 bytes at random in device memory, few are served at a time.
-        indices = tl.reshape(value & 255, (value.shape[0] * value.shape[1],))
-        value = tl.reshape(tl.gather(tl.load(table + tl.arange(0, 256)), indices, 0), value.shape)
+        indices = tl.reshape(value.to(tl.int32) & 255, (value.shape[0] * value.shape[1],))
+        value = tl.reshape(tl.gather(tl.load(table + (tl.arange(0, 256) ^ SHIFT)), indices, 0), value.shape)
     return value
 
 
