@@ -67,7 +67,7 @@ def store_rider(
     SIDE: tl.constexpr,
     SIDE_K: tl.constexpr,
 ):
-    """SIDE rows of the riding layer, from row `first` on. SIDE_K: of the inner dimension a step: much, for nothing hides its loads."""
+    """SIDE rows of the riding layer, from row `first` on. SIDE_K: of the inner dimension a step; nothing hides its loads."""
     rows = first + tl.arange(0, SIDE)
     row = tl.minimum(rows, M - 1)
     if M * X_PITCH >= 2**31:
