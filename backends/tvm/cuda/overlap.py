@@ -1,9 +1,9 @@
 """Kernels that are placed while the one before them ends: programmatic dependent launch, from compute capability 9.0 on.
 
 Every kernel waits, before it touches memory, until its predecessor is done and what that wrote can be seen; by induction
-everything before the predecessor is done too, so kernels need no other order. In exchange the chip may place its programs as soon as the
-predecessor's have ended: MiniLM-L6 at batch 1, 60 launches, takes 148 us on an H200 instead of 161. A predecessor could let it
-start at its own beginning (`griddepcontrol.launch_dependents`): then programs that wait take room from those that work, 217 us.
+everything before the predecessor is done too, so kernels need no other order. In exchange the chip may place its programs as soon
+as the predecessor's have ended: MiniLM-L6 at batch 1, 60 launches, takes 148 us on an H200 instead of 161. A predecessor could let
+it start at its own beginning (`griddepcontrol.launch_dependents`): then programs that wait take room from those that work, 217 us.
 
 The instruction is put in front of every kernel here, whatever generated it; `runtime/region_cuda.c` launches accordingly.
 """
