@@ -13,7 +13,7 @@ from ....ir.errors import TargetError
 from ...cache import cache_folder
 from .kernels.blocks import SHARED_BYTES
 from .launch import TritonCall
-from .overlap import PLACED, in_ptx, overlaps
+from .overlap import WAIT, in_ptx, overlaps
 
 #: TVM's element types as Triton writes pointers to them.
 POINTERS = {
@@ -96,7 +96,7 @@ def compile_kernel(call: TritonCall, dtypes: Sequence[str], level: str) -> Kerne
 def _begin_by_waiting(_backend: Any = None, stages: dict[str, Any] | None = None, *_rest: Any) -> tuple[str, str] | None:
     """Triton's hook into its stages; without them it asks for what tells the hook apart in keys of its cache."""
     if stages is None:
-        return PLACED, PLACED
+        return WAIT, WAIT
     make = stages["ptx"]
     stages["ptx"] = lambda source, metadata: in_ptx(make(source, metadata))
     return None
