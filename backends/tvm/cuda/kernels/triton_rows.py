@@ -150,8 +150,10 @@ def layer_norm(
         valid = inside & (column < LENGTH)[None, :]
         place = row[:, None] * LENGTH + column[None, :]
         centered = tl.load(x_ptr + place, valid, 0.0).to(tl.float32) - mean
-        weight = tl.load(weight_ptr + column, column < LENGTH, 0.0)[None, :]
-        bias = tl.load(bias_ptr + column, column < LENGTH, 0.0)[None, :]
+        # Read once a row: one vector for all rows would have to change hands between lanes.
+        each = tl.broadcast_to(column[None, :], (BLOCK, WIDE))
+        weight = tl.load(weight_ptr + each, valid, 0.0)
+        bias = tl.load(bias_ptr + each, valid, 0.0)
         normal = centered * inverse
         value = normal * weight + bias
         if inverse_ptr is not None:
@@ -160,8 +162,7 @@ def layer_norm(
             tl.store(y_ptr + place, value, valid)
         if q_ptr is not None and inverse_ptr is None:
             if twin_weight_ptr is not None:
-                twin_weight = tl.load(twin_weight_ptr + column, column < LENGTH, 0.0)[None, :]
-                value = normal * twin_weight + tl.load(twin_bias_ptr + column, column < LENGTH, 0.0)[None, :]
+                value = normal * tl.load(twin_weight_ptr + each, valid, 0.0) + tl.load(twin_bias_ptr + each, valid, 0.0)
             steps = tl.minimum(tl.maximum(value * STEPS, LOW), HIGH)
             code = round_even(steps).to(tl.int32) + ZERO
             tl.store(q_ptr + place, code.to(q_ptr.dtype.element_ty), valid)
