@@ -24,7 +24,7 @@ from tvm import tirx
 
 from ....ir.errors import OptionError
 from .base import LANES, VECTOR, Convolution, padded
-from .emit import accumulator, bind, build, clamp_start, loop, parallel_kind, prefetch, splat, store
+from .emit import bind, build, clamp_start, loop, parallel_kind, prefetch, splat
 from .float_base import (
     PLAIN,
     Buffers,
@@ -36,8 +36,9 @@ from .float_base import (
     level_of,
     panel_widths,
 )
-from .half import NUMPY, Weights, stored_panels, weight_step
+from .half import NUMPY, stored_panels, weight_step
 from .isa import T
+from .multiply import Sums, Weights
 from .product_source import Source, Value, source_of
 from .window import Segment, column_segments, kernel_rows
 
@@ -288,12 +289,12 @@ def _tile(
     shape, (image, oy, column, line_tile) = product.shape, place
     span, start = band(shape)
     group = bind(group)
-    acc = [[accumulator("float32") for _ in range(panel.width)] for _ in range(panel.rows)]
+    acc = [[product.weights.sums() for _ in range(panel.width)] for _ in range(panel.rows)]
     for j in range(panel.width):
         bias = buffers.bias
         first = splat(T.float32(0.0)) if bias is None else bind(bias.vload([(group + j) * LANES], VECTOR))
         for row in acc:
-            store(row[j], 0, first)
+            row[j].start(first)
     weight_base = group * (product.depth * LANES)
     if product.batched:
         weight_base = weight_base + image * (product.groups * product.depth * LANES)
@@ -325,7 +326,7 @@ def _tile(
     for i, row in enumerate(acc):
         for j, sums in enumerate(row):
             valid = panel.valid if j == panel.width - 1 else LANES
-            buffers.finish(product.spec, sums.vload([0], VECTOR), out + (i * product.y_row + j * LANES), valid)
+            buffers.finish(product.spec, sums.value(), out + (i * product.y_row + j * LANES), valid)
 
 
 @dataclass(frozen=True)
@@ -334,28 +335,24 @@ class _Steps:
 
     product: Product
     w: Any
-    acc: list[list[Any]]
+    acc: list[list[Sums]]
     weight_base: Any
     ahead: list[Any] | None
 
     def emit(self, value: Value, rows: list[int], w_base: Any, channels: int) -> None:
-        step = self.product.weights.step
-        full, rest = divmod(channels, step)
+        turn = self.product.weights.turn
+        full, rest = divmod(channels, turn)
         if full:
             with loop(full) as index:
-                self._step(value, rows, w_base, index * step, step)
+                self._turn(value, rows, w_base, index * turn, turn)
         if rest:
-            self._step(value, rows, w_base, full * step, rest)
+            self._turn(value, rows, w_base, full * turn, rest)
 
-    def _step(self, value: Value, rows: list[int], w_base: Any, channel: Any, channels: int) -> None:
-        """channels: how many of a vector of weights count."""
-        unit, size = self.product.weights, self.product.depth * LANES
+    def _turn(self, value: Value, rows: list[int], w_base: Any, channel: Any, channels: int) -> None:
+        """channels: how many of a turn count."""
+        size = self.product.depth * LANES
         vectors = [w_base + channel * LANES + j * size for j in range(len(self.acc[0]))]
-        weights = [unit.load(self.w, vector, channels) for vector in vectors]
         for vector in self.ahead or ():
             prefetch(self.w, vector + (w_base - self.weight_base) + channel * LANES)
-        for factor in range(len(weights[0])):
-            for i in rows:
-                x = value(i, channel + factor, channels)
-                for j, weight in enumerate(weights):
-                    store(self.acc[i][j], 0, unit.add(self.acc[i][j].vload([0], VECTOR), x, weight[factor]))
+        sums = {i: self.acc[i] for i in rows}
+        self.product.weights.multiply(sums, self.w, vectors, lambda i, c: value(i, channel + c, channels), channels)

@@ -15,8 +15,9 @@ from typing import Any
 from ....ir.errors import OptionError, UnknownNameError
 from .base import LANES, VECTOR
 from .emit import accumulator, arguments, bind, ramp, splat, store
-from .half import NATIVE, NUMPY, Dotted, Weights, Widened, is_half, lanes_of, rounded, weight_step, widened
+from .half import NATIVE, NUMPY, is_half, lanes_of, rounded, weight_step, widened
 from .isa import T
+from .multiply import Dotted, Weights, Widened
 from .vector_math import FUNCTIONS
 
 #: Data up to this size stay in the second-level cache while a kernel runs.

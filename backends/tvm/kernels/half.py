@@ -14,13 +14,12 @@ vdpbf16ps, and one instruction widens all first or all second elements. float16 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from .base import LANES, VECTOR, padded
+from .base import LANES, padded
 from .isa import T
 
 #: Stored type -> the type that kernels declare a view of it with.
@@ -82,71 +81,6 @@ def rounded(value: Any, dtype: str, level: str) -> Any:
     number = lambda n: T.Broadcast(T.uint32(n), LANES)  # noqa: E731
     odd = T.bitwise_and(T.shift_right(bits, number(16)), number(1))
     return T.Cast(f"uint16x{LANES}", T.shift_right(bits + odd + number(0x7FFF), number(16)))
-
-
-class Weights(Protocol):
-    """How a product's packed weights are read and multiplied."""
-
-    @property
-    def step(self) -> int:
-        """Channels of one vector in memory."""
-        ...
-
-    @property
-    def factors(self) -> int:
-        """Vectors in registers that one vector in memory becomes."""
-        ...
-
-    def load(self, buffer: Any, offset: Any, channels: int) -> list[Any]:
-        """The vector at `offset`, as one factor a multiplication: of the first `channels` channels that it holds."""
-        ...
-
-    def add(self, total: Any, value: Any, weight: Any) -> Any:
-        """total + value * weight."""
-        ...
-
-
-@dataclass(frozen=True)
-class Widened:
-    """Any type; each channel is multiplied in float32."""
-
-    step: int = 1
-
-    @property
-    def factors(self) -> int:
-        return self.step
-
-    def load(self, buffer: Any, offset: Any, channels: int) -> list[Any]:
-        if self.step == 1:
-            return [T.Bind(widened(buffer, offset))]
-        words = T.Bind(T.reinterpret(f"uint32x{LANES}", buffer.vload([offset], f"uint16x{2 * LANES}")))
-        first = T.shift_left(words, T.Broadcast(T.uint32(16), LANES))
-        second = T.bitwise_and(words, T.Broadcast(T.uint32(0xFFFF0000), LANES))
-        return [T.Bind(T.reinterpret(VECTOR, bits)) for bits in (first, second)[:channels]]
-
-    def add(self, total: Any, value: Any, weight: Any) -> Any:
-        return total + value * weight
-
-
-@dataclass(frozen=True)
-class Dotted:
-    """bfloat16 pairs, by vdpbf16ps: `value` holds a pair in every lane."""
-
-    step: int = 2
-    factors: int = 1
-
-    def load(self, buffer: Any, offset: Any, channels: int) -> list[Any]:
-        return [T.Bind(T.reinterpret(f"int32x{LANES}", buffer.vload([offset], f"uint16x{2 * LANES}")))]
-
-    def add(self, total: Any, value: Any, weight: Any) -> Any:
-        return T.call_extern(VECTOR, "gw_dot_bfloat16", total, value, weight)
-
-
-def channel_pair(buffer: Any, offset: Any, channels: int) -> Any:
-    """Two neighbouring bfloat16 numbers in every lane, or one and a zero."""
-    if channels == 1:
-        return T.Broadcast(T.Cast("int32", buffer.vload([offset])), LANES)
-    return T.Broadcast(T.reinterpret("int32", buffer.vload([offset], "uint16x2")), LANES)
 
 
 def weight_step(dtype: str) -> int:

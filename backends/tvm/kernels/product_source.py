@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .base import LANES, padded
 from .emit import bind, loop, splat, store
-from .half import channel_pair, is_half, widened
+from .half import is_half, widened
 from .isa import T
 
 if TYPE_CHECKING:
@@ -45,8 +45,9 @@ class Source(Protocol):
 
 
 def source_of(product: Product, x: Any, segments: list[Segment]) -> Source:
-    if product.weights.step > 1 and product.spec.dot and product.x_channel == 1 and not product.batched:
-        return Direct(product, x, channel_pair)
+    read = product.weights.read
+    if read is not None:
+        return Direct(product, x, read)
     if not is_half(x):
         return Direct(product, x, lambda buffer, offset, channels: splat(buffer.vload([offset])))
     return Scratch.of(product, x, segments)
