@@ -32,7 +32,7 @@ from .kernels import layout, quantize_image
 from .kernels.base import padded
 from .kernels.half import NUMPY
 from .strided import Strided
-from .target import bfloat16_level, dots_bfloat16, generating, kernel_levels
+from .target import bfloat16_level, dots_bfloat16, float16_level, generating, kernel_levels
 from .tuning import TuningDatabase
 from .tuning.families import tuned
 from .values import (
@@ -119,6 +119,7 @@ class Lowering:
         self.target = target
         self.int8_level, self.float_level = kernel_levels(target)
         self._bfloat16_level, self._dots_bfloat16 = bfloat16_level(target), dots_bfloat16(target)
+        self._float16_level = float16_level(target)
         self.builder = relax.BlockBuilder()
         self.tunings = tunings
         self.rows: list[KernelRow] = []
@@ -195,6 +196,10 @@ class Lowering:
     def level(self, dtype: str) -> str:
         """Level of the float kernels whose tensors are of `dtype`."""
         return self._bfloat16_level if dtype == "bfloat16" else self.float_level
+
+    def layer_level(self, dtype: str) -> str:
+        """Level of the layers, products with constant weights, of `dtype`."""
+        return self._float16_level if dtype == "float16" else self.level(dtype)
 
     def dots(self, dtype: str) -> bool:
         """Whether products of `dtype` multiply pairs."""

@@ -105,6 +105,12 @@ def bfloat16_level(target: Target) -> str:
     return NATIVE if target.level in ("avx512-amx", "avx512-bf16") else kernel_levels(target)[1]
 
 
+def float16_level(target: Target) -> str:
+    """Level of the products of float16 and constant weights; what else holds float16 computes in float32."""
+    flags = ARM64_FLAGS[target.level] if target.arch == "arm64" else frozenset()
+    return "fp16fml" if "asimdfhm" in flags else "fullfp16" if "asimdhp" in flags else kernel_levels(target)[1]
+
+
 def dots_bfloat16(target: Target) -> bool:
     """Whether products of bfloat16 multiply pairs (vdpbf16ps) unless the tuning database says otherwise.
 

@@ -35,9 +35,10 @@ The exact ones give the bits of the `gw::` float ops on every target (`exact_flo
     exact_elementwise  elementwise(shape, dtypes, dtype, expression)
 
 Int8 levels: "avx512-amx", "avx512-vnni", "i8mm", "dotprod", "neon" and "portable"; float levels: "avx512", "avx512-bf16"
-(bfloat16 alone) and "portable"; "portable" is right everywhere.
+(bfloat16 alone), "fp16fml" and "fullfp16" (products of float16 on AArch64) and "portable"; "portable" is right everywhere.
 Inside: `isa` (the int8 levels), `register_tile` (how sums lie in registers), `gemm_int8` (blocking), `gemm_tiles` and
 `convolution_tiles` (the same on a `tile_unit`), `frame` (borders of images), `slices` (what a slice of a parallel loop does
-once), `tail` (rescaling), `float_base` (the float levels, costs and register tile), `window` (taps inside the image), `emit`
-(TIR building), `base` (layouts, shapes and tails shared with the lowering).
+once), `tail` (rescaling), `float_base` (the float levels, costs and register tile), `multiply` (how a float product reads weights
+and adds), `half_neon` (that of float16 on AArch64), `window` (taps inside the image), `emit` (TIR building), `base` (layouts,
+shapes and tails shared with the lowering).
 """

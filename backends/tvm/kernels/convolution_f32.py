@@ -23,7 +23,7 @@ import numpy as np
 from tvm import tirx
 
 from ....ir.errors import OptionError
-from .base import LANES, VECTOR, Convolution, padded
+from .base import LANES, Convolution, padded
 from .emit import bind, build, clamp_start, loop, parallel_kind, prefetch, splat
 from .float_base import (
     PLAIN,
@@ -37,6 +37,7 @@ from .float_base import (
     panel_widths,
 )
 from .half import NUMPY, stored_panels, weight_step
+from .half_neon import scale_of, scaled_panels
 from .isa import T
 from .multiply import Sums, Weights
 from .product_source import Source, Value, source_of
@@ -72,12 +73,16 @@ def band(shape: Convolution) -> tuple[int, Callable[[Any], Any]]:
     return span, start
 
 
-def packed_weight_shape(shape: Convolution, dtype: str = "float32") -> tuple[int, int, int]:
-    return padded(shape.filters) // LANES, shape.kernel[0] * shape.kernel[1] * padded(band(shape)[0], weight_step(dtype)), LANES
+def packed_weight_shape(shape: Convolution, dtype: str = "float32", chained: bool = False) -> tuple[int, int, int]:
+    depth = shape.kernel[0] * shape.kernel[1] * padded(band(shape)[0], weight_step(dtype))
+    return padded(shape.filters) // LANES, depth + chained, LANES
 
 
-def pack_weight(shape: Convolution, weight: np.ndarray, dtype: str = "float32") -> np.ndarray:
-    """(O, C / groups, KH, KW) -> [O / LANES, KH * KW * band, LANES], zeros where a lane reads no such channel."""
+def pack_weight(shape: Convolution, weight: np.ndarray, dtype: str = "float32", chained: bool = False) -> np.ndarray:
+    """(O, C / groups, KH, KW) -> [O / LANES, KH * KW * band, LANES], zeros where a lane reads no such channel.
+
+    chained: behind one row of scales, see `half_neon.scaled_panels`.
+    """
     expected = (shape.filters, shape.channels // shape.groups, *shape.kernel)
     if weight.shape != expected:
         raise OptionError(f"convolution weight: expected shape {expected}, got {weight.shape}")
@@ -93,7 +98,8 @@ def pack_weight(shape: Convolution, weight: np.ndarray, dtype: str = "float32") 
         for filter_ in range(shape.filters):
             first = filter_ // outputs * inputs - start(filter_ // LANES)
             packed[filter_ // LANES, :, :, first : first + inputs, filter_ % LANES] = taps[filter_]
-    return stored_panels(np.ascontiguousarray(packed.reshape(packed_weight_shape(shape))), span, dtype)
+    panels = np.ascontiguousarray(packed.reshape(packed_weight_shape(shape)))
+    return scaled_panels(panels, span) if chained else stored_panels(panels, span, dtype)
 
 
 def pack_bias(filters: int, bias: np.ndarray | None) -> np.ndarray:
@@ -119,7 +125,7 @@ def convolution(shape: Convolution, spec: FloatSpec = PLAIN, planar_input: bool 
 
     def body() -> None:
         y_shape = (shape.batch, shape.out_height, shape.out_width, outputs)
-        buffers = declare(spec, x_shape, packed_weight_shape(shape, spec.dtype), outputs, y_shape)
+        buffers = declare(spec, x_shape, packed_weight_shape(shape, spec.dtype, spec.chained), outputs, y_shape)
         pointwise = shape.kernel == (1, 1) == shape.stride and not shape.bordered and not planar_input
         pixels = shape.batch * shape.height * shape.width
         lines = replace(shape, batch=1, height=1, width=pixels) if pointwise else shape
@@ -166,6 +172,16 @@ class Product:
     @property
     def depth(self) -> int:
         return self.shape.kernel[0] * self.shape.kernel[1] * self.tap
+
+    @property
+    def scaled(self) -> bool:
+        """A row of scales stands before each panel of weights."""
+        return self.spec.chained and not self.batched
+
+    @property
+    def panel(self) -> int:
+        """Elements of one panel of weights."""
+        return (self.depth + self.scaled) * LANES
 
     def tile(self) -> Tile:
         """The register tile asked for, or the best one, cut down to the shape."""
@@ -271,7 +287,7 @@ def _ahead(product: Product, panel: Panel, line_tile: Any, weight_base: Any) -> 
     Each tile takes one vector of the next panel, so that its panel's tiles share the traffic; where two panels do not fit the
     cache together, it takes the vectors of its own panel AHEAD steps on.
     """
-    size = product.depth * LANES
+    size = product.panel
     if panel.width * size * (4 if product.batched else np.dtype(NUMPY[product.spec.dtype]).itemsize) > PANEL_BYTES:
         return [weight_base + j * size + AHEAD * LANES for j in range(panel.width)]
     return [bind(weight_base + (panel.width + T.floormod(line_tile, panel.width)) * size)]
@@ -291,14 +307,14 @@ def _tile(
     group = bind(group)
     acc = [[product.weights.sums() for _ in range(panel.width)] for _ in range(panel.rows)]
     for j in range(panel.width):
-        bias = buffers.bias
-        first = splat(T.float32(0.0)) if bias is None else bind(bias.vload([(group + j) * LANES], VECTOR))
+        first = splat(T.float32(0.0)) if product.scaled else buffers.first(group + j)
         for row in acc:
             row[j].start(first)
-    weight_base = group * (product.depth * LANES)
+    panel_base = group * product.panel
     if product.batched:
-        weight_base = weight_base + image * (product.groups * product.depth * LANES)
-    weight_base = bind(weight_base)
+        panel_base = panel_base + image * (product.groups * product.panel)
+    panel_base = bind(panel_base)
+    weight_base = bind(panel_base + LANES) if product.scaled else panel_base
     out = bind(((image * shape.out_height + oy) * shape.out_width + column) * product.y_row + group * LANES)
     if buffers.residual is not None:
         # Read at the very end, with nothing left to do meanwhile: ask for it now.
@@ -323,10 +339,20 @@ def _tile(
                     value = read(tap)
                     w_base = bind(weight_base + (ky * shape.kernel[1] + first_kx + tap) * (product.tap * LANES) + first * LANES)
                     steps.emit(value, rows, w_base, channels)
+    _store(product, buffers, acc, group, panel_base, out, panel)
+
+
+def _store(
+    product: Product, buffers: Buffers, acc: list[list[Sums]], group: Any, panel_base: Any, out: Any, panel: Panel
+) -> None:
+    """Finishes a tile. Scaled sums have begun at zero: their scale comes first, and then the bias."""
+    columns = range(panel.width) if product.scaled else ()
+    scales = [(scale_of(buffers.w, panel_base + j * product.panel), buffers.first(group + j)) for j in columns]
     for i, row in enumerate(acc):
         for j, sums in enumerate(row):
             valid = panel.valid if j == panel.width - 1 else LANES
-            buffers.finish(product.spec, sums.value(), out + (i * product.y_row + j * LANES), valid)
+            value = sums.value() * scales[j][0] + scales[j][1] if scales else sums.value()
+            buffers.finish(product.spec, value, out + (i * product.y_row + j * LANES), valid)
 
 
 @dataclass(frozen=True)
@@ -350,7 +376,7 @@ class _Steps:
 
     def _turn(self, value: Value, rows: list[int], w_base: Any, channel: Any, channels: int) -> None:
         """channels: how many of a turn count."""
-        size = self.product.depth * LANES
+        size = self.product.panel
         vectors = [w_base + channel * LANES + j * size for j in range(len(self.acc[0]))]
         for vector in self.ahead or ():
             prefetch(self.w, vector + (w_base - self.weight_base) + channel * LANES)

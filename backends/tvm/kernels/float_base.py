@@ -3,7 +3,8 @@
 The float kernels promise closeness, not bits: the order of a sum and the use of fused multiply-add are free. A result differs
 from the exact one by at most (K + 2) * eps * (sum |x| |w| + |bias|), K the number of products. Activations must be finite.
 With half-precision tensors it is the same sum of the stored numbers, the residual and the activation included, and one rounding
-more, of the result: by u |y| with u = 2^-8 for bfloat16 and 2^-11 for float16 (2^-125 and 2^-25 absolute, near zero).
+more, of the result: by u |y| with u = 2^-8 for bfloat16 and 2^-11 for float16 (2^-125 and 2^-25 absolute, near zero). Layers of
+float16 on AArch64 cores whose one fast multiplication rounds to float16 sum a few products there: `half_neon` has their bound.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ....ir.errors import OptionError, UnknownNameError
 from .base import LANES, VECTOR
 from .emit import accumulator, arguments, bind, ramp, splat, store
 from .half import NATIVE, NUMPY, is_half, lanes_of, rounded, weight_step, widened
+from .half_neon import CHAINED, LONG, Halves
 from .isa import T
 from .multiply import Dotted, Weights, Widened
 from .vector_math import FUNCTIONS
@@ -61,7 +63,7 @@ class Level:
     registers: vectors the register file holds. fma, load, broadcast: cycles each takes when the ports are saturated.
     stream: cycles to bring one vector from the second-level cache. far: cycles more where it comes from behind that.
     latency: cycles before a sum can be added to again. weights: vectors that one step's weights of a group take, 2 where pairs
-    of channels are widened together.
+    of channels are widened together. rows: of the largest tile of one group, of two, ...; empty where `registers` tells.
     """
 
     name: str
@@ -74,9 +76,16 @@ class Level:
     latency: float
     flops_per_us: int
     weights: int = 1
+    rows: tuple[int, ...] = ()
+
+    @property
+    def most_groups(self) -> int:
+        return len(self.rows) or (self.registers - 1) // (self.weights + 1)
 
     def most_rows(self, groups: int) -> int:
         """Rows of a tile of `groups` that leave registers for one step's weights and one broadcast value; 0 where none fits."""
+        if self.rows:
+            return self.rows[groups - 1] if groups <= len(self.rows) else 0
         return max(0, (self.registers - 1) // groups - self.weights)
 
 
@@ -86,6 +95,9 @@ LEVELS = {
     NATIVE: Level(NATIVE, 32, fma=0.5, load=1.0, broadcast=0.5, stream=1.25, far=2.0, latency=4, flops_per_us=80_000),
     # AVX2: 16 registers of 8 lanes. AArch64's 32 of 4 lanes hold the same number of floats.
     "portable": Level("portable", 8, fma=1.0, load=1.0, broadcast=0.5, stream=2.0, far=6.0, latency=4, flops_per_us=20_000),
+    # For float16 products alone, on AArch64: half the bytes, and eight channels of a row in one register.
+    LONG: Level(LONG, 8, 1.0, 0.5, 0.125, 1.0, 3.0, 4, 40_000, rows=(5, 2, 1)),
+    CHAINED: Level(CHAINED, 8, 0.6, 0.5, 0.125, 1.0, 3.0, 2, 30_000, rows=(4, 2, 1)),
 }
 
 
@@ -125,6 +137,13 @@ class FloatSpec:
             raise UnknownNameError("float type of a kernel", self.dtype, NUMPY)
         if self.dot and (self.dtype, self.level) != ("bfloat16", NATIVE):
             raise OptionError(f"vdpbf16ps multiplies bfloat16 at level {NATIVE}, not {self.dtype} at level {self.level}")
+        if self.level in (LONG, CHAINED) and self.dtype != "float16":
+            raise OptionError(f"level {self.level} multiplies float16, not {self.dtype}")
+
+    @property
+    def chained(self) -> bool:
+        """Whether packed weights are scaled for sums in float16 (`half_neon.scaled_panels`)."""
+        return self.level == CHAINED
 
     @property
     def machine(self) -> Level:
@@ -133,9 +152,11 @@ class FloatSpec:
 
     def weights(self, *, planar: bool = False, batched: bool = False) -> Weights:
         """How a product reads its weights. planar: neighbouring channels of X are not neighbours in memory. batched: the weights
-        are float32, whatever the type of X and Y."""
+        are another tensor, packed by the kernel: as float16 for level LONG, in float32 whatever the type of X and Y elsewhere."""
         if self.dot and not planar and not batched:
             return Dotted()
+        if self.level in (LONG, CHAINED) and not planar and not (batched and self.chained):
+            return Halves(self.chained)
         return Widened(1 if batched else weight_step(self.dtype))
 
 
@@ -179,6 +200,10 @@ class Buffers:
     w: Any
     bias: Any | None
     y: Any
+
+    def first(self, group: Any) -> Any:
+        """The bias of a vector of channels, or zeros."""
+        return splat(T.float32(0.0)) if self.bias is None else bind(self.bias.vload([group * LANES], VECTOR))
 
     def finish(self, spec: FloatSpec, value: Any, offset: Any, valid: int = LANES) -> None:
         """Adds the residual at `offset` of the output, applies the activation, and stores the first `valid` lanes."""

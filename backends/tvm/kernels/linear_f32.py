@@ -10,20 +10,22 @@ from .convolution_f32 import Product, emit_product, pack_bias
 from .emit import build
 from .float_base import PLAIN, FloatSpec, MatrixProduct, declare
 from .half import stored_panels, weight_step
+from .half_neon import scaled_panels
 
 __all__ = ["linear", "pack_bias", "pack_weight", "packed_weight_shape"]
 
 
-def packed_weight_shape(inputs: int, outputs: int, dtype: str = "float32") -> tuple[int, int, int]:
-    return padded(outputs) // LANES, padded(inputs, weight_step(dtype)), LANES
+def packed_weight_shape(inputs: int, outputs: int, dtype: str = "float32", chained: bool = False) -> tuple[int, int, int]:
+    return padded(outputs) // LANES, padded(inputs, weight_step(dtype)) + chained, LANES
 
 
-def pack_weight(weight: np.ndarray, dtype: str = "float32") -> np.ndarray:
-    """(N, K) -> [N / LANES, K, LANES], zeros in the padding."""
+def pack_weight(weight: np.ndarray, dtype: str = "float32", chained: bool = False) -> np.ndarray:
+    """(N, K) -> [N / LANES, K, LANES], zeros in the padding. chained: behind one row of scales, see `half_neon.scaled_panels`."""
     outputs, inputs = weight.shape
     full = np.zeros((padded(outputs), inputs), np.float32)
     full[:outputs] = weight
-    return stored_panels(np.ascontiguousarray(full.reshape(-1, LANES, inputs).transpose(0, 2, 1)), inputs, dtype)
+    panels = np.ascontiguousarray(full.reshape(-1, LANES, inputs).transpose(0, 2, 1))
+    return scaled_panels(panels, inputs) if chained else stored_panels(panels, inputs, dtype)
 
 
 def linear(shape: MatrixProduct, spec: FloatSpec = PLAIN) -> tirx.PrimFunc:
@@ -35,7 +37,7 @@ def linear(shape: MatrixProduct, spec: FloatSpec = PLAIN) -> tirx.PrimFunc:
     lines = Convolution(1, shape.inner, 1, shape.rows, shape.columns, (1, 1))
 
     def body() -> None:
-        weights = packed_weight_shape(shape.inner, shape.columns, spec.dtype)
+        weights = packed_weight_shape(shape.inner, shape.columns, spec.dtype, spec.chained)
         y = (shape.rows, shape.columns)
         buffers = declare(spec, (shape.rows, shape.inner), weights, padded(shape.columns), y)
         emit_product(Product(lines, shape.inner, 1, shape.columns, spec), buffers)

@@ -77,7 +77,7 @@ class Finish:
 def finish(lowering: Lowering, node: fx.Node) -> Finish:
     """Takes in a residual addition and an activation that alone read `node`. Integer programs round after every op: nothing."""
     dtype = DTYPES[dtype_of(node)]
-    found = Finish(FloatSpec(level=lowering.level(dtype), dtype=dtype, dot=lowering.dots(dtype)), (node,))
+    found = Finish(FloatSpec(level=lowering.layer_level(dtype), dtype=dtype, dot=lowering.dots(dtype)), (node,))
     reader = single_user(node)
     if reader is None or lowering.integer:
         return found
@@ -120,9 +120,10 @@ def label(family: str, dtype: str) -> str:
     return f"{family}_{SUFFIXES[dtype]}"
 
 
-def _packed(pack: Any, *given: Any, dtype: str) -> np.ndarray:
-    """Half precision is asked for by name: families of other targets may know float32 alone."""
-    return pack(*given) if dtype == "float32" else pack(*given, dtype=dtype)
+def _packed(pack: Any, *given: Any, spec: FloatSpec) -> np.ndarray:
+    """What goes beyond float32 is asked for by name: families of other targets may not know it."""
+    chained = {"chained": True} if spec.chained else {}
+    return pack(*given) if spec.dtype == "float32" else pack(*given, dtype=spec.dtype, **chained)
 
 
 def _weight(lowering: Lowering, argument: Any) -> np.ndarray | CodedWeight | None:
@@ -191,10 +192,10 @@ def convolution(lowering: Lowering, node: fx.Node) -> None:
     x, shape = without_frame(lowering, x, shape, 0.0)
     done = finish(lowering, node)
     residual = [] if done.residual is None else [lowering.channels(done.residual)]
-    packed = _convolution_weight(lowering, weight, shape, done.spec.dtype)
+    packed = _convolution_weight(lowering, weight, shape, done.spec)
     if shape.depthwise:
         generator, family = depthwise_f32.depthwise, "depthwise"
-        options, source = [shape, done.spec], lowering.channels(x)
+        options, source = [shape, replace(done.spec, level=lowering.level(done.spec.dtype))], lowering.channels(x)
     else:
         generator, family = convolution_f32.convolution, "convolution"
         # The image a network is given is planar, with few channels: a first layer reads it as it is.
@@ -206,14 +207,15 @@ def convolution(lowering: Lowering, node: fx.Node) -> None:
     emit_end(lowering, generator, options, done.nodes, inputs, "channels", **given)
 
 
-def _convolution_weight(lowering: Lowering, node: fx.Node, shape: Convolution, dtype: str) -> Expr | np.ndarray:
+def _convolution_weight(lowering: Lowering, node: fx.Node, shape: Convolution, spec: FloatSpec) -> Expr | np.ndarray:
     weight = _weight(lowering, node)
     assert weight is not None
     if isinstance(weight, CodedWeight):
         return weight.panels(lowering, taps=prod(shape.kernel))
     kernel = weight.reshape(shape.filters, -1, *shape.kernel)
+    spec = replace(spec, level=lowering.level(spec.dtype)) if shape.depthwise else spec
     family = lowering.family(depthwise_f32 if shape.depthwise else convolution_f32)
-    return stored(lowering, node, _packed(family.pack_weight, shape, kernel, dtype=dtype))
+    return stored(lowering, node, _packed(family.pack_weight, shape, kernel, spec=spec))
 
 
 @rule(aten.linear.default)
@@ -259,7 +261,7 @@ def _linear(
     done = finish(lowering, node)
     shape = MatrixProduct(prod(shape_of(x)[:-1]), inputs, outputs)
     residual = [] if done.residual is None else [lowering.dense(done.residual)]
-    generator, spec, weights = _product(lowering, shape, matrix, source, done.spec.dtype)
+    generator, spec, weights = _product(lowering, shape, matrix, source, done.spec)
     operands = [_rows(lowering, x, done.spec), *residual, *weights, pack_bias(outputs, offset)]
     family = generator.__module__.rpartition(".")[2].removesuffix("_f32")
     options = {"nodes": done.nodes, "macs": shape.macs, "label": label(family, done.spec.dtype)}
@@ -274,11 +276,11 @@ def _rows(lowering: Lowering, x: fx.Node, spec: FloatSpec) -> Expr:
 
 
 def _product(
-    lowering: Lowering, shape: MatrixProduct, matrix: np.ndarray | CodedWeight, source: fx.Node | None, dtype: str
+    lowering: Lowering, shape: MatrixProduct, matrix: np.ndarray | CodedWeight, source: fx.Node | None, spec: FloatSpec
 ) -> tuple[Any, tuple[Any, ...], list[Any]]:
     """(generator, its specification, the weight's buffers) of a linear layer."""
     if isinstance(matrix, np.ndarray):
-        packed = _packed(lowering.family(linear_f32).pack_weight, matrix, dtype=dtype)
+        packed = _packed(lowering.family(linear_f32).pack_weight, matrix, spec=spec)
         return linear_f32.linear, (shape,), [stored(lowering, source, packed)]
     coded = matrix.coded(lowering.float_level)
     if coded_f32.fuses(shape.rows, coded):

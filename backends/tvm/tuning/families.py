@@ -248,7 +248,7 @@ def _float_family(name: str, work: Callable[[Specification], str | None]) -> Fam
         # A planar image has no neighbouring channels to multiply in pairs.
         tiled = replace(spec[1], dot=bool(choice.get("dot", False)) and not _planar(spec))
         level = tiled.machine
-        groups = max(1, min(int(choice["groups"]), (level.registers - 1) // (level.weights + 1)))
+        groups = max(1, min(int(choice["groups"]), level.most_groups))
         tile = Tile(max(1, min(int(choice["rows"]), level.most_rows(groups))), groups)
         return (spec[0], replace(tiled, tile=tile), *spec[2:])
 
