@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tvm
 import typer
@@ -27,7 +27,7 @@ from ...backends.tvm.kernels import convolution_f32, convolution_int8, linear_f3
 from ...backends.tvm.kernels.base import Convolution, Tail
 from ...backends.tvm.kernels.float_base import FloatSpec, MatrixProduct
 from ...backends.tvm.pipeline import flatten, generate
-from ...backends.tvm.target import kernel_levels, tvm_target
+from ...backends.tvm.target import float16_level, kernel_levels, tvm_target
 from ...backends.tvm.tasks import split_tasks
 from ...ir.errors import GraphwrightError
 from .markdown import markdown
@@ -35,8 +35,15 @@ from .markdown import markdown
 #: Disassembler of the cross compiler's package (Debian: binutils-aarch64-linux-gnu).
 OBJDUMP = "aarch64-linux-gnu-objdump"
 
-#: Products of one instruction, by mnemonic.
-PRODUCTS = {"smmla": 32, "usmmla": 32, "sdot": 16, "usdot": 16, "smull": 8, "smull2": 8, "smlal": 4, "smlal2": 4, "fmla": 4}
+#: Products of one instruction, by mnemonic, with the arrangement of its result where there are several.
+PRODUCTS = {"smmla": 32, "usmmla": 32, "sdot": 16, "usdot": 16, "smull": 8, "smull2": 8, "smlal": 4, "smlal2": 4,
+            "fmla.4s": 4, "fmla.8h": 8, "fmul.8h": 8, "fmlal": 4, "fmlal2": 4}  # fmt: skip
+
+#: Operands of an independent one, where they are not four lanes of bytes.
+OPERANDS = {"smull": "v{0}.8h, v30.8b, v31.8b", "smull2": "v{0}.8h, v30.16b, v31.16b", "smlal": "v{0}.4s, v30.4h, v31.4h",
+            "smlal2": "v{0}.4s, v30.8h, v31.8h", "fmla.4s": "v{0}.4s, v30.4s, v31.4s", "fmla.8h": "v{0}.8h, v30.8h, v31.8h",
+            "fmul.8h": "v{0}.8h, v30.8h, v31.8h", "fmlal": "v{0}.4s, v30.4h, v31.4h",
+            "fmlal2": "v{0}.4s, v30.4h, v31.4h"}  # fmt: skip
 
 #: Independent instructions that show a unit's rate: enough to hide its latency.
 INDEPENDENT = 24
@@ -53,35 +60,52 @@ _BRANCH = re.compile(r"^(?:b\.\w+|b|cbn?z|tbn?z)$")
 
 @dataclass(frozen=True)
 class Layer:
-    """A kernel to count. build: makes it for an int8 and a float level."""
+    """A kernel to count. build: makes it for a target."""
 
     name: str
-    build: Callable[[str, str], tirx.PrimFunc]
+    build: Callable[[Target], tirx.PrimFunc]
 
 
-def _convolution(shape: Convolution, dtype: str) -> Callable[[str, str], tirx.PrimFunc]:
-    return lambda int8, _: convolution_int8.build(convolution_int8.ConvolutionInt8(shape, dtype, 3), TAIL, int8)
+def _convolution(shape: Convolution, dtype: str) -> Callable[[Target], tirx.PrimFunc]:
+    spec = convolution_int8.ConvolutionInt8(shape, dtype, 3)
+    return lambda target: convolution_int8.build(spec, TAIL, kernel_levels(target)[0])
 
 
-def _linear(dtype: str) -> Callable[[str, str], tirx.PrimFunc]:
-    return lambda int8, _: linear_int8.build(linear_int8.LinearInt8(128, 768, 768, dtype, 3), TAIL, int8)
+def _linear(dtype: str) -> Callable[[Target], tirx.PrimFunc]:
+    spec = linear_int8.LinearInt8(128, 768, 768, dtype, 3)
+    return lambda target: linear_int8.build(spec, TAIL, kernel_levels(target)[0])
 
 
-def _scores(int8: str, _float: str) -> tirx.PrimFunc:
+def _scores(target: Target) -> tirx.PrimFunc:
     spec = matmul_int8.MatmulInt8(12, 128, 64, 128, "uint8", 3, transposed=True)
-    return matmul_int8.build(spec, Tail("scale", "float32"), int8)
+    return matmul_int8.build(spec, Tail("scale", "float32"), kernel_levels(target)[0])
+
+
+def _float(generator: Callable[..., tirx.PrimFunc], shape: Any, dtype: str) -> Callable[[Target], tirx.PrimFunc]:
+    levels = {"float32": lambda target: kernel_levels(target)[1], "float16": float16_level}
+    return lambda target: generator(shape, FloatSpec(level=levels[dtype](target), dtype=dtype))
 
 
 FRAMED = Convolution(1, 64, 56, 56, 64, (3, 3), (1, 1), (1, 1))
+POINTWISE = Convolution(1, 96, 56, 56, 24, (1, 1))
+MATRIX, ROW = MatrixProduct(128, 768, 768), MatrixProduct(1, 768, 768)
 
 LAYERS = (
     Layer("linear 128x768 -> 768, u8", _linear("uint8")),
     Layer("linear 128x768 -> 768, s8", _linear("int8")),
     Layer("convolution 3x3, 64x56x56 -> 64, u8", _convolution(FRAMED, "uint8")),
-    Layer("convolution 1x1, 96x56x56 -> 24, u8", _convolution(Convolution(1, 96, 56, 56, 24, (1, 1)), "uint8")),
+    Layer("convolution 1x1, 96x56x56 -> 24, u8", _convolution(POINTWISE, "uint8")),
     Layer("Q K^T, 12 heads of 128x64, u8", _scores),
-    Layer("linear 128x768 -> 768, f32", lambda _, level: linear_f32.linear(MatrixProduct(128, 768, 768), FloatSpec(level=level))),
-    Layer("convolution 3x3, 64x56x56 -> 64, f32", lambda _, level: convolution_f32.convolution(FRAMED, FloatSpec(level=level))),
+    *(
+        Layer(f"{name}, {short}", _float(generator, shape, dtype))
+        for short, dtype in (("f32", "float32"), ("f16", "float16"))
+        for name, generator, shape in (
+            ("linear 128x768 -> 768", linear_f32.linear, MATRIX),
+            ("linear 1x768 -> 768", linear_f32.linear, ROW),
+            ("convolution 3x3, 64x56x56 -> 64", convolution_f32.convolution, FRAMED),
+            ("convolution 1x1, 96x56x56 -> 24", convolution_f32.convolution, POINTWISE),
+        )
+    ),
 )
 
 
@@ -94,9 +118,9 @@ class Loop:
 
     @property
     def instruction(self) -> str:
-        """The mnemonic that most of its products come from."""
-        names = [text.split()[0] for text in self.instructions]
-        return max((name for name in PRODUCTS), key=lambda name: names.count(name) * PRODUCTS[name])
+        """What most of its products come from, a key of PRODUCTS."""
+        kinds = [kind_of(text) for text in self.instructions]
+        return max((kind for kind in PRODUCTS), key=lambda kind: kinds.count(kind) * PRODUCTS[kind])
 
 
 @dataclass(frozen=True)
@@ -124,7 +148,7 @@ def measure(layer: Layer, core: str, mca: str) -> Rate:
 
 def compile_kernel(layer: Layer, target: Target) -> bytes:
     """Object code of a layer's kernel, as `TVMBackend.compile` makes it."""
-    function, llvm = layer.build(*kernel_levels(target)), tvm_target(target)
+    function, llvm = layer.build(target), tvm_target(target)
     with llvm:
         flat = flatten(tvm.IRModule({"main": function.without_attr("global_symbol").with_attr("tirx.is_scheduled", True)}))
         kernels = [split_tasks(variable.name_hint, flat_function) for variable, flat_function in flat.functions_items()]
@@ -141,6 +165,13 @@ def disassemble(code: bytes) -> list[tuple[int, str]]:
     return [(int(match[1], 16), f"{match[2]} {match[3]}") for match in found]
 
 
+def kind_of(text: str) -> str:
+    """The key of PRODUCTS that an instruction would have."""
+    name, _, operands = text.partition(" ")
+    arranged = name + operands.partition(",")[0].lstrip("v0123456789")
+    return arranged if arranged in PRODUCTS else name
+
+
 def inner_loop(instructions: list[tuple[int, str]]) -> Loop:
     """The loop without inner branches that makes the most products a turn."""
     best = Loop((), 0)
@@ -155,7 +186,7 @@ def inner_loop(instructions: list[tuple[int, str]]) -> Loop:
         body = tuple(body for _, body in instructions[start:end])
         if any(_BRANCH.match(line.split()[0]) for line in body):
             continue
-        products = sum(PRODUCTS.get(line.split()[0], 0) for line in body)
+        products = sum(PRODUCTS.get(kind_of(line), 0) for line in body)
         best = Loop(body, products) if products > best.products else best
     if not best.products:
         raise GraphwrightError("no loop with products in the kernel's object code")
@@ -164,10 +195,8 @@ def inner_loop(instructions: list[tuple[int, str]]) -> Loop:
 
 def peak(instruction: str, core: str, mca: str) -> float:
     """Products a cycle of independent instructions of one kind."""
-    operands = {"smull": "v{0}.8h, v30.8b, v31.8b", "smull2": "v{0}.8h, v30.16b, v31.16b", "smlal": "v{0}.4s, v30.4h, v31.4h",
-                "smlal2": "v{0}.4s, v30.8h, v31.8h", "fmla": "v{0}.4s, v30.4s, v31.4s"}  # fmt: skip
-    form = operands.get(instruction, "v{0}.4s, v30.16b, v31.16b")
-    body = tuple(f"{instruction} {form.format(index)}" for index in range(INDEPENDENT))
+    name, form = instruction.partition(".")[0], OPERANDS.get(instruction, "v{0}.4s, v30.16b, v31.16b")
+    body = tuple(f"{name} {form.format(index)}" for index in range(INDEPENDENT))
     return INDEPENDENT * PRODUCTS[instruction] / cycles(body, core, mca)
 
 

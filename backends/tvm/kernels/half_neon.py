@@ -109,12 +109,14 @@ class Halves:
         return ChainedSums() if self.chained else LongSums()
 
     def multiply(self, sums: dict[int, list[Any]], buffer: Any, vectors: list[Any], value: Any, channels: int) -> None:
-        inputs = {row: [value(row, first) for first in range(0, channels, EIGHT)] for row in sums}
+        inputs: dict[int, Any] = {}
         for channel in range(channels):
+            if channel % EIGHT == 0:
+                inputs = {row: value(row, channel) for row in sums}
             at = [[vector + (channel * LANES + end) for end in (0, EIGHT)] for vector in vectors]
             weights = [[bind(buffer.vload([place], _Q16)) for place in places] for places in at]
             for row, totals in sums.items():
-                x = bind(shuffle([inputs[row][channel // EIGHT]], [channel % EIGHT] * EIGHT))
+                x = bind(shuffle([inputs[row]], [channel % EIGHT] * EIGHT))
                 for total, halves in zip(totals, weights, strict=True):
                     total.add(halves, x)
         for totals in sums.values():
