@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from emulated import Case, emulate
 from graphwright.backends.target import Target
-from graphwright.backends.tvm.kernels import convolution_f32, linear_f32, matmul_f32
+from graphwright.backends.tvm.kernels import convolution_f32, depthwise_f32, linear_f32, matmul_f32
 from graphwright.backends.tvm.kernels.base import LANES, Convolution, padded
 from graphwright.backends.tvm.kernels.float_base import NO_ACTIVATION, RELU, Activation, FloatSpec, MatrixProduct
 from graphwright.backends.tvm.kernels.half_neon import CHAIN, CHAINED, LONG, powers_above, scaled_panels
@@ -55,11 +55,11 @@ class Wanted:
         return float((np.abs(found - wide) / (bound * (1 + UNIT) + UNIT * np.abs(wide) + LEAST)).max())
 
 
-def bounds(depth: int, magnitude: np.ndarray, inputs: np.ndarray, scale: np.ndarray | float) -> dict[str, np.ndarray]:
+def bounds(depth: int, magnitude: np.ndarray, inputs: np.ndarray, scale: np.ndarray, chain: int = CHAIN) -> dict[str, Any]:
     """Of sums of `depth` products. magnitude: sum |x| |w| + |bias|; inputs: sum |x|; scale: s of each output."""
     return {
         "single": (depth + 2) * EPS * magnitude,
-        "chain": CHAIN * UNIT * magnitude + 2.0**-25 * scale * (depth + inputs),
+        "chain": chain * UNIT * magnitude + 2.0**-25 * scale * (depth + inputs),
     }
 
 
@@ -67,9 +67,9 @@ def half(x: np.ndarray) -> np.ndarray:
     return x.astype(np.float16)
 
 
-def most(w: np.ndarray) -> np.ndarray:
+def most(w: np.ndarray, chain: int = CHAIN) -> np.ndarray:
     """Not below s of each output channel; w: [outputs, ...]."""
-    return 2.1 * np.minimum(np.abs(w).reshape(len(w), -1).sum(1), CHAIN * np.abs(w).reshape(len(w), -1).max(1)) + 2.0**-14
+    return 2.1 * np.minimum(np.abs(w).reshape(len(w), -1).sum(1), chain * np.abs(w).reshape(len(w), -1).max(1)) + 2.0**-14
 
 
 def linear(rng, level: str, sizes: tuple[int, int, int], activation: Activation, residual: bool, size: float) -> Wanted:
@@ -92,13 +92,14 @@ def linear(rng, level: str, sizes: tuple[int, int, int], activation: Activation,
 
 
 def convolution(rng, level: str, shape: Convolution, activation: Activation, planar: bool) -> Wanted:
+    family = depthwise_f32 if shape.depthwise else convolution_f32
     x = normal(rng, shape.batch, shape.channels, shape.height, shape.width, dtype="float16")
     w = half(normal(rng, shape.filters, shape.channels // shape.groups, *shape.kernel) * 0.1).astype(np.float32)
     bias, spec = normal(rng, shape.filters), FloatSpec(activation, level=level, dtype="float16")
-    packed = convolution_f32.pack_weight(shape, w, "float16", spec.chained)
+    packed = family.pack_weight(shape, w, "float16", spec.chained)
     arrays = [half(x) if planar else half(np.clip(to_physical(x, rng), -6e4, 6e4)), packed]
     out = (shape.batch, shape.out_height, shape.out_width, padded(shape.filters))
-    function = convolution_f32.convolution(shape, spec, planar)
+    function = depthwise_f32.depthwise(shape, spec) if shape.depthwise else convolution_f32.convolution(shape, spec, planar)
     case = Case(function, [*arrays, convolution_f32.pack_bias(shape.filters, bias)], (out, "float16"))
 
     def conv(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> np.ndarray:
@@ -108,7 +109,8 @@ def convolution(rng, level: str, shape: Convolution, activation: Activation, pla
     exact = conv(*double)
     magnitude = conv(*(a.abs() for a in double))
     inputs = conv(double[0].abs(), torch.ones_like(double[1]), None)
-    limits = bounds(w[0].size + 1, magnitude, inputs, most(w)[:, None, None])
+    chain = w[0].size if shape.depthwise else CHAIN
+    limits = bounds(w[0].size + 1, magnitude, inputs, most(w, chain)[:, None, None], chain)
     return Wanted(
         f"{shape}", case, lambda y: y[..., : shape.filters].transpose(0, 3, 1, 2), exact, **limits, activation=activation
     )
@@ -155,6 +157,9 @@ CONVOLUTIONS = [
     (Convolution(1, 12, 7, 7, 30, (3, 3), (1, 1), (1, 1), groups=2), NO_ACTIVATION, False),
     (Convolution(1, 3, 12, 21, 24, (3, 3), (2, 2), (1, 1)), RELU, True),
     (Convolution(2, 5, 7, 9, 16, (5, 3), (1, 1), (2, 0)), NO_ACTIVATION, True),
+    (Convolution(1, 20, 9, 9, 20, (3, 3), (1, 1), (1, 1), groups=20), RELU, False),
+    (Convolution(2, 32, 11, 12, 32, (5, 5), (2, 2), (2, 2), groups=32), NO_ACTIVATION, False),
+    (Convolution(1, 35, 11, 9, 35, (3, 3), (1, 1), (2, 2), (2, 2), groups=35), GELU, False),
 ]  # fmt: skip
 
 #: The case of the longest sum.

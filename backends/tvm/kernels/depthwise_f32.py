@@ -1,4 +1,5 @@
-"""Float depthwise convolution: channels in lanes, a run of outputs of one line in registers.
+"""Float depthwise convolution: channels in lanes, a run of outputs of one line in registers. Levels of `half_neon` multiply
+float16 as it lies; the others widen it.
 
 for image, vector of channels, output row:                                     (one task of the parallel loop)
     for tile of `rows` outputs:
@@ -10,36 +11,44 @@ for image, vector of channels, output row:                                     (
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from tvm import tirx
 
 from ....ir.errors import OptionError
-from .base import LANES, VECTOR, Convolution, padded
+from .base import LANES, Convolution, padded
 from .convolution_f32 import pack_bias
-from .emit import accumulator, bind, build, clamp_start, loop, parallel_kind, store
-from .float_base import CACHED_BYTES, PLAIN, FloatSpec, Level, declare, level_of
+from .emit import bind, build, clamp_start, loop, parallel_kind
+from .float_base import CACHED_BYTES, PLAIN, Buffers, FloatSpec, Level, declare, level_of
 from .half import NUMPY, is_half, widened
+from .half_neon import CHAINED, LONG, WINDOW, HalfSums, LongSums, pair, scale_of, scaled_panels
 from .isa import T
+from .multiply import Sums, Whole
 from .window import Segment, column_segments, kernel_rows
 
 __all__ = ["depthwise", "pack_bias", "pack_weight", "packed_weight_shape"]
 
 
-def packed_weight_shape(shape: Convolution) -> tuple[int, int, int]:
-    return padded(shape.filters) // LANES, shape.kernel[0] * shape.kernel[1], LANES
+def packed_weight_shape(shape: Convolution, chained: bool = False) -> tuple[int, int, int]:
+    return padded(shape.filters) // LANES, chained + shape.kernel[0] * shape.kernel[1], LANES
 
 
-def pack_weight(shape: Convolution, weight: np.ndarray, dtype: str = "float32") -> np.ndarray:
-    """(C, 1, KH, KW) -> [C / LANES, KH * KW, LANES], zeros in the padding."""
+def chains(shape: Convolution) -> bool:
+    """Whether a window is small enough for the sums in float16 of level `half_neon.CHAINED`."""
+    return shape.kernel[0] * shape.kernel[1] <= WINDOW
+
+
+def pack_weight(shape: Convolution, weight: np.ndarray, dtype: str = "float32", chained: bool = False) -> np.ndarray:
+    """(C, 1, KH, KW) -> [C / LANES, KH * KW, LANES], zeros in the padding; chained: behind one row of scales, see `half_neon`."""
     expected = (shape.filters, 1, *shape.kernel)
     if weight.shape != expected:
         raise OptionError(f"depthwise weight: expected shape {expected}, got {weight.shape}")
     full = np.zeros((padded(shape.filters), shape.kernel[0] * shape.kernel[1]), np.float32)
     full[: shape.filters] = weight.reshape(shape.filters, -1)
-    return np.ascontiguousarray(full.reshape(-1, LANES, full.shape[1]).transpose(0, 2, 1).astype(NUMPY[dtype]))
+    panels = np.ascontiguousarray(full.reshape(-1, LANES, full.shape[1]).transpose(0, 2, 1))
+    return scaled_panels(panels, full.shape[1], full.shape[1]) if chained else panels.astype(NUMPY[dtype])
 
 
 def choose_rows(level: Level, shape: Convolution) -> int:
@@ -52,8 +61,10 @@ def depthwise(shape: Convolution, spec: FloatSpec = PLAIN) -> tirx.PrimFunc:
     """(X [N, H, W, Cp], W packed, bias [Cp], Y [N, OH, OW, Cp]); lanes of Y past C hold anything. A tile has one group.
 
     Raises:
-        OptionError: not a depthwise shape. UnknownNameError: unknown level.
+        OptionError: not a depthwise shape, or a window too large for level `half_neon.CHAINED`. UnknownNameError: unknown level.
     """
+    if spec.chained and not chains(shape):
+        raise OptionError(f"depthwise: level {spec.level} sums at most {WINDOW} taps, not {shape.kernel}")
     if not shape.groups == shape.channels == shape.filters:
         raise OptionError(f"depthwise: groups, channels and filters must be equal, got {shape}")
     level = level_of(spec.level)
@@ -63,31 +74,52 @@ def depthwise(shape: Convolution, spec: FloatSpec = PLAIN) -> tirx.PrimFunc:
     def body() -> None:
         x_shape = (shape.batch, shape.height, shape.width, groups * LANES)
         y_shape = (shape.batch, shape.out_height, shape.out_width, groups * LANES)
-        buffers = declare(spec, x_shape, packed_weight_shape(shape), groups * LANES, y_shape)
-        w, bias, taps = buffers.w, buffers.bias, shape.kernel[0] * shape.kernel[1]
-        assert bias is not None
-        sweep = Sweep(
-            initial=lambda group: bias.vload([group * LANES], VECTOR),
-            tap=lambda group, ky, kx: bind(widened(w, ((group * taps) + ky * shape.kernel[1] + kx) * LANES)),
-            combine=lambda total, value, weight: total + value * weight,
-            finish=lambda value, offset: buffers.finish(spec, value, offset),
-        )
-        sweep.emit(shape, rows, buffers.x, 2 * shape.macs / (level.flops_per_us / 4))
+        buffers = declare(spec, x_shape, packed_weight_shape(shape, spec.chained), groups * LANES, y_shape)
+        _sweep(shape, spec, buffers).emit(shape, rows, buffers.x, 2 * shape.macs / (level.flops_per_us / 4))
 
     return build("depthwise_f32", body, spec.level)
 
 
+def _sweep(shape: Convolution, spec: FloatSpec, buffers: Buffers) -> Sweep:
+    panel = packed_weight_shape(shape, spec.chained)[1]
+
+    def place(group: Any, ky: Any, kx: int) -> Any:
+        return (group * panel + spec.chained + ky * shape.kernel[1] + kx) * LANES
+
+    def scaled(value: Any, group: Any) -> Any:
+        return value * scale_of(buffers.w, group * (panel * LANES)) + buffers.first(group) if spec.chained else value
+
+    sweep = Sweep(
+        initial=buffers.first,
+        tap=lambda group, ky, kx: bind(widened(buffers.w, place(group, ky, kx))),
+        add=lambda sums, value, weight: sums.start(sums.value() + value * weight),
+        finish=lambda value, offset, group: buffers.finish(spec, scaled(value, group), offset),
+    )
+    if spec.level not in (LONG, CHAINED):
+        return sweep
+    return replace(
+        sweep,
+        tap=lambda group, ky, kx: pair(buffers.w, place(group, ky, kx)),
+        add=lambda sums, value, weight: sums.add(weight, value),
+        read=pair,
+        sums=HalfSums if spec.chained else LongSums,
+    )
+
+
 @dataclass(frozen=True)
 class Sweep:
-    """What a channel-wise window computes: finish(combine over the window's taps inside the image, from `initial` on).
+    """What a channel-wise window computes: finish(sums of the window's taps inside the image, from `initial` on).
 
-    initial(group) and tap(group, ky, kx) give vectors; combine(total, value of X, tap); finish(value, offset) stores.
+    initial(group) and tap(group, ky, kx) give vectors; read(X, offset) the LANES of a pixel; add(sums, pixel, tap);
+    finish(value, offset, group) stores.
     """
 
     initial: Callable[[Any], Any]
     tap: Callable[[Any, Any, int], Any]
-    combine: Callable[[Any, Any, Any], Any]
-    finish: Callable[[Any, Any], None]
+    add: Callable[[Any, Any, Any], None]
+    finish: Callable[[Any, Any, Any], None]
+    read: Callable[[Any, Any], Any] = widened
+    sums: Callable[[], Sums] = Whole
 
     def emit(self, shape: Convolution, rows: int, x: Any, microseconds: float) -> None:
         """Emits the loops over images, vectors of channels, output rows and tiles of `rows` outputs; x is a flat buffer."""
@@ -115,9 +147,9 @@ class Sweep:
         image, oy, column, group = place
         row_size = padded(shape.channels)
         first = bind(self.initial(group))
-        acc = [accumulator("float32") for _ in segment.valid]
+        acc = [self.sums() for _ in segment.valid]
         for total in acc:
-            store(total, 0, first)
+            total.start(first)
         low, high = bounds
         with loop(shape.kernel[0]) if isinstance(low, int) else T.serial(low, high) as ky:
             line = (image * shape.height + oy * shape.stride[0] + ky * shape.dilation[0] - shape.padding[0]) * shape.width
@@ -128,8 +160,7 @@ class Sweep:
                     tap = self.tap(group, ky, kx)
                     for i in rows:
                         offset = (i * shape.stride[1] + kx * shape.dilation[1]) * row_size
-                        value = self.combine(acc[i].vload([0], VECTOR), widened(x, x_base + offset), tap)
-                        store(acc[i], 0, value)
+                        self.add(acc[i], self.read(x, x_base + offset), tap)
         out = bind(((image * shape.out_height + oy) * shape.out_width + column) * row_size + group * LANES)
         for i, total in enumerate(acc):
-            self.finish(total.vload([0], VECTOR), out + i * row_size)
+            self.finish(total.value(), out + i * row_size, group)

@@ -18,6 +18,8 @@ float16 throughout: 0.3 u sqrt(K)). s is a power of two for each output channel:
 magnitudes of the weights of any chain add up to less than 1, and no partial sum exceeds the largest |x|. So a chain of finite
 inputs does not overflow (where the magnitudes of w add up to 2^15 at most), and small products keep as many bits as they can. s
 stands before each panel of weights, and multiplies the sums at last.
+
+A depthwise window is one chain: CHAIN is the number of its taps there, at most WINDOW (larger ones are widened).
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from .base import LANES, VECTOR, padded
-from .emit import accumulator, bind, shuffle, store
+from .emit import accumulator, bind, shuffle, splat, store
 from .isa import T
 from .register_tile import QUARTERS, WORDS, joined, quarter
 
@@ -41,6 +43,9 @@ EIGHT = 8
 
 #: Most products that are summed in float16.
 CHAIN = 16
+
+#: Most taps of a depthwise window in one chain.
+WINDOW = 32
 
 _Q16, _Q32 = f"float16x{EIGHT}", f"float32x{WORDS}"
 
@@ -59,12 +64,12 @@ class LongSums:
     def value(self) -> Any:
         return joined([place.vload([0], _Q32) for place in self.places])
 
-    def add(self, halves: list[Any], x: Any) -> None:
-        """halves: the weights of LANES channels in two q registers; x: a number in every lane of one."""
+    def add(self, halves: list[Any], x: list[Any]) -> None:
+        """Adds the products of the weights of LANES channels and of what they multiply, in two q registers each."""
         for q, place in enumerate(self.places):
             name = "llvm.aarch64.neon.fmlal2" if q % 2 else "llvm.aarch64.neon.fmlal"
             total = place.vload([0], _Q32)
-            store(place, 0, T.call_llvm_pure_intrin(_Q32, name, total, halves[q // 2], x), WORDS)
+            store(place, 0, T.call_llvm_pure_intrin(_Q32, name, total, halves[q // 2], x[q // 2]), WORDS)
 
     def flush(self) -> None:
         pass
@@ -77,8 +82,8 @@ class ChainedSums(LongSums):
         super().__init__()
         self.chain: list[Any] = []
 
-    def add(self, halves: list[Any], x: Any) -> None:
-        products = [half * x for half in halves]
+    def add(self, halves: list[Any], x: list[Any]) -> None:
+        products = [half * value for half, value in zip(halves, x, strict=True)]
         self.chain = [bind(a + b) for a, b in zip(self.chain, products, strict=True)] if self.chain else list(map(bind, products))
 
     def flush(self) -> None:
@@ -86,6 +91,25 @@ class ChainedSums(LongSums):
             wide = T.Cast(_Q32, shuffle([self.chain[q // 2]], list(range(q % 2 * WORDS, q % 2 * WORDS + WORDS))))
             store(place, 0, place.vload([0], _Q32) + wide, WORDS)
         self.chain = []
+
+
+class HalfSums:
+    """One chain in two q registers, for a window of few taps."""
+
+    def __init__(self) -> None:
+        self.places = [accumulator("float16", EIGHT) for _ in range(2)]
+
+    def start(self, first: Any) -> None:
+        """At zero: what comes first is added when the chain ends."""
+        for place in self.places:
+            store(place, 0, splat(T.float16(0.0), EIGHT), EIGHT)
+
+    def value(self) -> Any:
+        return T.Cast(VECTOR, shuffle([place.vload([0], _Q16) for place in self.places], list(range(LANES))))
+
+    def add(self, halves: list[Any], x: list[Any]) -> None:
+        for place, half, value in zip(self.places, halves, x, strict=True):
+            store(place, 0, place.vload([0], _Q16) + half * value, EIGHT)
 
 
 @dataclass(frozen=True)
@@ -113,12 +137,11 @@ class Halves:
         for channel in range(channels):
             if channel % EIGHT == 0:
                 inputs = {row: value(row, channel) for row in sums}
-            at = [[vector + (channel * LANES + end) for end in (0, EIGHT)] for vector in vectors]
-            weights = [[bind(buffer.vload([place], _Q16)) for place in places] for places in at]
+            weights = [pair(buffer, vector + channel * LANES) for vector in vectors]
             for row, totals in sums.items():
                 x = bind(shuffle([inputs[row]], [channel % EIGHT] * EIGHT))
                 for total, halves in zip(totals, weights, strict=True):
-                    total.add(halves, x)
+                    total.add(halves, [x, x])
         for totals in sums.values():
             for total in totals:
                 total.flush()
@@ -129,12 +152,20 @@ def eight(buffer: Any, offset: Any, channels: int) -> Any:
     return bind(buffer.vload([offset], _Q16))
 
 
-def scaled_panels(panels: np.ndarray, channels: int) -> np.ndarray:
-    """Packed float32 weights [panels, taps * channels, LANES] -> float16 [panels, 1 + taps * channels, LANES]: s, then w / s."""
+def pair(buffer: Any, offset: Any) -> list[Any]:
+    """LANES halves in two q registers."""
+    return [bind(buffer.vload([offset + end], _Q16)) for end in (0, EIGHT)]
+
+
+def scaled_panels(panels: np.ndarray, channels: int, chain: int = CHAIN) -> np.ndarray:
+    """Packed float32 weights [panels, taps * channels, LANES] -> float16 [panels, 1 + taps * channels, LANES]: s, then w / s.
+
+    chain: products that are summed in float16.
+    """
     count, depth, _ = panels.shape
-    full = np.zeros((count, depth // channels, padded(channels, CHAIN), LANES), np.float32)
+    full = np.zeros((count, depth // channels, padded(channels, chain), LANES), np.float32)
     full[:, :, :channels] = panels.reshape(count, -1, channels, LANES)
-    chains = np.abs(full).reshape(count, -1, CHAIN, LANES).sum(2, dtype=np.float64).max(1)
+    chains = np.abs(full).reshape(count, -1, chain, LANES).sum(2, dtype=np.float64).max(1)
     scale = powers_above(chains * (1 + 2.0**-6))  # leaves room for the chain's roundings
     return np.concatenate([scale, panels / scale], 1).astype(np.float16)
 

@@ -41,8 +41,8 @@ def _pool(name: str, shape: Convolution, form: tuple[str, str], start: float, co
         sweep = Sweep(
             initial=lambda group: constant(start),
             tap=lambda group, ky, kx: None,
-            combine=lambda total, value, tap: combine(total, value),
-            finish=lambda value, offset: store_lanes(y, offset, finish(value), level=level),
+            add=lambda largest, value, tap: largest.start(combine(largest.value(), value)),
+            finish=lambda value, offset, group: store_lanes(y, offset, finish(value), level=level),
         )
         rows = min(choose_rows(level_of(level), shape), shape.out_width)
         sweep.emit(shape, rows, x, shape.macs / TAPS_PER_US)

@@ -191,11 +191,13 @@ def convolution(lowering: Lowering, node: fx.Node) -> None:
     x, weight, bias, *_ = arguments(node)
     x, shape = without_frame(lowering, x, shape, 0.0)
     done = finish(lowering, node)
+    if shape.depthwise and not depthwise_f32.chains(shape):
+        done = replace(done, spec=replace(done.spec, level=lowering.level(done.spec.dtype)))
     residual = [] if done.residual is None else [lowering.channels(done.residual)]
     packed = _convolution_weight(lowering, weight, shape, done.spec)
     if shape.depthwise:
         generator, family = depthwise_f32.depthwise, "depthwise"
-        options, source = [shape, replace(done.spec, level=lowering.level(done.spec.dtype))], lowering.channels(x)
+        options, source = [shape, done.spec], lowering.channels(x)
     else:
         generator, family = convolution_f32.convolution, "convolution"
         # The image a network is given is planar, with few channels: a first layer reads it as it is.
@@ -213,7 +215,6 @@ def _convolution_weight(lowering: Lowering, node: fx.Node, shape: Convolution, s
     if isinstance(weight, CodedWeight):
         return weight.panels(lowering, taps=prod(shape.kernel))
     kernel = weight.reshape(shape.filters, -1, *shape.kernel)
-    spec = replace(spec, level=lowering.level(spec.dtype)) if shape.depthwise else spec
     family = lowering.family(depthwise_f32 if shape.depthwise else convolution_f32)
     return stored(lowering, node, _packed(family.pack_weight, shape, kernel, spec=spec))
 
