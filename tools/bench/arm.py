@@ -23,7 +23,7 @@ import typer
 from tvm import tirx
 
 from ...backends.target import Target
-from ...backends.tvm.kernels import convolution_f32, convolution_int8, linear_f32, linear_int8, matmul_int8
+from ...backends.tvm.kernels import convolution_f32, convolution_int8, depthwise_f32, linear_f32, linear_int8, matmul_int8
 from ...backends.tvm.kernels.base import Convolution, Tail
 from ...backends.tvm.kernels.float_base import FloatSpec, MatrixProduct
 from ...backends.tvm.pipeline import flatten, generate
@@ -88,6 +88,7 @@ def _float(generator: Callable[..., tirx.PrimFunc], shape: Any, dtype: str) -> C
 
 FRAMED = Convolution(1, 64, 56, 56, 64, (3, 3), (1, 1), (1, 1))
 POINTWISE = Convolution(1, 96, 56, 56, 24, (1, 1))
+DEPTHWISE = Convolution(1, 96, 28, 28, 96, (3, 3), (1, 1), (1, 1), groups=96)
 MATRIX, ROW = MatrixProduct(128, 768, 768), MatrixProduct(1, 768, 768)
 
 LAYERS = (
@@ -104,6 +105,7 @@ LAYERS = (
             ("linear 1x768 -> 768", linear_f32.linear, ROW),
             ("convolution 3x3, 64x56x56 -> 64", convolution_f32.convolution, FRAMED),
             ("convolution 1x1, 96x56x56 -> 24", convolution_f32.convolution, POINTWISE),
+            ("depthwise 3x3, 96x28x28", depthwise_f32.depthwise, DEPTHWISE),
         )
     ),
 )

@@ -186,7 +186,7 @@ class Product:
     def tile(self) -> Tile:
         """The register tile asked for, or the best one, cut down to the shape."""
         shape, tile = self.shape, self.spec.tile
-        level = replace(level_of(self.spec.level), weights=self.weights.factors)
+        level = self.spec.machine_of(self.weights)
         # A banded (grouped) product gives each vector its own channels, so neighbouring vectors share no broadcast value.
         most = self.groups if shape.groups == 1 else 1
         if tile is None:

@@ -63,7 +63,8 @@ class Level:
     registers: vectors the register file holds. fma, load, broadcast: cycles each takes when the ports are saturated.
     stream: cycles to bring one vector from the second-level cache. far: cycles more where it comes from behind that.
     latency: cycles before a sum can be added to again. weights: vectors that one step's weights of a group take, 2 where pairs
-    of channels are widened together. rows: of the largest tile of one group, of two, ...; empty where `registers` tells.
+    of channels are widened together. widen: cycles of the multiplying units to widen those of a group. rows: of the largest
+    tile of one group, of two, ...; empty where `registers` tells.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Level:
     latency: float
     flops_per_us: int
     weights: int = 1
+    widen: float = 0.0
     rows: tuple[int, ...] = ()
 
     @property
@@ -99,6 +101,9 @@ LEVELS = {
     LONG: Level(LONG, 8, 1.0, 0.5, 0.125, 1.0, 3.0, 4, 40_000, rows=(5, 2, 1)),
     CHAINED: Level(CHAINED, 8, 0.6, 0.5, 0.125, 1.0, 3.0, 2, 30_000, rows=(4, 2, 1)),
 }
+
+#: Level -> cycles of the multiplying units to widen a vector of half-precision weights: AArch64's, and AVX2's much alike.
+WIDEN = {"portable": 1.5}
 
 
 def level_of(name: str) -> Level:
@@ -148,7 +153,12 @@ class FloatSpec:
     @property
     def machine(self) -> Level:
         """The level as a product with packed weights of `dtype` uses it."""
-        return replace(level_of(self.level), weights=self.weights().factors)
+        return self.machine_of(self.weights())
+
+    def machine_of(self, weights: Weights) -> Level:
+        """The same with these; where widening takes the units that multiply, halves lie in registers beside what they become."""
+        level, widen = level_of(self.level), WIDEN.get(self.level, 0.0) if self.dtype != "float32" else 0.0
+        return replace(level, weights=max(weights.factors, 2 if widen else 1), widen=widen)
 
     def weights(self, *, planar: bool = False, batched: bool = False) -> Weights:
         """How a product reads its weights. planar: neighbouring channels of X are not neighbours in memory. batched: the weights
@@ -249,7 +259,7 @@ def tile_cycles(level: Level, tile: Tile, lines: int, columns: int, groups: int,
     for _, panels, width in panel_widths(groups, tile.groups):
         products = tile.rows * width
         step = max(
-            products * level.fma,
+            products * level.fma + width * level.widen,
             width * level.load + tile.rows * level.broadcast,
             width * stream,
             level.latency,
