@@ -70,8 +70,9 @@ class CastFloat(Pass):
     multiply 8-bit floats (`quantize-fp8`) only round their result to the type.
 
     A backend may keep float32 between ops that one kernel computes (a layer with its addition and activation, an attention): it
-    rounds less often than torch. A parameter beyond the type's range becomes its largest number (`saturated` in the stats); a
-    value beyond it becomes infinite, as in torch.
+    rounds less often than torch. Where a target's full rate is that of products summed in 16 bits, a backend may add a few of a
+    layer's there, within a bound that it states. A parameter beyond the type's range becomes its largest number (`saturated` in
+    the stats); a value beyond it becomes infinite, as in torch.
 
     Args:
         dtype: bfloat16 (8 bits of exponent, unit roundoff 2^-8) or float16 (5 bits, largest 65504, unit roundoff 2^-11).
