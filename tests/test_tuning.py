@@ -95,6 +95,14 @@ def test_float_choices_always_fit_the_register_file():
             assert fits(tiled.machine, tiled.tile)
 
 
+@pytest.mark.parametrize("level", ("fp16fml", "fullfp16"))
+def test_choices_for_an_image_in_planes_fit_its_own_unit(level):
+    spec = (Convolution(1, 3, 14, 14, 100, (3, 3)), FloatSpec(level=level, dtype="float16"), True)
+    family = FAMILIES[convolution_f32.convolution]
+    for choice in [*family.space(spec), {"rows": 99, "groups": 1}, {"rows": 1, "groups": 99}]:
+        convolution_f32.convolution(*family.chosen(spec, choice))  # refuses what does not fit
+
+
 def test_a_row_is_found_by_key_and_level_and_changes_only_the_tiling():
     spec = (LINEAR, Tail("none", "int32"), "portable")
     database = TuningDatabase([row({"panels": 1, "height": 1, "width": 3, "rows_outer": True})])

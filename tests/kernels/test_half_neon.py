@@ -157,6 +157,7 @@ CONVOLUTIONS = [
     (Convolution(1, 12, 7, 7, 30, (3, 3), (1, 1), (1, 1), groups=2), NO_ACTIVATION, False),
     (Convolution(1, 3, 12, 21, 24, (3, 3), (2, 2), (1, 1)), RELU, True),
     (Convolution(2, 5, 7, 9, 16, (5, 3), (1, 1), (2, 0)), NO_ACTIVATION, True),
+    (Convolution(1, 3, 16, 15, 20, (7, 7), (2, 2), (3, 3)), RELU, True),
     (Convolution(1, 20, 9, 9, 20, (3, 3), (1, 1), (1, 1), groups=20), RELU, False),
     (Convolution(2, 32, 11, 12, 32, (5, 5), (2, 2), (2, 2), groups=32), NO_ACTIVATION, False),
     (Convolution(1, 35, 11, 9, 35, (3, 3), (1, 1), (2, 2), (2, 2), groups=35), GELU, False),
@@ -209,14 +210,13 @@ def test_the_level_uses_its_instructions(core, level):
 
 
 def test_panels_are_scaled_exactly():
-    rng, taps, channels = np.random.default_rng(3), 3, 20
+    rng, depth = np.random.default_rng(3), 60
     sizes = 10.0 ** rng.integers(-4, 3, (2, 1, LANES))
-    w = half(rng.standard_normal((2, taps * channels, LANES)) * sizes).astype(np.float32)
-    packed = scaled_panels(w, channels).astype(np.float64)
+    w = half(rng.standard_normal((2, depth, LANES)) * sizes).astype(np.float32)
+    packed = scaled_panels(w).astype(np.float64)
     scale, stored = packed[:, :1], packed[:, 1:]
     assert (np.frexp(scale)[0] == 0.5).all() and np.abs(stored * scale - w).max() <= 2.0**-25 * scale.max()
-    chains = np.abs(stored.reshape(2, taps, channels, LANES))
-    sums = np.maximum(chains[:, :, :CHAIN].sum(2), chains[:, :, CHAIN:].sum(2)).max(1)
+    sums = np.stack([np.abs(stored[:, first : first + CHAIN]).sum(1) for first in range(depth - CHAIN + 1)]).max(0)
     assert sums.max() < 1 and (sums[scale[:, 0] > 2.0**-14] > 0.49).all()
     assert (powers_above(np.array([[0.0, 1e-9, 1.0, 1.01, 1e6]])) == [[[1, 2.0**-14, 1, 2, 2.0**15]]]).all()
 

@@ -99,7 +99,7 @@ def pack_weight(shape: Convolution, weight: np.ndarray, dtype: str = "float32", 
             first = filter_ // outputs * inputs - start(filter_ // LANES)
             packed[filter_ // LANES, :, :, first : first + inputs, filter_ % LANES] = taps[filter_]
     panels = np.ascontiguousarray(packed.reshape(packed_weight_shape(shape)))
-    return scaled_panels(panels, span) if chained else stored_panels(panels, span, dtype)
+    return scaled_panels(panels) if chained else stored_panels(panels, span, dtype)
 
 
 def pack_bias(filters: int, bias: np.ndarray | None) -> np.ndarray:
@@ -335,10 +335,11 @@ def _tile(
 
             for first, channels in source.chunks(span):
                 read = source.read(base, taps, rows, first, channels)
-                with loop(taps) as tap:
+                count, width = (1, taps * channels) if source.joins_taps else (taps, channels)
+                with loop(count) as tap:
                     value = read(tap)
                     w_base = bind(weight_base + (ky * shape.kernel[1] + first_kx + tap) * (product.tap * LANES) + first * LANES)
-                    steps.emit(value, rows, w_base, channels)
+                    steps.emit(value, rows, w_base, width, unrolled=source.joins_taps)
     _store(product, buffers, acc, group, panel_base, out, panel)
 
 
@@ -365,10 +366,13 @@ class _Steps:
     weight_base: Any
     ahead: list[Any] | None
 
-    def emit(self, value: Value, rows: list[int], w_base: Any, channels: int) -> None:
+    def emit(self, value: Value, rows: list[int], w_base: Any, channels: int, unrolled: bool) -> None:
         turn = self.product.weights.turn
         full, rest = divmod(channels, turn)
-        if full:
+        if unrolled:
+            for index in range(full):
+                self._turn(value, rows, w_base, index * turn, turn)
+        elif full:
             with loop(full) as index:
                 self._turn(value, rows, w_base, index * turn, turn)
         if rest:

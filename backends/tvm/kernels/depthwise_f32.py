@@ -48,7 +48,7 @@ def pack_weight(shape: Convolution, weight: np.ndarray, dtype: str = "float32", 
     full = np.zeros((padded(shape.filters), shape.kernel[0] * shape.kernel[1]), np.float32)
     full[: shape.filters] = weight.reshape(shape.filters, -1)
     panels = np.ascontiguousarray(full.reshape(-1, LANES, full.shape[1]).transpose(0, 2, 1))
-    return scaled_panels(panels, full.shape[1], full.shape[1]) if chained else panels.astype(NUMPY[dtype])
+    return scaled_panels(panels, full.shape[1]) if chained else panels.astype(NUMPY[dtype])
 
 
 def choose_rows(level: Level, shape: Convolution) -> int:

@@ -17,7 +17,7 @@ from ....ir.errors import OptionError, UnknownNameError
 from .base import LANES, VECTOR
 from .emit import accumulator, arguments, bind, ramp, splat, store
 from .half import NATIVE, NUMPY, is_half, lanes_of, rounded, weight_step, widened
-from .half_neon import CHAINED, LONG, Halves
+from .half_neon import CHAINED, LONG, PLANAR_ROWS, Halves
 from .isa import T
 from .multiply import Dotted, Weights, Widened
 from .vector_math import FUNCTIONS
@@ -158,15 +158,16 @@ class FloatSpec:
     def machine_of(self, weights: Weights) -> Level:
         """The same with these; where widening takes the units that multiply, halves lie in registers beside what they become."""
         level, widen = level_of(self.level), WIDEN.get(self.level, 0.0) if self.dtype != "float32" else 0.0
-        return replace(level, weights=max(weights.factors, 2 if widen else 1), widen=widen)
+        rows = PLANAR_ROWS if self.chained and isinstance(weights, Halves) and weights.planar else level.rows
+        return replace(level, weights=max(weights.factors, 2 if widen else 1), widen=widen, rows=rows)
 
     def weights(self, *, planar: bool = False, batched: bool = False) -> Weights:
         """How a product reads its weights. planar: neighbouring channels of X are not neighbours in memory. batched: the weights
         are another tensor, packed by the kernel: as float16 for level LONG, in float32 whatever the type of X and Y elsewhere."""
         if self.dot and not planar and not batched:
             return Dotted()
-        if self.level in (LONG, CHAINED) and not planar and not (batched and self.chained):
-            return Halves(self.chained)
+        if self.level in (LONG, CHAINED) and not (batched and self.chained):
+            return Halves(self.chained, planar)
         return Widened(1 if batched else weight_step(self.dtype))
 
 

@@ -3,7 +3,8 @@
 Long     FEAT_FHM (Neoverse V1): fmlal and fmlal2 multiply halves exactly and add to float32 sums with one rounding, as a float32
          fmla does to widened numbers: the bound of `float_base` holds.
 Chained  FEAT_FP16 alone (Cortex-A76, X1, Neoverse N1): fmla multiplies and adds eight halves, rounding to float16; every CHAIN
-         products of a tap the chain is widened and added to float32 sums. Constant weights alone: two tensors stay in float32.
+         products of a tap, or of a row of taps of a planar image, the chain is widened and added to float32 sums. Constant
+         weights alone: products of two tensors stay in float32.
 
 instructions for 16 products of 16 channels      float32 fmla 64      Long 64      Chained 32 + 4 fcvtl + 4 fadd
 (4 fcvtl more a channel and tile where float16 is widened: on a Neoverse N1 fcvtl starts every other cycle, fmla two a cycle)
@@ -30,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import LANES, VECTOR, padded
+from .base import LANES, VECTOR
 from .emit import accumulator, bind, shuffle, splat, store
 from .isa import T
 from .register_tile import QUARTERS, WORDS, joined, quarter
@@ -43,6 +44,9 @@ EIGHT = 8
 
 #: Most products that are summed in float16.
 CHAIN = 16
+
+#: Rows of the largest tile of one group where chains read an image in planes: every number takes a register there.
+PLANAR_ROWS = (2,)
 
 #: Most taps of a depthwise window in one chain.
 WINDOW = 32
@@ -114,9 +118,11 @@ class HalfSums:
 
 @dataclass(frozen=True)
 class Halves:
-    """A unit of `multiply`. chained: sum up to CHAIN products in float16."""
+    """A unit of `multiply`. chained: sum up to CHAIN products in float16. planar: X is read number by number, for neighbouring
+    channels are not neighbours in memory."""
 
     chained: bool
+    planar: bool = False
 
     step: int = 1
     factors: int = 1
@@ -127,7 +133,7 @@ class Halves:
 
     @property
     def read(self) -> Callable[[Any, Any, int], Any]:
-        return eight
+        return one if self.planar else eight
 
     def sums(self) -> LongSums:
         return ChainedSums() if self.chained else LongSums()
@@ -135,11 +141,11 @@ class Halves:
     def multiply(self, sums: dict[int, list[Any]], buffer: Any, vectors: list[Any], value: Any, channels: int) -> None:
         inputs: dict[int, Any] = {}
         for channel in range(channels):
-            if channel % EIGHT == 0:
+            if self.planar or channel % EIGHT == 0:
                 inputs = {row: value(row, channel) for row in sums}
             weights = [pair(buffer, vector + channel * LANES) for vector in vectors]
             for row, totals in sums.items():
-                x = bind(shuffle([inputs[row]], [channel % EIGHT] * EIGHT))
+                x = inputs[row] if self.planar else bind(shuffle([inputs[row]], [channel % EIGHT] * EIGHT))
                 for total, halves in zip(totals, weights, strict=True):
                     total.add(halves, [x, x])
         for totals in sums.values():
@@ -152,20 +158,23 @@ def eight(buffer: Any, offset: Any, channels: int) -> Any:
     return bind(buffer.vload([offset], _Q16))
 
 
+def one(buffer: Any, offset: Any, channels: int) -> Any:
+    """A half in every lane."""
+    return bind(splat(buffer.vload([offset]), EIGHT))
+
+
 def pair(buffer: Any, offset: Any) -> list[Any]:
     """LANES halves in two q registers."""
     return [bind(buffer.vload([offset + end], _Q16)) for end in (0, EIGHT)]
 
 
-def scaled_panels(panels: np.ndarray, channels: int, chain: int = CHAIN) -> np.ndarray:
-    """Packed float32 weights [panels, taps * channels, LANES] -> float16 [panels, 1 + taps * channels, LANES]: s, then w / s.
+def scaled_panels(panels: np.ndarray, chain: int = CHAIN) -> np.ndarray:
+    """Packed float32 weights [panels, depth, LANES] -> float16 [panels, 1 + depth, LANES]: s, then w / s.
 
-    chain: products that are summed in float16.
+    chain: products that are summed in float16; any so many neighbours may be.
     """
-    count, depth, _ = panels.shape
-    full = np.zeros((count, depth // channels, padded(channels, chain), LANES), np.float32)
-    full[:, :, :channels] = panels.reshape(count, -1, channels, LANES)
-    chains = np.abs(full).reshape(count, -1, chain, LANES).sum(2, dtype=np.float64).max(1)
+    sums = np.cumsum(np.pad(np.abs(panels.astype(np.float64)), ((0, 0), (chain, 0), (0, 0))), 1)
+    chains = (sums[:, chain:] - sums[:, :-chain]).max(1)
     scale = powers_above(chains * (1 + 2.0**-6))  # leaves room for the chain's roundings
     return np.concatenate([scale, panels / scale], 1).astype(np.float16)
 

@@ -25,7 +25,7 @@ def pack_weight(weight: np.ndarray, dtype: str = "float32", chained: bool = Fals
     full = np.zeros((padded(outputs), inputs), np.float32)
     full[:outputs] = weight
     panels = np.ascontiguousarray(full.reshape(-1, LANES, inputs).transpose(0, 2, 1))
-    return scaled_panels(panels, inputs) if chained else stored_panels(panels, inputs, dtype)
+    return scaled_panels(panels) if chained else stored_panels(panels, inputs, dtype)
 
 
 def linear(shape: MatrixProduct, spec: FloatSpec = PLAIN) -> tirx.PrimFunc:

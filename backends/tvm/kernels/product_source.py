@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import gcd
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from .base import LANES, padded
 from .emit import bind, loop, splat, store
@@ -31,6 +31,10 @@ Base = Callable[[Any], Any]
 
 
 class Source(Protocol):
+    """joins_taps: the channels of all taps of a run are one sequence, as their weights are; it is walked without a loop."""
+
+    joins_taps: ClassVar[bool]
+
     def allocate(self) -> None:
         """Declares what a task holds, inside the parallel loop."""
         ...
@@ -47,7 +51,7 @@ class Source(Protocol):
 def source_of(product: Product, x: Any, segments: list[Segment]) -> Source:
     read = product.weights.read
     if read is not None:
-        return Direct(product, x, read)
+        return (Direct if product.x_channel == 1 else Planes)(product, x, read)
     if not is_half(x):
         return Direct(product, x, lambda buffer, offset, channels: splat(buffer.vload([offset])))
     return Scratch.of(product, x, segments)
@@ -60,6 +64,8 @@ class Direct:
     product: Product
     x: Any
     load: Callable[[Any, Any, int], Any]
+
+    joins_taps: ClassVar[bool] = False
 
     def allocate(self) -> None:
         pass
@@ -77,6 +83,21 @@ class Direct:
         return values
 
 
+class Planes(Direct):
+    """The few channels of an image in planes: a row of taps is one sequence of numbers."""
+
+    joins_taps: ClassVar[bool] = True
+
+    def read(self, base: Base, taps: int, rows: list[int], first: Any, channels: int) -> Callable[[Any], Value]:
+        step = self.product.shape.stride[1] * self.product.x_pixel
+        starts = [bind(base(tap)) for tap in range(taps)]
+
+        def value(i: int, k: int, count: int) -> Any:
+            return self.load(self.x, starts[k // channels] + (k % channels) * self.product.x_channel + i * step, count)
+
+        return lambda _: value
+
+
 @dataclass
 class Scratch:
     """[pixel][channel] of the tile in float32, or [channel][pixel] of a planar image.
@@ -89,6 +110,8 @@ class Scratch:
     chunk: int
     size: int
     held: Any = field(default=None)
+
+    joins_taps: ClassVar[bool] = False
 
     @classmethod
     def of(cls, product: Product, x: Any, segments: list[Segment]) -> Scratch:

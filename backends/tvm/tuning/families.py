@@ -20,7 +20,7 @@ from ..cuda.kernels.family_float import dtype_of
 from ..kernels import convolution_f32, convolution_int8, linear_f32, linear_int8, matmul_f32, matmul_int8
 from ..kernels.base import LANES, Convolution, padded
 from ..kernels.convolution_int8 import ConvolutionInt8
-from ..kernels.float_base import Level, MatrixProduct, Tile, fits, tile_cycles
+from ..kernels.float_base import FloatSpec, Level, MatrixProduct, Tile, fits, tile_cycles
 from ..kernels.gemm_int8 import Pixels
 from ..kernels.half import NATIVE
 from ..kernels.isa import isa_of
@@ -211,6 +211,10 @@ def _planar(spec: Specification) -> bool:
     return len(spec) > 2 and spec[2]
 
 
+def _machine(options: FloatSpec, spec: Specification) -> Level:
+    return options.machine_of(options.weights(planar=_planar(spec)))
+
+
 def _lines(spec: Specification) -> _Lines:
     shape: Convolution | MatrixProduct = spec[0]
     if isinstance(shape, MatrixProduct):
@@ -235,7 +239,7 @@ def _float_family(name: str, work: Callable[[Specification], str | None]) -> Fam
     """A generator of (shape, FloatSpec, further options)."""
 
     def space(spec: Specification) -> list[Choice]:
-        shape, level = _lines(spec), spec[1].machine
+        shape, level = _lines(spec), _machine(spec[1], spec)
         tiles = _tiles(level, shape.columns, shape.groups)
         estimate = [tile_cycles(level, t, shape.lines, shape.columns, shape.groups, shape.depth) for t in tiles]
         best = sorted(zip(estimate, tiles, strict=True), key=lambda pair: (pair[0], pair[1].rows * pair[1].groups))
@@ -247,7 +251,7 @@ def _float_family(name: str, work: Callable[[Specification], str | None]) -> Fam
     def chosen(spec: Specification, choice: Choice) -> Specification:
         # A planar image has no neighbouring channels to multiply in pairs.
         tiled = replace(spec[1], dot=bool(choice.get("dot", False)) and not _planar(spec))
-        level = tiled.machine
+        level = _machine(tiled, spec)
         groups = max(1, min(int(choice["groups"]), level.most_groups))
         tile = Tile(max(1, min(int(choice["rows"]), level.most_rows(groups))), groups)
         return (spec[0], replace(tiled, tile=tile), *spec[2:])
