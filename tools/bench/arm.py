@@ -81,13 +81,14 @@ def _scores(target: Target) -> tirx.PrimFunc:
     return matmul_int8.build(spec, Tail("scale", "float32"), kernel_levels(target)[0])
 
 
-def _float(generator: Callable[..., tirx.PrimFunc], shape: Any, dtype: str) -> Callable[[Target], tirx.PrimFunc]:
+def _float(generator: Callable[..., tirx.PrimFunc], shape: Any, dtype: str, *options: Any) -> Callable[[Target], tirx.PrimFunc]:
     levels = {"float32": lambda target: kernel_levels(target)[1], "float16": float16_level}
-    return lambda target: generator(shape, FloatSpec(level=levels[dtype](target), dtype=dtype))
+    return lambda target: generator(shape, FloatSpec(level=levels[dtype](target), dtype=dtype), *options)
 
 
 FRAMED = Convolution(1, 64, 56, 56, 64, (3, 3), (1, 1), (1, 1))
 POINTWISE = Convolution(1, 96, 56, 56, 24, (1, 1))
+IMAGE = Convolution(1, 3, 224, 224, 64, (7, 7), (2, 2), (3, 3))
 DEPTHWISE = Convolution(1, 96, 28, 28, 96, (3, 3), (1, 1), (1, 1), groups=96)
 MATRIX, ROW = MatrixProduct(128, 768, 768), MatrixProduct(1, 768, 768)
 
@@ -98,13 +99,14 @@ LAYERS = (
     Layer("convolution 1x1, 96x56x56 -> 24, u8", _convolution(POINTWISE, "uint8")),
     Layer("Q K^T, 12 heads of 128x64, u8", _scores),
     *(
-        Layer(f"{name}, {short}", _float(generator, shape, dtype))
+        Layer(f"{name}, {short}", _float(generator, shape, dtype, *options))
         for short, dtype in (("f32", "float32"), ("f16", "float16"))
-        for name, generator, shape in (
+        for name, generator, shape, *options in (
             ("linear 128x768 -> 768", linear_f32.linear, MATRIX),
             ("linear 1x768 -> 768", linear_f32.linear, ROW),
             ("convolution 3x3, 64x56x56 -> 64", convolution_f32.convolution, FRAMED),
             ("convolution 1x1, 96x56x56 -> 24", convolution_f32.convolution, POINTWISE),
+            ("convolution 7x7, image 3x224x224 -> 64", convolution_f32.convolution, IMAGE, True),
             ("depthwise 3x3, 96x28x28", depthwise_f32.depthwise, DEPTHWISE),
         )
     ),
