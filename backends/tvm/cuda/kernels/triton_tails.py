@@ -5,7 +5,7 @@ these kernels can be interpreted, compiled ahead of time, and measured on a mach
 """
 
 # Triton compiles these functions: constants and ranges are not the Python objects that type checkers take them for.
-# pyright: reportArgumentType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false, reportAssignmentType=false
 
 from __future__ import annotations
 
