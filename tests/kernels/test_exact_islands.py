@@ -16,12 +16,16 @@ from graphwright.backends.tvm.kernels.exact_float import constant, product, roun
 from graphwright.backends.tvm.kernels.layer_norm_exact import layer_norm
 from graphwright.backends.tvm.kernels.reduce_exact import reduce_sum
 from graphwright.backends.tvm.kernels.softmax_exact import softmax
+from graphwright.ir.dialect import exact
 from graphwright.ir.errors import OptionError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm.tirx.script.builder import ir as T
 
 from .float_cases import AARCH64, AVX2, AVX512, LEVELS, assembly, run
+
+#: Fused multiply-adds in assembly.
+FUSED = r"\b(?:vfn?m(?:add|sub)\w*|fn?m(?:la|ls|add|sub))\b"
 
 EXAMPLES = settings(max_examples=10, deadline=None)
 LENGTHS = st.one_of(st.integers(1, 50), st.sampled_from([64, 128, 197, 384, 1000]))
@@ -133,12 +137,26 @@ def test_a_product_rounds_before_the_addition(level):
 @pytest.mark.parametrize("options", [AVX512, AVX2, AARCH64], ids=["avx512", "avx2", "aarch64"])
 @pytest.mark.parametrize(
     "function",
-    [softmax(7, 197), layer_norm(7, 197, 1e-6), reduce_sum((7, 33, 40), 1), reduce_sum((7, 197), 1), multiply_add()],
-    ids=["softmax", "layer_norm", "reduce columns", "reduce rows", "a * b + c"],
+    [layer_norm(7, 197, 1e-6), reduce_sum((7, 33, 40), 1), reduce_sum((7, 197), 1), multiply_add()],
+    ids=["layer_norm", "reduce columns", "reduce rows", "a * b + c"],
 )
 def test_no_fused_multiply_add(function, options):
-    fused = r"\b(?:vfn?m(?:add|sub)\w*|fn?m(?:la|ls|add|sub))\b"
-    assert not re.findall(fused, assembly(function, options))
+    assert not re.findall(FUSED, assembly(function, options))
+
+
+@pytest.mark.parametrize("options", [AVX512, AVX2, AARCH64], ids=["avx512", "avx2", "aarch64"])
+def test_softmax_fuses_exact_products_alone(options):
+    """Two an exponential, those of its reduction by ln 2. Each has one shift by 23, of n to its place in a float."""
+    text = assembly(softmax(7, 197), options)
+    fused = re.findall(FUSED, text)
+    assert fused
+    assert len(fused) == 2 * len(re.findall(r"\b(?:vpslld\s+\$23|shl\s+v\S+, v\S+, #23)\b", text))
+
+
+def test_the_products_of_the_reduction_by_ln_2_are_exact():
+    n = np.arange(-128, 129, dtype=np.float32)
+    for constant_of_ln_2 in map(np.float32, (exact.LN2_HIGH, exact.LN2_LOW)):
+        assert (n * constant_of_ln_2 == n.astype(np.float64) * float(constant_of_ln_2)).all()
 
 
 def test_the_search_for_fused_instructions_finds_them():

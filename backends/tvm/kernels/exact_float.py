@@ -64,8 +64,9 @@ def exp_each(xs: list[Any]) -> list[Any]:
     xs = each(lambda x: T.max(x, constant(EXP_LOWEST)), xs)
     shifted = each(lambda x: fence(product(x, constant(LOG2_E)) + constant(INTEGER)), xs)
     ns = each(lambda t: t - constant(INTEGER), shifted)
-    rs = each(lambda x, n: x - product(n, constant(LN2_HIGH)), xs, ns)
-    rs = each(lambda r, n: r - product(n, constant(LN2_LOW)), rs, ns)
+    # These products are exact: LLVM may fuse them.
+    rs = each(lambda x, n: x - n * constant(LN2_HIGH), xs, ns)
+    rs = each(lambda r, n: r - n * constant(LN2_LOW), rs, ns)
     ps = [constant(EXP_POLYNOMIAL[0])] * len(xs)
     for coefficient in EXP_POLYNOMIAL[1:]:
         ps = each(product, ps, rs)

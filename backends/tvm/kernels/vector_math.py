@@ -20,13 +20,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ....ir.dialect.exact import EXP_LOWEST, EXP_POLYNOMIAL, LN2_HIGH, LN2_LOW, LOG2_E
+from ....ir.dialect.exact import EXP_LOWEST, LN2_HIGH, LN2_LOW, LOG2_E
 from .base import LANES, VECTOR
 from .emit import bind, fence, splat
 from .isa import T
 
 #: 1.5 * 2^23: adding it rounds a float below 2^22 to an integer, which then stands in the low bits of the sum.
 ROUNDER = 12582912.0
+
+#: As `exact.EXP_POLYNOMIAL` with one power more (3e-9), which the bound of 1 ulp takes.
+EXP_POLYNOMIAL = (0.001381449634, 0.008368751965, 0.04166839272, 0.1666651964, 0.4999999404)
 
 #: Beyond these, exp is 0 and infinity in float32.
 EXP_RANGE = (-104.0, 89.0)

@@ -14,22 +14,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .triton_rows import C0, C1, C2, C3, EXP_LOWEST, LN2_HIGH, LN2_LOW, LOG2_E
 from .triton_tails import finish, round_even, signed
 
 
 @triton.jit
 def exp(x):
     """The bits of `exp_reference` (ir/dialect/exact.py) for x <= 0."""
-    x = tl.maximum(x, -64.0)
-    shifted = x * 1.44269504088896341 + 12582912.0
+    x = tl.maximum(x, EXP_LOWEST)
+    shifted = x * LOG2_E + 12582912.0
     n = shifted - 12582912.0
-    r = tl.math.fma(n, -0.693359375, x)  # the product is exact: nine bits by seven
-    r = r - n * -2.12194440e-4
-    p = r * 1.9875691500e-4 + 1.3981999507e-3
-    p = p * r + 8.3334519073e-3
-    p = p * r + 4.1665795894e-2
-    p = p * r + 1.6666665459e-1
-    p = p * r + 5.0000001201e-1
+    r = tl.math.fma(n, -LN2_HIGH, x)  # the products are exact: 15 and 17 bits by seven
+    r = tl.math.fma(n, -LN2_LOW, r)
+    p = r * C0 + C1
+    p = p * r + C2
+    p = p * r + C3
     p = p * (r * r) + r
     p = p + 1.0
     # p * 2^n is p with n added to its exponent: n >= -93, so that it stays normal, and stands in the low bits of `shifted`.

@@ -22,7 +22,7 @@ EXP_LOWEST = tl.constexpr(exact.EXP_LOWEST)
 LOG2_E = tl.constexpr(exact.LOG2_E)
 LN2_HIGH = tl.constexpr(exact.LN2_HIGH)
 LN2_LOW = tl.constexpr(exact.LN2_LOW)
-C0, C1, C2, C3, C4, C5 = (tl.constexpr(c) for c in exact.EXP_POLYNOMIAL)
+C0, C1, C2, C3 = (tl.constexpr(c) for c in exact.EXP_POLYNOMIAL)
 
 #: 1.5 * 2^23: a float of up to 2^22 added to it is rounded to an integer, half to even.
 INTEGER = tl.constexpr(12582912.0)
@@ -45,13 +45,11 @@ def exp(x):
     """`exp_reference` for x <= 0."""
     x = tl.maximum(x, EXP_LOWEST)
     n = round_even(x * LOG2_E)
-    r = x - n * LN2_HIGH
-    r = r - n * LN2_LOW
+    r = tl.math.fma(n, -LN2_HIGH, x)  # the products are exact: 15 and 17 bits by seven
+    r = tl.math.fma(n, -LN2_LOW, r)
     p = r * C0 + C1
     p = p * r + C2
     p = p * r + C3
-    p = p * r + C4
-    p = p * r + C5
     p = p * (r * r) + r
     p = p + 1.0
     power = ((n.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
