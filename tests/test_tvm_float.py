@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from graphwright.backends.tvm.executor import load_bytes
 from graphwright.ir.capture import capture
 from graphwright.ir.program import Stage
-from integer_graphs import canonical, normal
+from integer_graphs import canonical, normal, program
 from torch import nn
-from tvm_programs import compiled, kinds
+from tvm_programs import check_bits, compiled, kinds
 
 
 class FloatNet(nn.Module):
@@ -102,3 +102,13 @@ def test_float_attention_of_inputs_reads_copies():
     np.testing.assert_allclose(got, Attend()(*inputs).numpy(), rtol=1e-5, atol=1e-6)
     assert kinds(result)["attention_f"] == 1
     assert len(run.step_names) >= 4, "three copies before the attention"
+
+
+def largest_and_smallest(x):
+    whole = torch.amax(x, []), torch.amin(x, list(range(x.dim())), True)
+    return torch.amax(x, -1), torch.amin(x, [0, -1], True), x.max(1, keepdim=True).values, torch.amax(x, 1, True) - x, *whole
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7), (2, 33, 1, 40), (1, 1)])
+def test_largest_and_smallest_elements_are_torchs(shape):
+    check_bits(program(lambda _, x: largest_and_smallest(x), normal(*shape)), (normal(*shape),), (-normal(*shape).abs(),))

@@ -17,8 +17,8 @@ from tvm import relax
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
 from ....ir.program import shape_of
-from ..lower import Lowering, unsupported
-from ..values import DTYPES, Expr, Value, arguments, dtype_of_var, shape_of_var
+from ..lower import Lowering, rule, unsupported
+from ..values import DTYPES, Expr, Value, arguments, dtype_of_var, of_node, shape_of_var
 from . import maps
 
 aten = torch.ops.aten
@@ -50,6 +50,10 @@ MOVES = frozenset(
         aten.embedding.default, aten.gather.default, aten.roll.default,
     }
 )  # fmt: skip
+
+
+#: Reductions that TVM's table lacks. The largest of numbers is the same in any order; what becomes of NaN depends on the target.
+EXTREMES = {aten.amax.default: relax.op.max, aten.amin.default: relax.op.min}
 
 
 class NodeImporter(ExportedProgramImporter):
@@ -92,6 +96,16 @@ def fallback(lowering: Lowering, node: fx.Node) -> None:
         values.append(_checked(lowering, node, var, tensor, place))
     lowering.record(name, (node,), _kind(lowering, node), [*inputs.values(), *results])
     lowering.bind(node, values if isinstance(expected, (tuple, list)) else values[0])
+
+
+@rule(*EXTREMES)
+def extreme(lowering: Lowering, node: fx.Node) -> None:
+    """The largest or smallest element along axes, of all of them where none is named."""
+    x, axes, keepdim = (*arguments(node), [], False)[:3]
+    source = lowering.dense(x)
+    out = lowering.builder.emit(EXTREMES[node.target](source, axis=list(axes) or None, keepdims=bool(keepdim)))
+    lowering.record(op_name(node), (node,), _kind(lowering, node), [source, out])
+    lowering.bind(node, of_node(node, dense=out))
 
 
 @functools.cache
