@@ -110,8 +110,12 @@ def _is_parallel(statement: Node) -> bool:
     return isinstance(statement, tirx.For) and statement.kind == _PARALLEL
 
 
+class NamedBetweenError(RuntimeError):
+    """A value is named between two pieces of work: neither a phase of its own nor what every phase could repeat."""
+
+
 def cut(statements: Iterable[Node], is_work: Callable[[Node], bool]) -> tuple[list[Node], list[Node], list[Group]]:
-    """Views and named values (every phase repeats them), buffers that all phases see, and the work."""
+    """Views and named values (every phase repeats them), buffers that all phases see, and the work. Raises NamedBetweenError."""
     prologue, buffers, groups, serial = [], [], [], []
 
     def close() -> None:
@@ -125,7 +129,7 @@ def cut(statements: Iterable[Node], is_work: Callable[[Node], bool]) -> tuple[li
         elif isinstance(statement, tirx.DeclBuffer) or (isinstance(statement, tirx.Bind) and not groups and not serial):
             prologue.append(statement)
         elif isinstance(statement, tirx.Bind):
-            raise RuntimeError(f"'{statement.var}' is named between parallel loops; name it before the first or inside one")
+            raise NamedBetweenError(f"'{statement.var}' is named between parallel loops; name it before the first or inside one")
         elif is_work(statement):
             close()
             groups.append(Group(statement, parallel=True))

@@ -16,7 +16,7 @@ from tvm.tirx.build import codegen_build
 from tvm_ffi import structural_walk
 
 from ....ir.errors import UnsupportedOpError
-from ..tasks import buffer_bytes, cut, statements_of, take_pointers
+from ..tasks import NamedBetweenError, buffer_bytes, cut, statements_of, take_pointers
 from .nvcc import compile_cubin
 from .overlap import in_source, overlaps
 from .schedule import schedule_for_threads
@@ -89,7 +89,11 @@ def cuda_source(module: tvm.IRModule, target: tvm.target.Target) -> str:
 
 
 def _nests(name: str, function: Node) -> Nests:
-    prologue, shared, groups = cut(statements_of(function.body), is_launch)
+    try:
+        prologue, shared, groups = cut(statements_of(function.body), is_launch)
+    except NamedBetweenError as error:
+        reason = f"its launches need what is computed between them on the host ({error})"
+        raise UnsupportedOpError(f"kernel '{name}' has no version for CUDA: {reason}") from error
     labels = [name] if len(groups) == 1 else [f"{name}_{index}" for index in range(len(groups))]
     launches = []
     for label, group in zip(labels, groups, strict=True):
