@@ -53,7 +53,7 @@ MOVES = frozenset(
 
 
 #: Reductions that TVM's table lacks. The largest of numbers is the same in any order; what becomes of NaN depends on the target.
-EXTREMES = {aten.amax.default: relax.op.max, aten.amin.default: relax.op.min}
+EXTREMES: dict[Any, Any] = {aten.amax.default: relax.op.max, aten.amin.default: relax.op.min}
 
 
 class NodeImporter(ExportedProgramImporter):
@@ -101,9 +101,10 @@ def fallback(lowering: Lowering, node: fx.Node) -> None:
 @rule(*EXTREMES)
 def extreme(lowering: Lowering, node: fx.Node) -> None:
     """The largest or smallest element along axes, of all of them where none is named."""
-    x, axes, keepdim = (*arguments(node), [], False)[:3]
+    x, *rest = arguments(node)
+    axes, keepdim = list(rest[0]) if rest else [], bool(rest[1:] and rest[1])
     source = lowering.dense(x)
-    out = lowering.builder.emit(EXTREMES[node.target](source, axis=list(axes) or None, keepdims=bool(keepdim)))
+    out = lowering.builder.emit(EXTREMES[node.target](source, axis=axes or None, keepdims=keepdim))
     lowering.record(op_name(node), (node,), _kind(lowering, node), [source, out])
     lowering.bind(node, of_node(node, dense=out))
 
