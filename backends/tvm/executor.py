@@ -92,6 +92,10 @@ class Executor:
         """
         _check_sizes("inputs", inputs, self._input_sizes)
         _check_sizes("outputs", outputs, self._output_sizes)
+        self.queue_on_device(inputs, outputs)
+
+    def queue_on_device(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> None:
+        """`run_on_device` for tensors that are known to have the program's shapes and dtypes."""
         tensors, index = [*map(_dense, inputs), *outputs], inputs[0].get_device()
         addresses = [tensor.data_ptr() for tensor in tensors]
         # What torch.compile's code calls; torch.cuda.current_stream() takes microseconds.
