@@ -37,6 +37,9 @@ from .worker import Worker, WorkerError
 #: Pause before each timing; TVM's workers spin for about 60 ms after a run, other runtimes for less.
 SETTLE_SECONDS = 0.15
 
+#: Least warm-up of a turn: cores that have paused need milliseconds until they run as in a loop, many runs of a small network.
+WARM_UP_SECONDS = 0.1
+
 #: Length of one system's turn, and rounds that are run in any case.
 TURN_SECONDS, LEAST_ROUNDS = 0.3, 5
 
@@ -169,8 +172,8 @@ def interleave(
     for worker in workers:
         (first,) = worker.time(warm_up=2, runs=1)
         runs = max(1, min(10, int(1e3 * TURN_SECONDS / first)))
-        worker.time(warm_up=2 * runs - 2, runs=1)
-        turns.append((max(1, runs // 3), runs))
+        (settled,) = worker.time(warm_up=2 * runs - 2, runs=1)
+        turns.append((max(1, runs // 3, int(1e3 * WARM_UP_SECONDS / settled)), runs))
     start = time.monotonic()
     for index in range(rounds):
         progress(index, rounds, "time systems")
